@@ -1,0 +1,191 @@
+"""What may come in, and the words when it may not."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MIN_SIZE",
+    "check_choice",
+    "check_images",
+    "check_interval",
+    "check_number",
+    "check_per_sample",
+    "check_source_values",
+    "check_type",
+]
+
+# Pixels a side. VGG's relu4_2 halves three times, and smaller images show CLIP nothing.
+MIN_SIZE = 16
+
+# Interpolation may overshoot the range a little, as a fraction of its span.
+RANGE_TOLERANCE = 0.02
+
+
+def check_images(fused: Tensor, visible: Tensor, infrared: Tensor, device: torch.device) -> None:
+    """Check all that can be checked without reading a value from the device.
+
+    Raises:
+        TypeError: not a floating point tensor, or dtypes that do not go together.
+        ValueError: shape or device.
+    """
+    images = {"fused": fused, "visible": visible, "infrared": infrared}
+    for name, image in images.items():
+        _check_image(name, image)
+    for name in ("visible", "infrared"):
+        _check_matches_fused(name, images[name], fused)
+    if infrared.dtype != visible.dtype:
+        raise TypeError(
+            f"`infrared` must have the dtype of `visible`, {visible.dtype}, got {infrared.dtype}; "
+            "convert one with .to(dtype)"
+        )
+    if fused.device != device:
+        raise ValueError(
+            f"`fused` must be on {device} like the loss, got {fused.device}; "
+            f"call criterion.to({str(fused.device)!r}) once"
+        )
+
+
+def _check_image(name: str, image: object) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(image).__name__}")
+    if not image.is_floating_point():
+        raise TypeError(
+            f"`{name}` must be floating point, got {image.dtype}; convert 8-bit images with "
+            f"{name}.float() / 255, or with {name}.float() and data_range=(0, 255)"
+        )
+    shape = tuple(image.shape)
+    if image.ndim != 4 or shape[1] not in (1, 3) or shape[0] == 0:
+        raise ValueError(
+            f"`{name}` must have shape (B, C, H, W) with B >= 1 and C = 1 or 3, got {shape}; "
+            f"add a missing batch axis with {name}[None], a missing channel axis with "
+            f"{name}[:, None]"
+        )
+    if min(shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"`{name}` must be at least {MIN_SIZE} x {MIN_SIZE} pixels, got "
+            f"{shape[2]} x {shape[3]}; train on larger crops"
+        )
+
+
+def _check_matches_fused(name: str, image: Tensor, fused: Tensor) -> None:
+    expected = (fused.shape[0], *fused.shape[2:])
+    if (image.shape[0], *image.shape[2:]) != expected:
+        raise ValueError(
+            f"`{name}` must have the batch, height and width of `fused`, {expected}, got shape "
+            f"{tuple(image.shape)}; crop or resize the pair together"
+        )
+    if image.device != fused.device:
+        raise ValueError(
+            f"`{name}` must be on the device of `fused`, {fused.device}, got {image.device}; "
+            f"move it with {name}.to(fused.device)"
+        )
+    # Networks under autocast or in half precision return what their sources are not.
+    reduced = fused.dtype in (torch.float16, torch.bfloat16) and image.dtype == torch.float32
+    if image.dtype != fused.dtype and not reduced:
+        raise TypeError(
+            f"`{name}` must have the dtype of `fused`, {fused.dtype}, or be float32 beside a "
+            f"float16 or bfloat16 `fused`, got {image.dtype}; convert it with "
+            f"{name}.to(fused.dtype)"
+        )
+
+
+def check_source_values(name: str, image: Tensor, data_range: tuple[float, float]) -> None:
+    """Refuse NaN and values outside `data_range`. Reads from the device: not for every step.
+
+    Raises:
+        ValueError: as said.
+
+    Warns:
+        UserWarning: [0, 1] images where [0, 255] was announced.
+    """
+    low, high = data_range
+    smallest, largest = (value.item() for value in torch.aminmax(image.detach()))
+    if math.isnan(smallest) or math.isnan(largest):
+        raise ValueError(f"`{name}` must be finite, got NaN; look for broken files in the data")
+    slack = RANGE_TOLERANCE * (high - low)
+    if smallest < low - slack or largest > high + slack:
+        raise ValueError(
+            f"`{name}` must lie in [{low:g}, {high:g}], got values from {smallest:g} to "
+            f"{largest:g}; {_range_remedy(smallest, largest)}"
+        )
+    if low == 0 and high >= 255 and 0 < largest <= 1:
+        warnings.warn(
+            f"`{name}` lies in [0, 1] although data_range={data_range} was announced; "
+            "pass data_range=(0, 1) if that is how your images are",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _range_remedy(smallest: float, largest: float) -> str:
+    if smallest >= 0 and largest <= 256:
+        return "divide by 255 or pass data_range=(0, 255)"
+    if smallest >= -1.05 and largest <= 1.05:
+        return "pass data_range=(-1, 1)"
+    return "rescale it or pass its range as data_range=(low, high)"
+
+
+def check_number(
+    name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, whole: bool = False
+) -> None:
+    """Raise unless `value` is a finite number (a whole one if asked) within the bounds."""
+    kind = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise TypeError(f"`{name}` must be {kind}, got {value!r}")
+    if not (minimum <= value <= maximum and math.isfinite(value)):
+        bounds = f"at least {minimum:g}" + (
+            f" and at most {maximum:g}" if maximum < math.inf else ""
+        )
+        raise ValueError(f"`{name}` must be finite and {bounds}, got {value!r}")
+
+
+def check_interval(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    empty: bool = False,
+) -> tuple[float, float]:
+    """`value` as a pair (low, high) of floats within the bounds; low == high only if `empty`."""
+    try:
+        low, high = (float(bound) for bound in value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a pair of numbers (low, high), got {value!r}") from None
+    ordered = low <= high if empty else low < high
+    if not (ordered and minimum <= low and high <= maximum and math.isfinite(high - low)):
+        raise ValueError(
+            f"`{name}` must be (low, high) with low {'<=' if empty else '<'} high, both finite "
+            f"and from {minimum:g} to {maximum:g}, got {value!r}"
+        )
+    return low, high
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> None:
+    """Raise a TypeError unless `value` is a `kind` (or None, if `optional`)."""
+    if not (isinstance(value, kind) or (optional and value is None)):
+        raise TypeError(
+            f"`{name}` must be a {kind.__name__}{' or None' if optional else ''}, got {value!r}"
+        )
+
+
+def check_per_sample(name: str, losses: Any, batch: int) -> None:
+    """Raise a ValueError unless `losses` is what a module with a loss per sample returns."""
+    if not isinstance(losses, Tensor) or losses.shape != (batch,):
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"`{name}` must return one loss a sample, shape ({batch},), got {got}; reduce over "
+            "channels and pixels, not over the batch"
+        )

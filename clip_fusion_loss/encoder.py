@@ -1,0 +1,391 @@
+"""FrozenCLIP: any open_clip model in, unit vectors out."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .frozen import FrozenModule
+from .functional import match_channels, resize_images
+
+__all__ = ["FrozenCLIP"]
+
+TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_clip"
+
+# What CLIP was trained with where a model does not say (OpenAI's values, as in open_clip).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz")
+
+
+class FrozenCLIP(FrozenModule):
+    """A CLIP that turns images and texts into unit vectors and is never trained.
+
+    The model is taken over: it is put into eval mode and its weights are frozen. It does not
+    appear in the `state_dict()` or `parameters()` of whatever holds this module, is not reached
+    by `.train()` or `.apply()`, and follows `.to()`, `.cuda()` and `.half()`. The text tower
+    stays where it is, usually on the CPU: it runs once a prompt.
+
+    Args:
+        model: a model built by open_clip (`create_model`, or one of its classes).
+        tokenizer: the tokenizer belonging to it (`open_clip.get_tokenizer`).
+        name: what to call the model in messages and saved files.
+        keep_text: False drops the text tower after its first use to free its memory; only
+            texts embedded by then can be used later.
+        vocabulary: lower-case words that the model knows; others in a text raise a warning.
+            None: every word is taken as known.
+
+    Raises:
+        TypeError: `model` has no image tower (`visual`) or no `encode_text`.
+        ValueError: `model` does not say the size of its input images.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[..., Tensor],
+        *,
+        name: str = "custom",
+        keep_text: bool = True,
+        vocabulary: frozenset[str] | None = None,
+    ) -> None:
+        visual = getattr(model, "visual", None)
+        if not isinstance(visual, nn.Module) or not hasattr(model, "encode_text"):
+            raise TypeError(
+                "`model` must be an open_clip model with an image tower `visual` and a method "
+                f"`encode_text`, got {type(model).__name__}; build it with open_clip.create_model"
+            )
+        super().__init__(visual)
+        self.name = name
+        self.keep_text = keep_text
+        self.vocabulary = vocabulary
+        self.image_size, mean, std = _preprocessing(visual)
+        self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.fingerprint = _fingerprint(visual)
+        # Hidden like the image tower, and not moved with it.
+        self._text: tuple[Any, Callable[..., Tensor]] | None
+        self._text = (_without_image_tower(model), tokenizer)
+        self._text_embeddings: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str = "ViT-B-32-quickgelu",
+        pretrained: str | Path | None = "openai",
+        *,
+        cache_dir: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        keep_text: bool = True,
+    ) -> FrozenCLIP:
+        """Load a pretrained CLIP through open_clip; the default is the paper's ViT-B/32.
+
+        Args:
+            model_name: one of `open_clip.list_models()`, ``local-dir:FOLDER`` (a folder with
+                ``open_clip_config.json`` and weights) or ``hf-hub:ORG/REPO``.
+            pretrained: a tag of `open_clip.list_pretrained()` or the path of a checkpoint file
+                (read without unpickling code). Ignored with ``local-dir:`` and ``hf-hub:``,
+                which bring their own weights.
+            cache_dir: where downloads are kept; None is the hub's default.
+            device: where the image tower goes; the text tower stays on the CPU.
+            keep_text: see the class.
+
+        Raises:
+            ValueError: unknown model or tag; a file that does not fit the model; an activation
+                (QuickGELU or GELU) other than the weights were trained with.
+            FileNotFoundError: the file does not exist, or the weights are neither in the cache
+                nor within reach; the message says what to fetch and how to pass it.
+        """
+        model, tokenizer = _load(model_name, pretrained, cache_dir)
+        from_file = model_name.startswith(("local-dir:", "hf-hub:"))
+        name = model_name if from_file else f"{model_name}/{pretrained}"
+        return cls(model, tokenizer, name=name, keep_text=keep_text).to(device)
+
+    @classmethod
+    def tiny(cls) -> FrozenCLIP:
+        """The CLIP that comes with the package, for demonstrations and continuous integration.
+
+        It was trained from scratch on rendered scenes, knows only a few hundred words (others
+        raise a warning) and is no substitute for a real CLIP in research. No network needed.
+        """
+        model, tokenizer = _load(f"local-dir:{TINY_FOLDER}", None, None)
+        words = (TINY_FOLDER / "vocabulary.txt").read_text(encoding="utf-8").split()
+        return cls(model, tokenizer, name="tiny", vocabulary=frozenset(words))
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are encoded."""
+        return self._mean.device
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embed images; differentiable with respect to them.
+
+        They are squashed to the model's input size (bilinear, anti-aliased), repeated to three
+        channels where grey, and normalised with the model's own mean and std. The network runs
+        in its own precision, or in that of the surrounding `torch.autocast`.
+
+        Args:
+            images: (N, 1 | 3, H, W) floating point in [0, 1], any H and W, on this device.
+
+        Returns:
+            (N, D) float32 unit vectors.
+
+        Raises:
+            TypeError: not a floating point tensor.
+            ValueError: wrong shape or device.
+        """
+        self._check_images(images)
+        # Geometry and statistics in float32 whatever the network's precision is.
+        images = match_channels(resize_images(images.float(), self.image_size), 3)
+        images = (images - self._mean) / self._std
+        features = self.network(images.to(_compute_dtype(self.network)))
+        if isinstance(features, tuple):  # (pooled, tokens), as CoCa's tower returns
+            features = features[0]
+        return F.normalize(features.float(), dim=-1)
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Embed texts. Each is computed once; later calls reuse its vector.
+
+        Args:
+            texts: a text or T texts.
+
+        Returns:
+            (T, D) float32 unit vectors on this device, without gradient.
+
+        Raises:
+            ValueError: a text longer than the model can read.
+            RuntimeError: new texts after the text tower was dropped.
+
+        Warns:
+            UserWarning: words outside the model's vocabulary, where that is known.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        new = [text for text in dict.fromkeys(texts) if text not in self._text_embeddings]
+        if new:
+            self._text_embeddings.update(zip(new, self._embed(new), strict=True))
+        return torch.stack([self._text_embeddings[text] for text in texts]).to(self.device)
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, image_size={self.image_size}, device={self.device}"
+
+    def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(
+                f"`images` must be a floating point tensor in [0, 1], got {got}; "
+                "convert 8-bit images with images.float() / 255"
+            )
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"`images` must have shape (N, 1 or 3, H, W), got {tuple(images.shape)}; "
+                "add missing axes with images[None] or images[:, None]"
+            )
+        if images.device != self.device:
+            raise ValueError(
+                f"`images` must be on {self.device} like the encoder, got {images.device}; "
+                "move one of them with .to(device)"
+            )
+
+    @torch.no_grad()
+    def _embed(self, texts: list[str]) -> Tensor:
+        if self._text is None:
+            raise RuntimeError(
+                f"the text tower of {self.name!r} was dropped after its first use "
+                f"(keep_text=False), so these new texts cannot be embedded: {texts}; build the "
+                "encoder with keep_text=True, or save an EmbeddedFusionModel where the tower "
+                "is at hand and load it here"
+            )
+        self._warn_of_unknown_words(texts)
+        model, tokenizer = self._text
+        tokens = _tokenize(tokenizer, texts).to(next(model.parameters()).device)
+        with torch.autocast(tokens.device.type, enabled=False):
+            embeddings = F.normalize(model.encode_text(tokens).float(), dim=-1).cpu()
+        if not self.keep_text:
+            self._text = None
+        return embeddings
+
+    def _warn_of_unknown_words(self, texts: list[str]) -> None:
+        if self.vocabulary is None:
+            return
+        words = re.findall(r"[^\W\d_]+|\d+", " ".join(texts).lower())
+        unknown = sorted(set(words) - self.vocabulary)
+        if unknown:
+            warnings.warn(
+                f"the model {self.name!r} was not trained on {', '.join(map(repr, unknown))}; "
+                "such words mean nothing to it, so expect no effect from them. Use words of "
+                "encoder.vocabulary, or a real CLIP: FrozenCLIP.from_pretrained()",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
+    """Input size, mean and std of an image tower."""
+    config: dict[str, Any] = getattr(visual, "preprocess_cfg", {})
+    size = config.get("size", getattr(visual, "image_size", None))
+    if size is None:
+        raise ValueError(
+            "`model.visual` must say its input size in `preprocess_cfg` or `image_size`, "
+            "got neither; build the model with open_clip.create_model"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return (height, width), config.get("mean", CLIP_MEAN), config.get("std", CLIP_STD)
+
+
+def _fingerprint(visual: nn.Module) -> str:
+    """A digest that tells models with other weights apart; it reads a few values of each tensor."""
+    digest = hashlib.sha256()
+    for name, weight in visual.state_dict().items():
+        values = weight.flatten()[:16].double().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}{values.tolist()}".encode())
+    return digest.hexdigest()
+
+
+def _without_image_tower(model: nn.Module) -> nn.Module:
+    """A view of `model` that shares its text weights and leaves the image tower alone."""
+    text_model = copy.copy(model)
+    # copy.copy shares the dictionary of children; deleting from that would maim `model`.
+    text_model._modules = {k: v for k, v in model._modules.items() if k != "visual"}
+    return text_model.eval().requires_grad_(False)
+
+
+def _compute_dtype(network: nn.Module) -> torch.dtype:
+    # Mixed-precision towers keep 1-D to 3-D parameters in float32; the convolution that takes
+    # the image has the precision that the image must have.
+    parameters = list(network.parameters())
+    return next((p.dtype for p in parameters if p.ndim == 4), parameters[0].dtype)
+
+
+def _tokenize(tokenizer: Callable[..., Tensor], texts: list[str]) -> Tensor:
+    """Tokens of `texts`; refuses what open_clip would cut off silently."""
+    tokens = tokenizer(texts)
+    length = tokens.shape[1]
+    whole = tokenizer(texts, context_length=4 * length)[:, :length]
+    for text, cut in zip(texts, (whole != tokens).any(1).tolist(), strict=True):
+        if cut:
+            raise ValueError(
+                f"a text must have at most {length} tokens, start and end included, "
+                f"got {text!r}; shorten it, or split it into an ensemble of texts"
+            )
+    return tokens
+
+
+def _load(
+    model_name: str, pretrained: str | Path | None, cache_dir: str | Path | None
+) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """Model and tokenizer from open_clip, or an error that says what to do."""
+    # Imported here: it takes seconds, and users who bring their own model have it already.
+    import open_clip
+
+    brings_weights = model_name.startswith(("local-dir:", "hf-hub:"))
+    if brings_weights:
+        pretrained = None
+        if model_name.startswith("local-dir:"):
+            _check_folder(Path(model_name.removeprefix("local-dir:")))
+    else:
+        _check_name(model_name, open_clip.list_models())
+        _check_pretrained(model_name, pretrained)
+
+    from_file = pretrained is not None and Path(pretrained).is_file()
+    try:
+        model = open_clip.create_model(
+            model_name,
+            None if pretrained is None else str(pretrained),
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            require_pretrained=True,
+            # No towers from elsewhere on the way: the checkpoint has all weights.
+            pretrained_text=False,
+        )
+        tokenizer = open_clip.get_tokenizer(
+            model_name, cache_dir=None if cache_dir is None else str(cache_dir)
+        )
+    except Exception as error:
+        if from_file or model_name.startswith("local-dir:"):
+            source = pretrained if from_file else model_name
+            raise ValueError(
+                f"the weights in {source} do not fit or cannot be read as {model_name!r}: {error}"
+            ) from error
+        raise FileNotFoundError(f"{_how_to_fetch(model_name, pretrained)}: {error}") from error
+    return model, tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "open_clip_config.json").is_file():
+        raise FileNotFoundError(
+            f"`model_name` must be a folder with open_clip_config.json and weights, got {folder}; "
+            "open_clip.push_to_hf_hub.save_for_hf writes such folders"
+        )
+
+
+def _check_name(model_name: str, known: list[str]) -> None:
+    if model_name not in known:
+        close = difflib.get_close_matches(model_name, known) or known[:5]
+        raise ValueError(
+            f"`model_name` must be one of open_clip.list_models(), 'local-dir:FOLDER' or "
+            f"'hf-hub:ORG/REPO', got {model_name!r}; close names: {', '.join(close)}"
+        )
+
+
+def _check_pretrained(model_name: str, pretrained: str | Path | None) -> None:
+    """Refuse missing files, unknown tags and an activation that the weights do not have."""
+    import open_clip
+
+    if pretrained is None:
+        raise ValueError(
+            "`pretrained` must be a tag or a checkpoint file, got None: a CLIP without trained "
+            "weights gives no training signal"
+        )
+    if Path(pretrained).is_file():
+        return
+    if isinstance(pretrained, Path) or pretrained.endswith(CHECKPOINT_SUFFIXES):
+        raise FileNotFoundError(f"`pretrained` must be an existing file or a tag, got {pretrained}")
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if pretrained not in tags:
+        raise ValueError(
+            f"`pretrained` must be a checkpoint file or a tag of {model_name!r} "
+            f"({', '.join(tags) or 'it has none'}), got {pretrained!r}"
+        )
+    trained_with = bool(open_clip.get_pretrained_cfg(model_name, pretrained).get("quick_gelu"))
+    runs_with = bool((open_clip.get_model_config(model_name) or {}).get("quick_gelu"))
+    if trained_with != runs_with:
+        activation, remedy = "GELU", model_name.removesuffix("-quickgelu")
+        if trained_with:
+            activation, remedy = "QuickGELU", f"{model_name}-quickgelu"
+        raise ValueError(
+            f"`model_name` must have the activation that {pretrained!r} was trained with "
+            f"({activation}), got {model_name!r}, whose vectors would be wrong without notice; "
+            f"use {remedy!r}"
+        )
+
+
+def _how_to_fetch(model_name: str, pretrained: str | Path | None) -> str:
+    import open_clip
+
+    if pretrained is None:
+        repository = model_name.removeprefix("hf-hub:")
+        remedy = f"FrozenCLIP.from_pretrained('local-dir:FOLDER') with a copy of {repository}"
+        source = f"all files of {repository}"
+    else:
+        config = open_clip.get_pretrained_cfg(model_name, str(pretrained))
+        repository = str(config.get("hf_hub", "")).strip("/")
+        source = f"open_clip_model.safetensors of {repository}" if repository else config["url"]
+        remedy = f"FrozenCLIP.from_pretrained({model_name!r}, '/path/to/that/file')"
+    return (
+        f"the weights of {model_name!r} ({pretrained}) are not in the cache and could not be "
+        f"downloaded. Without a network: on a machine that has one, fetch {source}, copy it here "
+        f"and call {remedy}; or copy the hub's cache folder and pass it as cache_dir"
+    )

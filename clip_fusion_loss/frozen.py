@@ -1,0 +1,65 @@
+"""State that belongs to nobody: in no checkpoint, in no optimizer, never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FixedBuffers", "FrozenModule"]
+
+
+def _destination(
+    tensor: Tensor, fn: Callable[[Tensor], Tensor]
+) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype to which `fn`, as `nn.Module._apply` gets it, sends `tensor`.
+
+    Asked of an empty stand-in, since `fn` may also be `.to_empty()`'s, which would leave
+    uninitialised memory in place of values that no checkpoint can bring back.
+    """
+    probe = fn(torch.empty(0, device=tensor.device, dtype=tensor.dtype))
+    return probe.device, probe.dtype
+
+
+class FixedBuffers(nn.Module):
+    """Its buffers follow the owner's device but keep their values and their precision.
+
+    Register them with ``persistent=False`` to keep them out of checkpoints.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBuffers:
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                device, _ = _destination(buffer, fn)
+                self._buffers[name] = buffer.to(device)
+        return self
+
+
+class FrozenModule(FixedBuffers):
+    """Holds a network where the module machinery of its owner does not find it.
+
+    The network never shows up in `parameters()`, `state_dict()` or `modules()` of an owner, and
+    `.train()`, `.apply()` and `.requires_grad_()` pass it by. It does follow `.to()`, `.cuda()`
+    and `.half()`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        # nn.Module registers what it is assigned directly, but does not look into a tuple.
+        self._hidden = (network.eval().requires_grad_(False),)
+
+    @property
+    def network(self) -> nn.Module:
+        """The frozen network."""
+        return self._hidden[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModule:
+        super()._apply(fn, recurse)
+        first = next(self.network.parameters(), None)
+        if first is not None:
+            device, dtype = _destination(first, fn)
+            self.network.to(device=device)
+            if dtype != first.dtype:  # towers of mixed precision stay mixed on a mere move
+                self.network.to(dtype=dtype)
+        return self

@@ -1,0 +1,318 @@
+"""Every formula of the loss: tensors in, tensors out.
+
+Nothing here knows a module, a text or a device policy. An *embedding* is a unit vector of a
+CLIP encoder, a *direction* is a unit difference of two embeddings; both lie along the last
+axis, of length D. Images are (N, C, H, W) with values in [0, 1].
+
+The equations and constants are those of Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible
+Image Fusion with Language-Driven Loss in CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267),
+called "the paper" below, and of its published code where the text is silent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "direction",
+    "direction_loss",
+    "intensity_gradient_loss",
+    "match_channels",
+    "max_feature_loss",
+    "mean_over_patches",
+    "patch_entropy",
+    "random_patch_transforms",
+    "resize_images",
+    "sample_patches",
+    "shrink_images",
+    "similarity_loss",
+    "total_loss",
+]
+
+# Differences of unit vectors shorter than this count as "no direction". Real images differ from
+# their sources by 0.1 or more, so no real case changes, and where fused == source the gradient
+# stays below 1 / DIRECTION_EPS instead of becoming NaN.
+DIRECTION_EPS = 1e-3
+
+# ITU-R BT.601 luma, the grey of the infrared-visible field.
+LUMA = (0.299, 0.587, 0.114)
+
+# Affine jitter of a patch in the paper's code: torchvision's
+# RandomAffine(degrees=5, translate=(0, 0.1), scale=(1, 1.5), shear=5).
+MAX_ROTATION = 5.0  # degrees, either way
+MAX_SHIFT = 0.1  # of the patch's side, up or down
+MAX_ZOOM = 1.5  # from 1
+MAX_SHEAR = 5.0  # degrees along x, either way
+
+
+def direction(start: Tensor, end: Tensor) -> Tensor:
+    """Unit vector from `start` to `end`: ``(end - start) / max(|end - start|, 1e-3)``.
+
+    Args:
+        start: (..., D) embeddings.
+        end: (..., D) embeddings, broadcast against `start`.
+
+    Returns:
+        (..., D) directions; the zero vector, with a finite gradient, where both are equal.
+    """
+    return F.normalize(end - start, dim=-1, eps=DIRECTION_EPS)
+
+
+def direction_loss(
+    embedding: Tensor,
+    visible_embedding: Tensor,
+    infrared_embedding: Tensor,
+    visible_direction: Tensor,
+    infrared_direction: Tensor,
+) -> Tensor:
+    """How far the steps from both sources to an image turn from where the texts point.
+
+    ::
+
+        1/2 (1 - cos(dir(v_v, e), D_v)) + 1/2 (1 - cos(dir(v_r, e), D_r))
+
+    Args:
+        embedding: (..., D) embeddings e of fused images or of their patches.
+        visible_embedding: (..., D) embeddings v_v of the whole visible images.
+        infrared_embedding: (..., D) embeddings v_r of the whole infrared images.
+        visible_direction: (D,) text direction D_v from "visible" to the objective.
+        infrared_direction: (D,) text direction D_r from "infrared" to the objective.
+
+    Returns:
+        (...) losses in [0, 2]. Differentiable in every argument.
+    """
+    # All vectors are unit, so cos is the plain inner product.
+    from_visible = (direction(visible_embedding, embedding) * visible_direction).sum(-1)
+    from_infrared = (direction(infrared_embedding, embedding) * infrared_direction).sum(-1)
+    return 1 - 0.5 * (from_visible + from_infrared)
+
+
+def similarity_loss(
+    embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor
+) -> Tensor:
+    """Distance of the fused image from both sources: ``1 - (cos(e, v_v) + cos(e, v_r)) / 2``.
+
+    Args:
+        embedding: (..., D) embeddings of the fused images.
+        visible_embedding: (..., D) embeddings of the visible images.
+        infrared_embedding: (..., D) embeddings of the infrared images.
+
+    Returns:
+        (...) losses in [0, 2].
+    """
+    return 1 - 0.5 * (embedding * (visible_embedding + infrared_embedding)).sum(-1)
+
+
+def mean_over_patches(losses: Tensor, kept: Tensor, reduction: str = "all") -> Tensor:
+    """Per-sample mean of the losses of those patches that passed the filter.
+
+    Args:
+        losses: (K,) losses of the kept patches, in the order of ``kept.nonzero()``.
+        kept: (B, N) boolean, True K times.
+        reduction: "all" divides by N, so that dropped patches count as zero (the paper's
+            code); "kept" divides by the number of kept patches.
+
+    Returns:
+        (B,) means; zero for a sample without a kept patch.
+    """
+    zeros = torch.zeros(kept.shape, dtype=losses.dtype, device=losses.device)
+    total = zeros.masked_scatter(kept, losses).sum(1)
+    if reduction == "all":
+        return total / kept.shape[1]
+    return total / kept.sum(1).clamp(min=1)
+
+
+def total_loss(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Weighted sum ``sum_i weights[i] * terms[i]``; the paper's weights are 2, 10, 6 and 10 for
+    the direction, patch, similarity and perceptual terms."""
+    return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)
+
+
+def max_feature_loss(
+    fused: Sequence[Tensor], visible: Sequence[Tensor], infrared: Sequence[Tensor]
+) -> Tensor:
+    """The paper's perceptual term: ``sum_l MSE(phi_l(fused), max(phi_l(vis), phi_l(ir)))``.
+
+    Args:
+        fused, visible, infrared: the feature maps phi_l, one (B, C_l, H_l, W_l) a layer.
+
+    Returns:
+        (B,) losses.
+    """
+    layers = [
+        (f - torch.maximum(v, r)).square().flatten(1).mean(1)
+        for f, v, r in zip(fused, visible, infrared, strict=True)
+    ]
+    return torch.stack(layers).sum(0)
+
+
+def intensity_gradient_loss(
+    fused: Tensor, visible: Tensor, infrared: Tensor, gradient_weight: float = 2.0
+) -> Tensor:
+    """Ask for the brighter source's intensity and the stronger source's edges.
+
+    ::
+
+        mean |f - max(v, r)| + gradient_weight * mean |grad f - g|
+
+    where g is, at each pixel and axis, the source gradient of larger magnitude *with its sign*:
+    matching absolute gradients would let the network invert contrast.
+
+    Args:
+        fused, visible, infrared: (B, C, H, W) images of equal shape.
+        gradient_weight: weight of the gradient part.
+
+    Returns:
+        (B,) losses.
+    """
+    loss = _mean_abs(fused - torch.maximum(visible, infrared))
+    for axis in (-1, -2):
+        of_visible, of_infrared = visible.diff(dim=axis), infrared.diff(dim=axis)
+        stronger = torch.where(of_visible.abs() >= of_infrared.abs(), of_visible, of_infrared)
+        loss = loss + gradient_weight * _mean_abs(fused.diff(dim=axis) - stronger)
+    return loss
+
+
+def _mean_abs(images: Tensor) -> Tensor:
+    return images.abs().flatten(1).mean(1)
+
+
+def match_channels(images: Tensor, channels: int) -> Tensor:
+    """Grey images repeated to 3 channels, or the BT.601 luma of colour images.
+
+    Args:
+        images: (N, 1 | 3, H, W).
+        channels: 1 or 3.
+
+    Returns:
+        (N, channels, H, W); `images` itself where nothing is to be done.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    red, green, blue = images.split(1, dim=1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+
+
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Squash images to `size` (height, width): bilinear, anti-aliased; (N, C, H, W) in and out."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def shrink_images(images: Tensor, short_side: int) -> Tensor:
+    """Bring the short side of larger images down to `short_side` pixels, anti-aliased.
+
+    `sample_patches` takes one bilinear sample a pixel and would alias on images far larger than
+    its output. Images that are small enough come back as they are.
+    """
+    height, width = images.shape[-2:]
+    factor = short_side / min(height, width)
+    if factor >= 1:
+        return images
+    return resize_images(images, (round(height * factor), round(width * factor)))
+
+
+def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
+    """Entropy of the grey-level histogram, in bits.
+
+    Args:
+        patches: (..., H, W) grey levels in [0, 1]; values outside count in the end bins.
+        bins: number of equal bins on [0, 1] (the paper's code: 256).
+
+    Returns:
+        (...) entropies from 0 (constant) to ``log2(bins)``. Not differentiable.
+    """
+    pixels = patches.detach().flatten(-2)
+    levels = (pixels * bins).long().clamp(0, bins - 1)
+    counts = torch.zeros(*levels.shape[:-1], bins, dtype=torch.float32, device=patches.device)
+    counts.scatter_add_(-1, levels, torch.ones((), device=patches.device).expand_as(levels))
+    # entr(p) = -p ln p, and 0 at p = 0.
+    return torch.special.entr(counts / pixels.shape[-1]).sum(-1) / math.log(2)
+
+
+def random_patch_transforms(
+    batch: int,
+    patches: int,
+    image_size: tuple[int, int],
+    *,
+    scale: tuple[float, float] = (0.5, 0.8),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw the geometry of the paper's random patches.
+
+    A square window with a side of ``u * min(H, W)``, u ~ U(`scale`), lies anywhere inside the
+    image; then comes a mild affine about its centre: rotation within 5 degrees, vertical
+    shift within 10 % of the side, zoom 1 to 1.5, shear within 5 degrees along x. Where the
+    paper draws one transform for a whole batch, here every sample and patch has its own.
+
+    Args:
+        batch: number of images B.
+        patches: number of patches N of each.
+        image_size: (H, W) in pixels.
+        scale: range of the window's side as a fraction of the image's short side.
+        generator: where the random numbers come from; None is torch's global CPU generator.
+
+    Returns:
+        (B, N, 2, 3) float32 maps on the generator's device, for `sample_patches`: from patch
+        coordinates to image coordinates, both from -1 to 1 over the extent of the respective
+        pixels (``align_corners=False``), x before y.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    draws = torch.rand(7, batch, patches, generator=generator, device=device)
+    side, left, top, turn, shift, zoom, shear = draws.unbind()
+
+    # The window, as half-sides and centre in image coordinates.
+    height, width = image_size
+    side = (scale[0] + (scale[1] - scale[0]) * side) * min(height, width)
+    half_width, half_height = side / width, side / height
+    center_x = (2 * left - 1) * (1 - half_width)
+    center_y = (2 * top - 1) * (1 - half_height)
+
+    # An image is warped by looking up each output pixel's origin, so the map is the inverse of
+    # the motion p -> R(turn) @ Shear(shear) @ p * zoom + (0, shift).
+    turn = torch.deg2rad(MAX_ROTATION * (2 * turn - 1))
+    shear = torch.tan(torch.deg2rad(MAX_SHEAR * (2 * shear - 1)))
+    zoom = 1 + (MAX_ZOOM - 1) * zoom
+    shift = 2 * MAX_SHIFT * (2 * shift - 1)  # patch coordinates span 2
+    cos, sin = torch.cos(turn), torch.sin(turn)
+    xx, xy = (cos + shear * sin) / zoom, (sin - shear * cos) / zoom
+    yx, yy = -sin / zoom, cos / zoom
+
+    x_row = torch.stack([half_width * xx, half_width * xy, center_x - half_width * xy * shift], -1)
+    y_row = torch.stack(
+        [half_height * yx, half_height * yy, center_y - half_height * yy * shift], -1
+    )
+    return torch.stack([x_row, y_row], -2)
+
+
+def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut and warp patches in one bilinear sampling; beyond the border the image is mirrored.
+
+    Args:
+        images: (B, C, H, W).
+        transforms: (B, N, 2, 3) maps from `random_patch_transforms`, on the device of `images`.
+        size: (height, width) of the patches.
+
+    Returns:
+        (B, N, C, height, width), differentiable in `images`.
+    """
+    batch, count = transforms.shape[:2]
+    height, width = size
+    # Under autocast affine_grid would place the samples with the 8 bits of bfloat16.
+    with torch.autocast(images.device.type, enabled=False):
+        maps = transforms.flatten(0, 1).to(images.dtype)
+        grid = F.affine_grid(maps, [batch * count, 1, height, width], align_corners=False)
+    # The patches of an image are stacked into one tall output: no copies of the image.
+    grid = grid.view(batch, count * height, width, 2)
+    tall = F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    return tall.unflatten(2, (count, height)).transpose(1, 2)

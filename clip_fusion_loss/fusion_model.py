@@ -1,0 +1,194 @@
+"""EmbeddedFusionModel: the objective as two directions in embedding space."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import functional
+from .encoder import FrozenCLIP
+from .frozen import FixedBuffers
+from .objective import FusionObjective
+
+__all__ = ["EmbeddedFusionModel"]
+
+FORMAT = "clip_fusion_loss.EmbeddedFusionModel/1"
+
+
+class EmbeddedFusionModel(FixedBuffers):
+    """Where the texts say that the fused image lies, seen from each source.
+
+    The texts are embedded once, here. Several texts for a role are averaged and normalised.
+    The directions from "visible" and from "infrared" to "fused" are buffers that no checkpoint
+    holds and that stay float32 whatever the owner is cast to.
+
+    Args:
+        objective: the texts.
+        encoder: the CLIP that embeds them.
+
+    Raises:
+        ValueError: the encoder gives `fused` and a modality the same vector, so that there is
+            no direction between them.
+
+    Attributes:
+        visible_direction: (D,) float32 unit vector.
+        infrared_direction: (D,) float32 unit vector.
+        objective: the texts.
+        encoder_name: what the encoder is called.
+    """
+
+    visible_direction: Tensor
+    infrared_direction: Tensor
+
+    def __init__(self, objective: FusionObjective, encoder: FrozenCLIP) -> None:
+        super().__init__()
+        visible_direction, infrared_direction = _text_directions(objective, encoder)
+        self._set(
+            objective, encoder.name, encoder.fingerprint, visible_direction, infrared_direction
+        )
+
+    def _set(
+        self,
+        objective: FusionObjective,
+        encoder_name: str,
+        encoder_fingerprint: str,
+        visible_direction: Tensor,
+        infrared_direction: Tensor,
+    ) -> None:
+        self.objective = objective
+        self.encoder_name = encoder_name
+        self.encoder_fingerprint = encoder_fingerprint
+        self.register_buffer("visible_direction", visible_direction, persistent=False)
+        self.register_buffer("infrared_direction", infrared_direction, persistent=False)
+
+    def forward(
+        self, embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor
+    ) -> Tensor:
+        """Per-sample direction loss; see `functional.direction_loss`.
+
+        Args:
+            embedding: (..., D) embeddings of fused images or patches.
+            visible_embedding: (..., D) embeddings of the whole visible images.
+            infrared_embedding: (..., D) embeddings of the whole infrared images.
+
+        Returns:
+            (...) losses in [0, 2].
+        """
+        return functional.direction_loss(
+            embedding,
+            visible_embedding,
+            infrared_embedding,
+            self.visible_direction,
+            self.infrared_direction,
+        )
+
+    def check_encoder(self, encoder: FrozenCLIP) -> None:
+        """Raise a ValueError unless `encoder` is the one whose space the directions lie in."""
+        if encoder.fingerprint != self.encoder_fingerprint:
+            raise ValueError(
+                f"`encoder` must be the CLIP that embedded the objective, {self.encoder_name!r}, "
+                f"got {encoder.name!r} with other weights; embed the objective anew with "
+                "EmbeddedFusionModel(objective, encoder)"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write directions, texts and the encoder's identity as safetensors, whole or not at all.
+
+        Args:
+            path: the file; an existing one is replaced.
+        """
+        metadata = {
+            "format": FORMAT,
+            "objective": json.dumps(asdict(self.objective)),
+            "encoder_name": self.encoder_name,
+            "encoder_fingerprint": self.encoder_fingerprint,
+        }
+        tensors = {name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}
+        _write_whole(Path(path), safetensors.torch.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: FrozenCLIP | None = None) -> EmbeddedFusionModel:
+        """Read what `save` wrote; neither texts nor a text tower are needed.
+
+        Args:
+            path: the file.
+            encoder: the CLIP it will be used with, to refuse the wrong one here; the loss
+                checks it in any case.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: not a whole file of `save`, or made with another encoder.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+                objective = FusionObjective(**json.loads(metadata["objective"]))
+                directions = [
+                    _as_direction(file.get_tensor(name))
+                    for name in ("visible_direction", "infrared_direction")
+                ]
+            if directions[0].shape != directions[1].shape:
+                raise ValueError("its directions have different lengths")
+            model = cls.__new__(cls)
+            nn.Module.__init__(model)
+            name, fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
+            model._set(objective, name, fingerprint, *directions)
+        except (ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+            raise ValueError(
+                f"`path` must be a whole file written by EmbeddedFusionModel.save, got {path}: "
+                f"{error}; save it again"
+            ) from error
+        if encoder is not None:
+            model.check_encoder(encoder)
+        return model
+
+    def extra_repr(self) -> str:
+        return f"objective={self.objective}, encoder={self.encoder_name!r}"
+
+
+def _text_directions(objective: FusionObjective, encoder: FrozenCLIP) -> tuple[Tensor, Tensor]:
+    roles = (objective.fused, objective.visible, objective.infrared)
+    # One call for all texts: an encoder may drop its text tower after the first.
+    embeddings = encoder.encode_text([text for texts in roles for text in texts])
+    fused, visible, infrared = (
+        F.normalize(texts.mean(0), dim=-1) for texts in embeddings.split([len(t) for t in roles])
+    )
+    for name, embedding in (("visible", visible), ("infrared", infrared)):
+        if torch.dist(fused, embedding) < functional.DIRECTION_EPS:
+            raise ValueError(
+                f"`fused` and `{name}` must differ for the encoder, but {encoder.name!r} gives "
+                f"{objective.fused!r} and {getattr(objective, name)!r} the same vector; word "
+                "one of them differently"
+            )
+    return functional.direction(visible, fused), functional.direction(infrared, fused)
+
+
+def _as_direction(tensor: Tensor) -> Tensor:
+    if tensor.dtype != torch.float32 or tensor.ndim != 1:
+        raise ValueError(f"a direction has dtype {tensor.dtype} and shape {tuple(tensor.shape)}")
+    if not abs(tensor.norm().item() - 1) < 1e-3:  # NaN fails too
+        raise ValueError("a direction is not a unit vector")
+    return tensor
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside the target and rename, so that no reader ever sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""What the fused image should be, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+__all__ = ["FusionObjective"]
+
+
+@dataclass(frozen=True)
+class FusionObjective:
+    """The texts that say what to make of which sources.
+
+    The defaults are the paper's (arXiv 2402.16267). Several texts for one role are an ensemble:
+    their vectors are averaged.
+
+    Args:
+        fused: what the fused image should be; a text or a sequence of texts.
+        visible: what the visible image is.
+        infrared: what the infrared image is.
+
+    Raises:
+        TypeError: a field is neither a text nor a sequence of texts.
+        ValueError: a field is empty, or `fused` has the very texts of a modality, from which no
+            direction could lead to it.
+
+    After construction every field is a tuple of texts::
+
+        >>> FusionObjective("a sharp photo").fused
+        ('a sharp photo',)
+    """
+
+    fused: str | Sequence[str] = "a clear image with detailed background and salient objects"
+    visible: str | Sequence[str] = "a visible gray image"
+    infrared: str | Sequence[str] = "an infrared image"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            texts = _as_texts(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, texts)
+        for name in ("visible", "infrared"):
+            if set(self.fused) == set(getattr(self, name)):
+                raise ValueError(
+                    f"`fused` and `{name}` must differ, got {self.fused!r} for both; "
+                    f"describe in `fused` what the fused image has that the {name} image lacks"
+                )
+
+
+def _as_texts(name: str, value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"`{name}` must be a text or a sequence of texts, got {value!r}")
+    if not texts or not all(text.strip() for text in texts):
+        raise ValueError(f"`{name}` must hold at least one text and no empty one, got {value!r}")
+    return tuple(texts)

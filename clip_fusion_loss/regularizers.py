@@ -1,0 +1,130 @@
+"""Terms beside the language: modules called ``(fused, visible, infrared) -> (B,)``.
+
+Images come as (B, 1 | 3, H, W) float32 in [0, 1]; the channels of the three may differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from .frozen import FrozenModule
+
+__all__ = ["IntensityGradientLoss", "VGGMaxFeatureLoss"]
+
+# Ends of relu2_1, relu3_1 and relu4_2 in torchvision's vgg19().features.
+VGG_LAYERS = (6, 11, 22)
+
+
+class VGGMaxFeatureLoss(FrozenModule):
+    """The paper's perceptual term, on VGG-19 features after relu2_1, relu3_1 and relu4_2.
+
+    ::
+
+        sum_l MSE(phi_l(fused), max(phi_l(visible), phi_l(infrared)))
+
+    As in the paper's code, VGG sees [0, 1] images without ImageNet normalisation, grey ones
+    repeated to 3 channels. The network is frozen and stays out of checkpoints and optimizers.
+
+    Args:
+        weights: a file with the `state_dict` of torchvision's `vgg19` (whole, or of its
+            ``features`` alone), read without unpickling code. None downloads torchvision's
+            IMAGENET1K_V1 weights, or takes them from torch's hub cache.
+
+    Raises:
+        FileNotFoundError: no such file, or the download failed; the message says how to go on.
+        ValueError: the file does not hold VGG-19 weights.
+    """
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__(_vgg19_features(weights))
+
+    def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        """See the class; all images (B, 1 | 3, H, W) in [0, 1], at least 8 pixels a side.
+
+        Returns:
+            (B,) losses, differentiable in `fused` only.
+        """
+        with torch.no_grad():
+            # Both sources in one pass.
+            pair = [functional.match_channels(images, 3) for images in (visible, infrared)]
+            features = [layer.chunk(2) for layer in self._features(torch.cat(pair))]
+            of_visible, of_infrared = zip(*features, strict=True)
+        of_fused = self._features(functional.match_channels(fused, 3))
+        return functional.max_feature_loss(of_fused, of_visible, of_infrared)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        images = images.to(next(self.network.parameters()).dtype)
+        features = []
+        for index, layer in enumerate(self.network.children()):
+            images = layer(images)
+            if index in VGG_LAYERS:
+                features.append(images.float())
+        return features
+
+
+class IntensityGradientLoss(nn.Module):
+    """Max-intensity and stronger-gradient term; needs no weights and no download.
+
+    ::
+
+        mean |f - max(v, r)| + gradient_weight * mean |grad f - g|
+
+    g is the source gradient of larger magnitude, with its sign; see
+    `functional.intensity_gradient_loss`. Sources are brought to the channels of `fused`.
+
+    Args:
+        gradient_weight: weight of the second part. The default of 2 goes with the loss's
+            `regularizer_weight` of 10; both come from trials with the embedded CLIP.
+    """
+
+    def __init__(self, gradient_weight: float = 2.0) -> None:
+        super().__init__()
+        self.gradient_weight = gradient_weight
+
+    def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        """See the class; all images (B, 1 | 3, H, W) in [0, 1].
+
+        Returns:
+            (B,) losses.
+        """
+        visible = functional.match_channels(visible, fused.shape[1])
+        infrared = functional.match_channels(infrared, fused.shape[1])
+        return functional.intensity_gradient_loss(fused, visible, infrared, self.gradient_weight)
+
+    def extra_repr(self) -> str:
+        return f"gradient_weight={self.gradient_weight}"
+
+
+def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
+    """torchvision's VGG-19 up to relu4_2, with trained weights."""
+    # Imported here: it takes seconds, and most users of the package do not need it.
+    from torchvision.models import VGG19_Weights, vgg19
+
+    if weights is None:
+        pretrained = VGG19_Weights.IMAGENET1K_V1
+        try:
+            network = vgg19(weights=pretrained)
+        except OSError as error:
+            raise FileNotFoundError(
+                "the weights of VGG-19 are not in the cache and could not be downloaded; fetch "
+                f"{pretrained.url} on a machine with a network and pass the file as "
+                f"VGGMaxFeatureLoss(weights=...): {error}"
+            ) from error
+        return network.features[: VGG_LAYERS[-1] + 1]
+
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"`weights` must be an existing file, got {weights}")
+    features = vgg19().features
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = {k.removeprefix("features."): v for k, v in state.items() if "classifier" not in k}
+        features.load_state_dict(state)
+    except Exception as error:
+        raise ValueError(
+            f"`weights` must hold the state_dict of torchvision's vgg19, got {weights}: {error}"
+        ) from error
+    return features[: VGG_LAYERS[-1] + 1]

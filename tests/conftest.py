@@ -1,0 +1,65 @@
+"""Small models and images that the tests share."""
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+
+from clip_fusion_loss import FrozenCLIP
+
+# The tests' tensors are so small that handing them to threads costs more than it gains.
+torch.set_num_threads(1)
+
+MODEL_CONFIG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def build_clip(seed: int = 0) -> CLIP:
+    """A CLIP with the real architecture and random weights, small enough for every test."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CLIP(**MODEL_CONFIG)
+
+
+@pytest.fixture
+def clip_model() -> CLIP:
+    return build_clip()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return open_clip.tokenizer.SimpleTokenizer(context_length=24)
+
+
+@pytest.fixture
+def encoder(clip_model, tokenizer) -> FrozenCLIP:
+    return FrozenCLIP(clip_model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def real_pairs() -> Path:
+    """A folder of real infrared-visible pairs beside the checkout, where there is one."""
+    folder = Path(__file__).parents[2] / "shared" / "pairs"
+    if not folder.is_dir():
+        pytest.skip(f"needs real pairs in {folder}")
+    return folder
+
+
+def draw_images(batch=2, channels=(1, 1, 1), size=(40, 48), dtype=torch.float32, seed=0):
+    """Fused, visible and infrared images that differ and that partly pass the entropy filter.
+
+    Smooth at the left and noisy at the right, so that patches have anything from few to many
+    grey levels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ramp = torch.linspace(0, 1, size[1], dtype=torch.float64).expand(*size)
+    images = []
+    for count in channels:
+        noise = torch.rand(batch, count, *size, generator=generator, dtype=torch.float64)
+        images.append((0.2 + 0.6 * ramp * noise).to(dtype))
+    return images

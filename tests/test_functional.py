@@ -1,0 +1,242 @@
+"""Each formula against its definition, in float64 and in loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clip_fusion_loss import functional
+from reference import cosine, entropy, resize, unit, warp
+
+
+def vectors(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(
+        torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1
+    )
+
+
+def test_direction_is_the_unit_difference():
+    start, end = vectors(5, 8), vectors(5, 8, seed=1)
+    expected = torch.stack([unit(b - a) for a, b in zip(start, end, strict=True)])
+    torch.testing.assert_close(functional.direction(start, end), expected)
+
+
+def test_direction_between_equal_vectors_is_zero_with_a_bounded_gradient():
+    start = vectors(3, 8)
+    end = start.clone().requires_grad_()
+    step = functional.direction(start, end)
+    step.sum().backward()
+    assert (step == 0).all()
+    assert end.grad.abs().max() <= 1 / functional.DIRECTION_EPS
+
+
+@pytest.mark.parametrize("gap", [1e-8, 1e-5, 1e-3, 0.1])
+def test_direction_gradient_is_bounded_near_equal_vectors(gap):
+    start = vectors(1, 8)
+    end = (start + gap * vectors(1, 8, seed=1)).requires_grad_()
+    functional.direction(start, end).sum().backward()
+    assert end.grad.isfinite().all()
+    assert end.grad.norm() <= math.sqrt(8) / functional.DIRECTION_EPS
+
+
+def test_direction_loss():
+    e, v_v, v_r = vectors(4, 8), vectors(4, 8, seed=1), vectors(4, 8, seed=2)
+    d_v, d_r = vectors(8, seed=3), vectors(8, seed=4)
+    expected = [
+        0.5 * (1 - cosine(e[i] - v_v[i], d_v)) + 0.5 * (1 - cosine(e[i] - v_r[i], d_r))
+        for i in range(4)
+    ]
+    torch.testing.assert_close(
+        functional.direction_loss(e, v_v, v_r, d_v, d_r), torch.stack(expected)
+    )
+
+
+def test_direction_loss_is_zero_along_and_two_against_the_texts():
+    v_v, v_r, e = vectors(8), vectors(8, seed=1), vectors(8, seed=2)
+    d_v, d_r = unit(e - v_v), unit(e - v_r)
+    along = functional.direction_loss(e, v_v, v_r, d_v, d_r)
+    against = functional.direction_loss(e, v_v, v_r, -d_v, -d_r)
+    torch.testing.assert_close(along, torch.zeros_like(along))
+    torch.testing.assert_close(against, torch.full_like(against, 2.0))
+
+
+def test_similarity_loss():
+    e, v_v, v_r = vectors(4, 8), vectors(4, 8, seed=1), vectors(4, 8, seed=2)
+    expected = [
+        0.5 * (1 - cosine(e[i], v_v[i])) + 0.5 * (1 - cosine(e[i], v_r[i])) for i in range(4)
+    ]
+    torch.testing.assert_close(functional.similarity_loss(e, v_v, v_r), torch.stack(expected))
+
+
+def test_mean_over_patches():
+    kept = torch.tensor([[True, False, True, False], [False] * 4, [True] * 4])
+    losses = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    all_, only_kept = (functional.mean_over_patches(losses, kept, r) for r in ("all", "kept"))
+    torch.testing.assert_close(all_, torch.tensor([0.75, 0.0, 4.5]))
+    torch.testing.assert_close(only_kept, torch.tensor([1.5, 0.0, 4.5]))
+
+
+def test_total_loss():
+    terms = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])]
+    torch.testing.assert_close(functional.total_loss(terms, (2, 10)), torch.tensor([32.0, 54.0]))
+
+
+class TestPatchEntropy:
+    def test_equals_the_histogram_definition(self):
+        patches = torch.rand(3, 2, 20, 30, generator=torch.Generator().manual_seed(0)) ** 2
+        expected = [[entropy(patch) for patch in row] for row in patches]
+        actual = functional.patch_entropy(patches).double()
+        torch.testing.assert_close(actual, torch.tensor(expected).double(), atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+    def test_constant_patch_has_none(self, level):
+        assert functional.patch_entropy(torch.full((16, 16), level)) == 0
+
+    def test_all_levels_alike_have_eight_bits(self):
+        levels = torch.arange(256).view(16, 16) / 255
+        torch.testing.assert_close(functional.patch_entropy(levels), torch.tensor(8.0))
+
+    def test_two_levels_have_one_bit(self):
+        checkers = torch.arange(64).view(8, 8).remainder(2).float()
+        torch.testing.assert_close(functional.patch_entropy(checkers), torch.tensor(1.0))
+
+    def test_values_outside_count_in_the_end_bins(self):
+        patch = torch.tensor([[-3.0, 0.0], [1.0, 40.0]])
+        torch.testing.assert_close(functional.patch_entropy(patch), torch.tensor(1.0))
+
+
+class TestPatchTransforms:
+    def test_composition(self):
+        """The closed form equals the inverse of the composed motions, built as 3 x 3 matrices."""
+        height, width, seed = 50, 80, 3
+        draws = torch.rand(7, 2, 3, generator=torch.Generator().manual_seed(seed)).double()
+        maps = functional.random_patch_transforms(
+            2, 3, (height, width), scale=(0.4, 0.9), generator=torch.Generator().manual_seed(seed)
+        )
+        for b in range(2):
+            for n in range(3):
+                side, left, top, turn, shift, zoom, shear = draws[:, b, n].tolist()
+                side = (0.4 + 0.5 * side) * 50
+                x0, y0 = left * (width - side), top * (height - side)
+                angle, slant = math.radians(10 * turn - 5), math.tan(math.radians(10 * shear - 5))
+                motion = (
+                    np.array([[1, 0, 0], [0, 1, (0.2 * shift - 0.1) * side], [0, 0, 1]])
+                    @ np.array(
+                        [
+                            [math.cos(angle), -math.sin(angle), 0],
+                            [math.sin(angle), math.cos(angle), 0],
+                            [0, 0, 1],
+                        ]
+                    )
+                    @ np.array([[1, slant, 0], [0, 1, 0], [0, 0, 1]])
+                    @ np.diag([1 + 0.5 * zoom, 1 + 0.5 * zoom, 1])
+                )
+                # Patch coordinates -> pixels about the patch's centre -> back through the
+                # motion -> pixels of the image -> image coordinates.
+                to_pixels = np.diag([side / 2, side / 2, 1])
+                place = np.array([[1, 0, x0 + side / 2], [0, 1, y0 + side / 2], [0, 0, 1]])
+                to_image = np.array([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]])
+                expected = to_image @ place @ np.linalg.inv(motion) @ to_pixels
+                np.testing.assert_allclose(maps[b, n], expected[:2], atol=1e-6)
+
+    def test_every_sample_and_patch_has_its_own(self):
+        maps = functional.random_patch_transforms(3, 4, (64, 64)).flatten(0, 1).flatten(1)
+        assert len(torch.unique(maps, dim=0)) == 12
+
+    def test_geometry_stays_within_the_papers_ranges(self):
+        maps = functional.random_patch_transforms(
+            50, 40, (60, 90), generator=torch.Generator().manual_seed(0)
+        ).double()
+        linear = maps[..., :2] * torch.tensor([90.0, 60.0]).double()[:, None]
+        side = torch.linalg.det(linear).sqrt()  # zoomed patch side, in pixels
+        assert side.min() >= 0.5 * 60 / 1.5
+        assert side.max() <= 0.8 * 60
+        turn = torch.rad2deg(torch.atan2(-linear[..., 1, 0], linear[..., 1, 1]))
+        assert turn.abs().max() <= 5
+        assert turn.abs().max() > 4.9
+
+
+class TestSamplePatches:
+    def test_equals_the_reference(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(2, 3, 30, 41, generator=generator, dtype=torch.float64)
+        maps = functional.random_patch_transforms(2, 5, (30, 41), generator=generator)
+        patches = functional.sample_patches(images, maps, (12, 16))
+        assert patches.shape == (2, 5, 3, 12, 16)
+        for b in range(2):
+            for n in range(5):
+                expected = warp(images[b], maps[b, n], (12, 16))
+                torch.testing.assert_close(patches[b, n], expected, atol=1e-9, rtol=0)
+
+    def test_identity_gives_the_image(self):
+        images = torch.rand(2, 1, 9, 7, dtype=torch.float64)
+        identity = torch.eye(3)[:2].expand(2, 1, 2, 3)
+        patches = functional.sample_patches(images, identity, (9, 7))
+        torch.testing.assert_close(patches[:, 0], images)
+
+    def test_gradient_flows_to_the_image(self):
+        images = torch.rand(1, 1, 20, 20, requires_grad=True)
+        maps = functional.random_patch_transforms(1, 2, (20, 20))
+        functional.sample_patches(images, maps, (8, 8)).sum().backward()
+        assert images.grad.abs().sum() > 0
+
+    def test_geometry_keeps_its_precision_under_autocast(self):
+        images = torch.rand(1, 1, 200, 200)
+        maps = functional.random_patch_transforms(1, 2, (200, 200))
+        expected = functional.sample_patches(images, maps, (32, 32))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(functional.sample_patches(images, maps, (32, 32)), expected)
+
+
+def test_resize_images_is_antialiased_bilinear():
+    images = torch.rand(2, 3, 50, 37, dtype=torch.float64)
+    expected = torch.stack([resize(image, (16, 64)) for image in images])
+    torch.testing.assert_close(functional.resize_images(images, (16, 64)), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((64, 100), (32, 50)), ((32, 90), (32, 90)), ((20, 30), (20, 30))]
+)
+def test_shrink_images(size, expected):
+    assert functional.shrink_images(torch.rand(1, 1, *size), 32).shape[-2:] == expected
+
+
+def test_match_channels():
+    colour = torch.tensor([1.0, 0.5, 0.25]).view(1, 3, 1, 1)
+    luma = functional.match_channels(colour, 1)
+    torch.testing.assert_close(luma.item(), 0.299 + 0.5 * 0.587 + 0.25 * 0.114)
+    assert functional.match_channels(luma, 3).shape == (1, 3, 1, 1)
+    assert functional.match_channels(colour, 3) is colour
+
+
+class TestIntensityGradientLoss:
+    def test_equals_the_definition(self):
+        fused, visible, infrared = (torch.rand(2, 1, 6, 7, dtype=torch.float64) for _ in range(3))
+        expected = []
+        for f, v, r in zip(fused.numpy(), visible.numpy(), infrared.numpy(), strict=True):
+            value = np.abs(f - np.maximum(v, r)).mean()
+            for axis in (1, 2):
+                gf, gv, gr = (np.diff(image, axis=axis) for image in (f, v, r))
+                value += 3 * np.abs(gf - np.where(np.abs(gv) >= np.abs(gr), gv, gr)).mean()
+            expected.append(value)
+        actual = functional.intensity_gradient_loss(fused, visible, infrared, 3)
+        torch.testing.assert_close(actual, torch.tensor(expected))
+
+    def test_inverted_contrast_is_punished(self):
+        visible = torch.rand(1, 1, 16, 16)
+        infrared = torch.full_like(visible, 0.0)
+        good = functional.intensity_gradient_loss(visible, visible, infrared)
+        inverted = functional.intensity_gradient_loss(1 - visible, visible, infrared)
+        assert good == 0
+        assert inverted > 1
+
+
+def test_max_feature_loss():
+    fused, visible, infrared = ([torch.rand(2, 3, 4, 4), torch.rand(2, 5, 2, 2)] for _ in range(3))
+    expected = torch.zeros(2)
+    for f, v, r in zip(fused, visible, infrared, strict=True):
+        for b in range(2):
+            expected[b] += ((f[b] - torch.maximum(v[b], r[b])) ** 2).mean()
+    torch.testing.assert_close(functional.max_feature_loss(fused, visible, infrared), expected)

@@ -1,0 +1,109 @@
+"""The terms beside the language."""
+
+import pickle
+
+import pytest
+import torch
+from torchvision.models import vgg19
+
+from clip_fusion_loss import IntensityGradientLoss, VGGMaxFeatureLoss, functional
+from conftest import draw_images
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    torch.manual_seed(0)
+    return vgg19().features.eval()
+
+
+@pytest.fixture(scope="module")
+def weights(vgg, tmp_path_factory):
+    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
+    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loss(weights):
+    return VGGMaxFeatureLoss(weights)
+
+
+@pytest.mark.parametrize("channels", [(1, 1, 1), (3, 1, 3), (1, 3, 1)])
+def test_vgg_equals_the_reference(loss, vgg, channels):
+    images = draw_images(channels=channels, dtype=torch.float64)
+    layers = vgg.double()
+    expected = torch.zeros(2, dtype=torch.float64)
+    # relu2_1, relu3_1 and relu4_2: two, then two, then four convolutions further on.
+    of_images = [image.expand(-1, 3, -1, -1) for image in images]
+    relus = pools = 0
+    wanted = {(1, 1), (2, 1), (3, 2)}  # (pools before, ReLUs since)
+    for layer in layers:
+        of_images = [layer(image) for image in of_images]
+        if isinstance(layer, torch.nn.MaxPool2d):
+            pools, relus = pools + 1, 0
+        if isinstance(layer, torch.nn.ReLU):
+            relus += 1
+            if (pools, relus) in wanted:
+                f, v, r = of_images
+                expected += (f - torch.maximum(v, r)).square().mean((1, 2, 3))
+        if pools == 4:
+            break
+    vgg.float()
+    torch.testing.assert_close(
+        loss(*(image.float() for image in images)).double(), expected, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_vgg_gradient_only_on_fused(loss):
+    images = [image.requires_grad_() for image in draw_images()]
+    loss(*images).sum().backward()
+    assert images[0].grad.abs().sum() > 0
+    assert images[1].grad is images[2].grad is None
+
+
+def test_vgg_is_in_nobodys_checkpoint(loss):
+    assert not loss.state_dict()
+    assert not list(loss.parameters())
+    assert torch.equal(pickle.loads(pickle.dumps(loss))(*draw_images()), loss(*draw_images()))
+
+
+def test_vgg_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`weights`"):
+        VGGMaxFeatureLoss(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("content", [{"a": torch.zeros(1)}, [1], "bytes"])
+def test_vgg_wrong_file(tmp_path, content):
+    path = tmp_path / "wrong.pth"
+    if content == "bytes":
+        path.write_bytes(b"no weights")
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match="vgg19"):
+        VGGMaxFeatureLoss(path)
+
+
+def test_vgg_without_a_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    with pytest.raises(FileNotFoundError, match=r"vgg19-dcbb9e9d.pth.*weights="):
+        VGGMaxFeatureLoss()
+
+
+def refuse(*_, **__):
+    raise OSError("no network")
+
+
+@pytest.mark.parametrize("channels", [(1, 1, 1), (1, 3, 1), (3, 1, 1), (3, 3, 3)])
+def test_intensity_gradient_loss_brings_sources_to_the_channels_of_fused(channels):
+    fused, visible, infrared = draw_images(channels=channels)
+    matched = [functional.match_channels(image, channels[0]) for image in (visible, infrared)]
+    expected = functional.intensity_gradient_loss(fused, *matched, 2.0)
+    losses = IntensityGradientLoss()(fused, visible, infrared)
+    assert losses.shape == (2,)
+    torch.testing.assert_close(losses, expected)
+
+
+def test_intensity_gradient_loss_is_zero_for_a_fusion_that_has_all():
+    visible = torch.rand(1, 1, 16, 16)
+    assert IntensityGradientLoss()(visible, visible, torch.zeros_like(visible)) == 0
