@@ -7,7 +7,7 @@ image lies where the sentence points (Wang et al., ACM MM 2025, arXiv 2402.16267
 from . import functional
 from .encoder import FrozenCLIP
 from .fusion_model import EmbeddedFusionModel
-from .loss import FusionLossTerms, LanguageDrivenFusionLoss
+from .loss import FusionLossTerms, LanguageDrivenFusionLoss, SourceEmbeddings
 from .objective import FusionObjective
 from .regularizers import IntensityGradientLoss, VGGMaxFeatureLoss
 
@@ -20,6 +20,7 @@ __all__ = [
     "FusionObjective",
     "IntensityGradientLoss",
     "LanguageDrivenFusionLoss",
+    "SourceEmbeddings",
     "VGGMaxFeatureLoss",
     "functional",
 ]

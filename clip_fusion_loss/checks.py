@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "MIN_SIZE",
     "check_choice",
+    "check_embeddings",
     "check_images",
     "check_interval",
     "check_number",
@@ -27,27 +29,31 @@ MIN_SIZE = 16
 RANGE_TOLERANCE = 0.02
 
 
-def check_images(fused: Tensor, visible: Tensor, infrared: Tensor, device: torch.device) -> None:
+def check_images(images: Mapping[str, Tensor], device: torch.device) -> None:
     """Check all that can be checked without reading a value from the device.
+
+    Args:
+        images: by their names in messages; the others are compared with the first.
+        device: where they must be.
 
     Raises:
         TypeError: not a floating point tensor, or dtypes that do not go together.
         ValueError: shape or device.
     """
-    images = {"fused": fused, "visible": visible, "infrared": infrared}
     for name, image in images.items():
         _check_image(name, image)
-    for name in ("visible", "infrared"):
-        _check_matches_fused(name, images[name], fused)
-    if infrared.dtype != visible.dtype:
+    (first, reference), *others = images.items()
+    for name, image in others:
+        _check_match(name, image, first, reference)
+    if "fused" in images and images["visible"].dtype != images["infrared"].dtype:
         raise TypeError(
-            f"`infrared` must have the dtype of `visible`, {visible.dtype}, got {infrared.dtype}; "
-            "convert one with .to(dtype)"
+            f"`infrared` must have the dtype of `visible`, {images['visible'].dtype}, got "
+            f"{images['infrared'].dtype}; convert one with .to(dtype)"
         )
-    if fused.device != device:
+    if reference.device != device:
         raise ValueError(
-            f"`fused` must be on {device} like the loss, got {fused.device}; "
-            f"call criterion.to({str(fused.device)!r}) once"
+            f"`{first}` must be on {device} like the loss, got {reference.device}; "
+            f"call criterion.to({str(reference.device)!r}) once"
         )
 
 
@@ -73,26 +79,37 @@ def _check_image(name: str, image: object) -> None:
         )
 
 
-def _check_matches_fused(name: str, image: Tensor, fused: Tensor) -> None:
-    expected = (fused.shape[0], *fused.shape[2:])
+def _check_match(name: str, image: Tensor, first: str, reference: Tensor) -> None:
+    expected = (reference.shape[0], *reference.shape[2:])
     if (image.shape[0], *image.shape[2:]) != expected:
         raise ValueError(
-            f"`{name}` must have the batch, height and width of `fused`, {expected}, got shape "
+            f"`{name}` must have the batch, height and width of `{first}`, {expected}, got shape "
             f"{tuple(image.shape)}; crop or resize the pair together"
         )
-    if image.device != fused.device:
+    if image.device != reference.device:
         raise ValueError(
-            f"`{name}` must be on the device of `fused`, {fused.device}, got {image.device}; "
-            f"move it with {name}.to(fused.device)"
+            f"`{name}` must be on the device of `{first}`, {reference.device}, got "
+            f"{image.device}; move it with {name}.to({first}.device)"
         )
     # Networks under autocast or in half precision return what their sources are not.
-    reduced = fused.dtype in (torch.float16, torch.bfloat16) and image.dtype == torch.float32
-    if image.dtype != fused.dtype and not reduced:
+    half = first == "fused" and reference.dtype in (torch.float16, torch.bfloat16)
+    if image.dtype != reference.dtype and not (half and image.dtype == torch.float32):
         raise TypeError(
-            f"`{name}` must have the dtype of `fused`, {fused.dtype}, or be float32 beside a "
-            f"float16 or bfloat16 `fused`, got {image.dtype}; convert it with "
-            f"{name}.to(fused.dtype)"
+            f"`{name}` must have the dtype of `{first}`, {reference.dtype}"
+            f"{', or be float32' if half else ''}, got {image.dtype}; convert it with "
+            f"{name}.to({first}.dtype)"
         )
+
+
+def check_embeddings(name: str, embeddings: Any, images: Tensor) -> None:
+    """Raise a ValueError unless (B, D) `embeddings` can belong to the (B, C, H, W) `images`."""
+    for embedding in embeddings:
+        if len(embedding) != len(images) or embedding.device != images.device:
+            raise ValueError(
+                f"`{name}` must hold {len(images)} embeddings on {images.device}, as many as "
+                f"there are images, got {len(embedding)} on {embedding.device}; make them of this "
+                "batch with criterion.embed_sources(visible, infrared)"
+            )
 
 
 def check_source_values(name: str, image: Tensor, data_range: tuple[float, float]) -> None:

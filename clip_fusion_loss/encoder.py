@@ -8,6 +8,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,21 @@ class FrozenCLIP(FrozenModule):
         """Where images are encoded."""
         return self._mean.device
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the image tower with `torch.compile`, whose arguments these are."""
+        self.network.compile(*args, **kwargs)
+
+    def encode_image(self, images: Tensor, *, precision: str = "auto") -> Tensor:
         """Embed images; differentiable with respect to them.
 
         They are squashed to the model's input size (bilinear, anti-aliased), repeated to three
-        channels where grey, and normalised with the model's own mean and std. The network runs
-        in its own precision, or in that of the surrounding `torch.autocast`.
+        channels where grey, and normalised with the model's own mean and std.
 
         Args:
             images: (N, 1 | 3, H, W) floating point in [0, 1], any H and W, on this device.
+            precision: of the network's arithmetic: "bf16", "fp16", or "fp32" for that of its
+                weights; "auto" is the precision of the surrounding `torch.autocast`, or that
+                of the weights.
 
         Returns:
             (N, D) float32 unit vectors.
@@ -152,7 +159,8 @@ class FrozenCLIP(FrozenModule):
         # Geometry and statistics in float32 whatever the network's precision is.
         images = match_channels(resize_images(images.float(), self.image_size), 3)
         images = (images - self._mean) / self._std
-        features = self.network(images.to(_compute_dtype(self.network)))
+        with self._autocast(precision):
+            features = self.network(images.to(_compute_dtype(self.network)))
         if isinstance(features, tuple):  # (pooled, tokens), as CoCa's tower returns
             features = features[0]
         return F.normalize(features.float(), dim=-1)
@@ -181,6 +189,12 @@ class FrozenCLIP(FrozenModule):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, image_size={self.image_size}, device={self.device}"
+
+    def _autocast(self, precision: str) -> AbstractContextManager[Any]:
+        if precision == "auto":
+            return nullcontext()
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor) or not images.is_floating_point():

@@ -108,23 +108,21 @@ def similarity_loss(
     return 1 - 0.5 * (embedding * (visible_embedding + infrared_embedding)).sum(-1)
 
 
-def mean_over_patches(losses: Tensor, kept: Tensor, reduction: str = "all") -> Tensor:
+def mean_over_patches(sums: Tensor, kept: Tensor, reduction: str = "all") -> Tensor:
     """Per-sample mean of the losses of those patches that passed the filter.
 
     Args:
-        losses: (K,) losses of the kept patches, in the order of ``kept.nonzero()``.
-        kept: (B, N) boolean, True K times.
+        sums: (B,) sums of the kept patches' losses.
+        kept: (B, N) boolean, which patches passed.
         reduction: "all" divides by N, so that dropped patches count as zero (the paper's
             code); "kept" divides by the number of kept patches.
 
     Returns:
         (B,) means; zero for a sample without a kept patch.
     """
-    zeros = torch.zeros(kept.shape, dtype=losses.dtype, device=losses.device)
-    total = zeros.masked_scatter(kept, losses).sum(1)
     if reduction == "all":
-        return total / kept.shape[1]
-    return total / kept.sum(1).clamp(min=1)
+        return sums / kept.shape[1]
+    return sums / kept.sum(1).clamp(min=1)
 
 
 def total_loss(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

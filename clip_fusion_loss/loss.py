@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from . import checks, functional
+from . import checks, functional, patches
 from .encoder import FrozenCLIP
 from .fusion_model import EmbeddedFusionModel
 from .objective import FusionObjective
 from .regularizers import IntensityGradientLoss, VGGMaxFeatureLoss
 
-__all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss"]
+__all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss", "SourceEmbeddings"]
+
+
+class SourceEmbeddings(NamedTuple):
+    """Embeddings of the whole source images, made by `LanguageDrivenFusionLoss.embed_sources`."""
+
+    visible: Tensor
+    """(B, D) float32 unit vectors."""
+    infrared: Tensor
+    """(B, D) float32 unit vectors."""
 
 
 class FusionLossTerms(NamedTuple):
@@ -73,6 +83,13 @@ class LanguageDrivenFusionLoss(nn.Module):
         data_range: (low, high) of the images that come in.
         reduction: over the batch: "mean", "sum" or "none".
         generator: source of the patches' random numbers; None is torch's global CPU generator.
+        patch_chunk: patches to encode and differentiate at a time. Memory grows with it and not
+            with `num_patches`; the value and gradient do not depend on it. "auto" is 64, on a
+            CPU 16; None takes all at once and allows double backward.
+        precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
+            `torch.autocast`, or else the encoder's weights. Directions and cosines are float32
+            in any case.
+        compile: compile the encoder's image tower with `torch.compile`.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message says what to do.
@@ -102,6 +119,9 @@ class LanguageDrivenFusionLoss(nn.Module):
         data_range: tuple[float, float] = (0.0, 1.0),
         reduction: str = "mean",
         generator: torch.Generator | None = None,
+        patch_chunk: int | Literal["auto"] | None = "auto",
+        precision: str = "auto",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         checks.check_number("direction_weight", direction_weight)
@@ -112,6 +132,9 @@ class LanguageDrivenFusionLoss(nn.Module):
         if min_patch_entropy is not None:
             checks.check_number("min_patch_entropy", min_patch_entropy, maximum=8)
         checks.check_choice("patch_reduction", patch_reduction, ("all", "kept"))
+        if patch_chunk is not None and patch_chunk != "auto":
+            checks.check_number("patch_chunk", patch_chunk, minimum=1, whole=True)
+        checks.check_choice("precision", precision, ("auto", "fp32", "bf16", "fp16"))
         checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
         checks.check_type("regularizer", regularizer, nn.Module, optional=True)
         checks.check_type("generator", generator, torch.Generator, optional=True)
@@ -130,7 +153,13 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.patch_reduction = patch_reduction
         self.reduction = reduction
         self.generator = generator
+        self.patch_chunk = patch_chunk
+        self.precision = precision
+        self.compile_encoder = compile
         self.encoder = FrozenCLIP.from_pretrained() if encoder is None else encoder
+        if compile:
+            # Patches come in one shape, whole images in another, sources in a third.
+            self.encoder.compile(dynamic=False)
         self.set_objective(objective)
         self._source_values_checked = False
 
@@ -208,7 +237,34 @@ class LanguageDrivenFusionLoss(nn.Module):
             fusion_model = copy.deepcopy(objective)  # it may serve other losses elsewhere
         self.fusion_model = fusion_model.to(self.encoder.device)
 
-    def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
+        """Embed whole source images once, to pass back in with each call on the same batch.
+
+        Pays where the very same images come again and again: evaluation, fixed crops, several
+        fused images of one pair. Random crops are new images every time.
+
+        Args:
+            visible: (B, 1 | 3, H, W) in `data_range`.
+            infrared: like `visible`.
+
+        Returns:
+            The embeddings, without gradient.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
+        """
+        checks.check_images({"visible": visible, "infrared": infrared}, self.encoder.device)
+        self._check_source_values_once(visible, infrared)
+        return self._embed_sources(visible, infrared)
+
+    def forward(
+        self,
+        fused: Tensor,
+        visible: Tensor,
+        infrared: Tensor,
+        *,
+        sources: SourceEmbeddings | None = None,
+    ) -> Tensor:
         """The loss.
 
         Args:
@@ -217,6 +273,8 @@ class LanguageDrivenFusionLoss(nn.Module):
             visible: like `fused` in batch, height and width, with 1 or 3 channels of its own,
                 in `data_range`. Carries no gradient.
             infrared: like `visible`.
+            sources: what `embed_sources` returned for these very `visible` and `infrared`, to
+                save encoding them again.
 
         Returns:
             () float32, or (B,) with ``reduction="none"``; differentiable in `fused`.
@@ -226,48 +284,49 @@ class LanguageDrivenFusionLoss(nn.Module):
                 call); sources outside `data_range` or NaN (first call only, since looking
                 costs a synchronisation with the device).
         """
-        return self.terms(fused, visible, infrared).total
+        return self.terms(fused, visible, infrared, sources=sources).total
 
-    def terms(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> FusionLossTerms:
+    # One clean graph break in a compiled training step: what is encoded depends on the images, so
+    # tracing this would compile anew for each number of patches.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def terms(
+        self,
+        fused: Tensor,
+        visible: Tensor,
+        infrared: Tensor,
+        *,
+        sources: SourceEmbeddings | None = None,
+    ) -> FusionLossTerms:
         """The loss and its unweighted parts, for logging; arguments as in `forward`.
 
         The patch and regularizer terms read 0 where their weight is 0: they are not computed.
         """
-        checks.check_images(fused, visible, infrared, self.encoder.device)
+        images = {"fused": fused, "visible": visible, "infrared": infrared}
+        checks.check_images(images, self.encoder.device)
         self._check_source_values_once(visible, infrared)
+        if sources is None:
+            sources = self._embed_sources(visible, infrared)
+        else:
+            checks.check_type("sources", sources, SourceEmbeddings)
+            checks.check_embeddings("sources", sources, fused)
         fused, visible, infrared = (
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )
-        visible_embedding, infrared_embedding = self._embed_sources(visible, infrared)
-        patches, kept, owner = self._patches(fused, visible, infrared)
-        # One pass of the image tower: the whole fused images, then all patches that count.
-        whole = functional.resize_images(fused, self.encoder.image_size)
-        embeddings = self.encoder.encode_image(torch.cat([whole, patches]))
-        embedding, patch_embeddings = embeddings.split([len(whole), len(patches)])
+        embedding = self._encode(fused)
+        patch, kept = self._patch_term(fused, visible, infrared, sources)
         regularizer = self._regularize(fused, visible, infrared)
-
-        # Autocast would take the cosines, differences of nearly equal vectors, in 16 bits.
+        # Autocast would take the cosines, of differences of nearly equal vectors, in 16 bits.
         with torch.autocast(fused.device.type, enabled=False):
-            direction = self.fusion_model(embedding, visible_embedding, infrared_embedding)
-            patch = functional.mean_over_patches(
-                self.fusion_model(
-                    patch_embeddings, visible_embedding[owner], infrared_embedding[owner]
-                ),
-                kept,
-                self.patch_reduction,
+            direction = self.fusion_model(embedding, *sources)
+            similarity = functional.similarity_loss(embedding, *sources)
+            parts = direction, patch, similarity, regularizer
+            weights = (
+                self.direction_weight,
+                self.patch_weight,
+                self.similarity_weight,
+                self.regularizer_weight,
             )
-            similarity = functional.similarity_loss(
-                embedding, visible_embedding, infrared_embedding
-            )
-            total = functional.total_loss(
-                (direction, patch, similarity, regularizer),
-                (
-                    self.direction_weight,
-                    self.patch_weight,
-                    self.similarity_weight,
-                    self.regularizer_weight,
-                ),
-            )
+            total = functional.total_loss(parts, weights)
             kept_fraction = kept.float().mean(1)
             return FusionLossTerms(
                 total=self._reduce(total),
@@ -290,6 +349,8 @@ class LanguageDrivenFusionLoss(nn.Module):
             "patch_reduction",
             "data_range",
             "reduction",
+            "patch_chunk",
+            "precision",
         )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
@@ -304,62 +365,76 @@ class LanguageDrivenFusionLoss(nn.Module):
         images = images.float()
         return images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)
 
+    def _encode(self, images: Tensor) -> Tensor:
+        with record_function("clip_fusion_loss.encode"):
+            return self.encoder.encode_image(images, precision=self.precision)
+
     @torch.no_grad()
-    def _embed_sources(self, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the whole source images, (B, D) each, in one pass of the image tower."""
+    def _embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
         channels = max(visible.shape[1], infrared.shape[1])
-        sources = [
+        images = [
             functional.match_channels(
-                functional.resize_images(images, self.encoder.image_size), channels
+                functional.resize_images(self._to_unit_range(source), self.encoder.image_size),
+                channels,
             )
-            for images in (visible, infrared)
+            for source in (visible, infrared)
         ]
-        visible_embedding, infrared_embedding = self.encoder.encode_image(torch.cat(sources)).chunk(
-            2
-        )
-        return visible_embedding, infrared_embedding
+        # Both in one pass of the image tower.
+        return SourceEmbeddings(*self._encode(torch.cat(images)).chunk(2))
 
-    def _patches(
-        self, fused: Tensor, visible: Tensor, infrared: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Random patches of `fused` that show something in both sources.
-
-        Returns:
-            The K kept patches (K, C, height, width) in the size that the encoder takes; which
-            of all were kept (B, N); and the sample to which each kept one belongs (K,).
-        """
-        batch, device, size = len(fused), fused.device, self.encoder.image_size
+    def _patch_term(
+        self, fused: Tensor, visible: Tensor, infrared: Tensor, sources: SourceEmbeddings
+    ) -> tuple[Tensor, Tensor]:
+        """Patch loss (B,), and which patches were kept (B, N)."""
+        device, size, count = fused.device, self.encoder.image_size, self.num_patches
         if self.patch_weight == 0:
-            kept = torch.zeros(batch, self.num_patches, dtype=torch.bool, device=device)
-            none = torch.zeros(0, dtype=torch.long, device=device)
-            return fused.new_zeros(0, fused.shape[1], *size), kept, none
+            kept = torch.zeros(len(fused), count, dtype=torch.bool, device=device)
+            return fused.new_zeros(len(fused)), kept
 
         # At this size the smallest patch still has a source pixel for each of its own.
         short_side = round(max(size) / self.patch_scale[0])
         fused = functional.shrink_images(fused, short_side)
         transforms = functional.random_patch_transforms(
-            batch,
-            self.num_patches,
+            len(fused),
+            count,
             (fused.shape[2], fused.shape[3]),
             scale=self.patch_scale,
             generator=self.generator,
         ).to(device, non_blocking=True)
-        patches = functional.sample_patches(fused, transforms, size).flatten(0, 1)
         if self.min_patch_entropy is None:
-            kept = torch.ones(batch, self.num_patches, dtype=torch.bool, device=device)
-            owner = torch.arange(batch, device=device).repeat_interleave(self.num_patches)
-            return patches, kept, owner
+            kept = torch.ones(len(fused), count, dtype=torch.bool, device=device)
+            index = torch.arange(len(fused) * count, device=device)
+        else:
+            with record_function("clip_fusion_loss.filter"):
+                kept = patches.informative_patches(
+                    functional.shrink_images(visible, short_side),
+                    functional.shrink_images(infrared, short_side),
+                    transforms,
+                    size,
+                    min_entropy=self.min_patch_entropy,
+                )
+                # The one synchronisation of a step: the host must know how many patches to
+                # encode, and encoding those alone saves far more than the wait costs.
+                index = kept.flatten().nonzero().squeeze(1)
 
-        with torch.no_grad():
-            grey = [functional.match_channels(images, 1) for images in (visible, infrared)]
-            grey_patches = functional.sample_patches(
-                functional.shrink_images(torch.cat(grey, 1), short_side), transforms, size
-            )
-            kept = (functional.patch_entropy(grey_patches) > self.min_patch_entropy).all(-1)
-            # The one synchronisation of a step: the host must know how many patches to encode,
-            # and encoding those alone saves far more than the wait costs.
-            index = kept.flatten().nonzero().squeeze(1)
-        return patches[index], kept, index // self.num_patches
+        def score(images: Tensor, owners: Tensor) -> Tensor:
+            embedding = self._encode(images)
+            with torch.autocast(device.type, enabled=False):
+                return self.fusion_model(
+                    embedding, sources.visible[owners], sources.infrared[owners]
+                )
+
+        sums = patches.sum_over_patches(
+            fused,
+            transforms,
+            index,
+            size,
+            score,
+            chunk=patches.default_chunk(device) if self.patch_chunk == "auto" else self.patch_chunk,
+            # A compiled tower would be compiled anew for each number of patches.
+            pad=self.compile_encoder,
+        )
+        return functional.mean_over_patches(sums, kept, self.patch_reduction), kept
 
     def _regularize(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         if self.regularizer is None or self.regularizer_weight == 0:

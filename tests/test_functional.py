@@ -72,8 +72,8 @@ def test_similarity_loss():
 
 def test_mean_over_patches():
     kept = torch.tensor([[True, False, True, False], [False] * 4, [True] * 4])
-    losses = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    all_, only_kept = (functional.mean_over_patches(losses, kept, r) for r in ("all", "kept"))
+    sums = torch.tensor([3.0, 0.0, 18.0])
+    all_, only_kept = (functional.mean_over_patches(sums, kept, r) for r in ("all", "kept"))
     torch.testing.assert_close(all_, torch.tensor([0.75, 0.0, 4.5]))
     torch.testing.assert_close(only_kept, torch.tensor([1.5, 0.0, 4.5]))
 

@@ -1,0 +1,148 @@
+"""The patch term in little memory: filter first, then encode and differentiate chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from . import functional
+
+__all__ = ["default_chunk", "informative_patches", "sum_over_patches"]
+
+# Patches to encode at a time. ViT-B/32 keeps about 18.5 MiB of float32 activations for each. An
+# accelerator needs many to be busy and has memory for them, a CPU is busy with few.
+CPU_CHUNK = 16
+ACCELERATOR_CHUNK = 64
+
+# Patches whose histograms are taken at a time.
+FILTER_CHUNK = 32
+
+# Losses are differentiated at this scale, a power of two, so that float16 activations, whose
+# smallest normal number is 6e-5, keep their gradients; in other precisions nothing changes.
+GRADIENT_SCALE = 1024.0
+
+
+def default_chunk(device: torch.device) -> int:
+    """How many patches to encode at a time on `device`."""
+    return CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
+
+
+@torch.no_grad()
+def informative_patches(
+    visible: Tensor,
+    infrared: Tensor,
+    transforms: Tensor,
+    size: tuple[int, int],
+    *,
+    min_entropy: float,
+) -> Tensor:
+    """Which patches show more than `min_entropy` bits of grey levels in both sources.
+
+    Args:
+        visible: (B, 1 | 3, H, W) in [0, 1].
+        infrared: (B, 1 | 3, H, W) in [0, 1].
+        transforms: (B, N, 2, 3) maps of the patches.
+        size: height and width at which the patches are taken.
+        min_entropy: in bits.
+
+    Returns:
+        (B, N) boolean.
+    """
+    grey = torch.cat([functional.match_channels(images, 1) for images in (visible, infrared)], 1)
+    kept = []
+    for part in transforms.split(max(1, FILTER_CHUNK // len(grey)), dim=1):
+        patches = functional.sample_patches(grey, part, size)
+        kept.append((functional.patch_entropy(patches) > min_entropy).all(-1))
+    return torch.cat(kept, 1)
+
+
+def sum_over_patches(
+    images: Tensor,
+    transforms: Tensor,
+    index: Tensor,
+    size: tuple[int, int],
+    score: Callable[[Tensor, Tensor], Tensor],
+    *,
+    chunk: int | None,
+    pad: bool = False,
+) -> Tensor:
+    """Sum a score over the patches of each image.
+
+    With a `chunk`, gradients with respect to `images` are taken in here, so that the activations
+    of one chunk exist at a time; the backward pass only scales the outcome. Value and gradient
+    are those of the plain sum.
+
+    Args:
+        images: (B, C, H, W).
+        transforms: (B, N, 2, 3) maps of all patches.
+        index: (K,) which patches to take, as b * N + n, ascending.
+        size: height and width of the patches.
+        score: (P, C, height, width) patches and the (P,) images they are from -> (P,) scores,
+            each depending on its own patch only.
+        chunk: patches at a time; None takes all at once, by ordinary autograd.
+        pad: fill the last chunk with repeated patches, so that all have one shape.
+
+    Returns:
+        (B,) sums; zero for an image without patches.
+    """
+    count = transforms.shape[1]
+    if len(index) == 0:  # known to the host without asking the device
+        return images.new_zeros(len(images))
+    if chunk is None:
+        patches = functional.sample_patches(images, transforms, size).flatten(0, 1)[index]
+        owners = index // count
+        return images.new_zeros(len(images)).index_add(0, owners, score(patches, owners))
+
+    def run(images: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
+        sums, gradient = images.new_zeros(len(images)), torch.zeros_like(images)
+        for part in index.split(chunk):
+            used = len(part)
+            if pad and used < chunk:
+                part = torch.cat([part, part[:1].expand(chunk - used)])
+            owners = part // count
+            with torch.set_grad_enabled(differentiate):
+                with record_function("clip_fusion_loss.crop"):
+                    sources = images[owners].requires_grad_(differentiate)
+                    maps = transforms.flatten(0, 1)[part].unsqueeze(1)
+                    patches = functional.sample_patches(sources, maps, size).squeeze(1)
+                scores = score(patches, owners)[:used]
+            sums.index_add_(0, owners[:used], scores.detach())
+            if differentiate:
+                # A backward pass belongs outside autocast, and the caller may be inside.
+                with (
+                    record_function("clip_fusion_loss.backward"),
+                    torch.autocast(images.device.type, enabled=False),
+                ):
+                    scale = torch.full_like(scores, GRADIENT_SCALE)
+                    (slope,) = torch.autograd.grad(scores, sources, scale)
+                gradient.index_add_(0, owners, slope)
+        return sums, gradient / GRADIENT_SCALE
+
+    if torch.is_grad_enabled() and images.requires_grad:
+        return _SumWithGradient.apply(images, run)
+    return run(images, False)[0]
+
+
+class _SumWithGradient(torch.autograd.Function):
+    """Per-image sums whose gradient is already known when they are."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, run: Callable[[Tensor, bool], Any]) -> Tensor:
+        sums, gradient = run(images.detach(), True)
+        ctx.save_for_backward(gradient)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the patch term was differentiated chunk by chunk and cannot be differentiated "
+                "twice; for double backward (create_graph=True) pass patch_chunk=None, and "
+                "choose an attention that has it: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+            )
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0].view(-1, 1, 1, 1), None

@@ -1,0 +1,47 @@
+"""torch.compile of the image tower and of the step around the loss."""
+
+import pytest
+import torch
+from open_clip.model import CLIP
+from torch import nn
+
+from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss
+from conftest import MODEL_CONFIG, draw_images
+
+# One layer: compiling takes most of the time.
+CONFIG = {**MODEL_CONFIG, "vision_cfg": {**MODEL_CONFIG["vision_cfg"], "layers": 1}}
+
+
+# Dynamo looks at the .grad of its inputs, and silences the warning unless warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_tower_inside_a_compiled_step(tokenizer):
+    torch.manual_seed(0)
+    model = CLIP(**CONFIG)
+    network = nn.Conv2d(2, 1, 1)
+    _, visible, infrared = draw_images()
+    criteria = [
+        LanguageDrivenFusionLoss(
+            encoder=FrozenCLIP(model, tokenizer),
+            num_patches=6,
+            generator=torch.Generator().manual_seed(1),
+            compile=compile,
+        )
+        for compile in (False, True)
+    ]
+
+    def step(criterion):
+        fused = network(torch.cat([visible, infrared], 1)).sigmoid()
+        return criterion(fused, visible, infrared)
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, network.parameters())
+
+    plain = [step(criteria[0]) for _ in range(3)]
+    compiled_step = torch.compile(step, backend="eager")
+    compiled = [compiled_step(criteria[1]) for _ in range(3)]
+    for actual, expected in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+        for a, b in zip(gradients(actual), gradients(expected), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    # Sources, whole images and chunks of patches, however many patches were kept.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 + 3
