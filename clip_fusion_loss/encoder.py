@@ -7,8 +7,8 @@ import difflib
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_clip"
 # What CLIP was trained with where a model does not say (OpenAI's values, as in open_clip).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+HUB_TIMEOUT = 5.0  # seconds
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz")
 
@@ -315,26 +317,43 @@ def _load(
         _check_pretrained(model_name, pretrained)
 
     from_file = pretrained is not None and Path(pretrained).is_file()
+    local = from_file or model_name.startswith("local-dir:")
+    cache = None if cache_dir is None else str(cache_dir)
     try:
-        model = open_clip.create_model(
-            model_name,
-            None if pretrained is None else str(pretrained),
-            cache_dir=None if cache_dir is None else str(cache_dir),
-            require_pretrained=True,
-            # No towers from elsewhere on the way: the checkpoint has all weights.
-            pretrained_text=False,
-        )
-        tokenizer = open_clip.get_tokenizer(
-            model_name, cache_dir=None if cache_dir is None else str(cache_dir)
-        )
+        with nullcontext() if local else _offline_unless_the_hub_answers():
+            model = open_clip.create_model(
+                model_name,
+                None if pretrained is None else str(pretrained),
+                cache_dir=cache,
+                require_pretrained=True,
+                # No towers from elsewhere on the way: the checkpoint has all weights.
+                pretrained_text=False,
+            )
+            tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache)
     except Exception as error:
-        if from_file or model_name.startswith("local-dir:"):
+        if local:
             source = pretrained if from_file else model_name
             raise ValueError(
                 f"the weights in {source} do not fit or cannot be read as {model_name!r}: {error}"
             ) from error
         raise FileNotFoundError(f"{_how_to_fetch(model_name, pretrained)}: {error}") from error
     return model, tokenizer
+
+
+@contextmanager
+def _offline_unless_the_hub_answers() -> Iterator[None]:
+    """Without a network the hub's client retries for most of a minute, even what is cached."""
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception:  # whatever the client raises: it could not be reached
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _check_folder(folder: Path) -> None:
