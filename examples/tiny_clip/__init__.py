@@ -1,0 +1,1 @@
+"""How the embedded CLIP was made: renderer, captions, training and evaluation."""

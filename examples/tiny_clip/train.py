@@ -1,0 +1,315 @@
+"""Train the embedded CLIP from nothing to the folder that the package ships.
+
+    cd examples && python -m tiny_clip.train
+
+renders the scenes, trains, and writes `open_clip_config.json`, `open_clip_model.safetensors` and
+`vocabulary.txt`. Stopped at any time, the same command goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import losses
+from .captions import build_captions, truth
+from .data import Batch, SceneBank, Variant, draw_batch, load_bank
+from .degradations import ARTEFACTS, add_relief, odd_part
+from .model import Config, Texts, build_model, encode_images, export
+
+_ASSETS = Path(__file__).parents[2] / "clip_fusion_loss" / "assets" / "tiny_clip"
+_RELIEF = 5  # side of the filters searched for relief, in pixels
+# The fusions that compete under an objective.
+_RANKED = [Variant.FUSED, Variant.AVERAGE, Variant.ARTEFACT, Variant.SPOILT]
+
+
+class Trainer:
+    """Model, average of the model, optimiser and step counter; one file holds them all."""
+
+    def __init__(self, config: Config, bank: SceneBank) -> None:
+        self.config, self.bank, self.step = config, bank, 0
+        self.texts = Texts(build_captions(), config.context)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, self.texts)
+        self.average = build_model(config, self.texts).requires_grad_(False)
+        self.average.load_state_dict(self.model.state_dict())
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate
+        )
+
+    def run(self, until: int, report: Callable[[int, dict[str, float]], None]) -> None:
+        """Train to step `until`; `report` is called after every step."""
+        while self.step < until:
+            terms = self._one_step()
+            self.step += 1
+            report(self.step, terms)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint whole, or not at all."""
+        partial = path.with_suffix(".partial")
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of the same configuration."""
+        state = torch.load(path, weights_only=True)
+        if state["config"] != asdict(self.config):
+            raise ValueError(
+                f"{path} was written with other settings; delete it or pass the same ones"
+            )
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _one_step(self) -> dict[str, float]:
+        config = self.config
+        # Seeded by the step, so that a resumed run draws what an uninterrupted one would.
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        batch = draw_batch(self.bank, config.batch, config.image_size, generator)
+        chosen = torch.randint(len(self.texts), (config.captions,), generator=generator)
+        if torch.rand((), generator=generator) < config.embossed:
+            self._emboss_in_disguise(batch, generator)
+        perturb = torch.rand((), generator=generator) < config.perturbed
+        self._prepare(self.step)
+
+        images = self._attack(batch, chosen) if perturb else batch.images
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self._terms(images, batch, chosen)
+        total = torch.stack(list(terms.values())).sum()
+        total.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=math.log(60))
+        self._update_average()
+        return {"total": total.item(), **{name: term.item() for name, term in terms.items()}}
+
+    def _prepare(self, step: int) -> None:
+        """Modes and learning rate for this step."""
+        self.model.train()
+        if step >= 0.8 * self.config.steps:  # from here on, train what will be shipped
+            _freeze_batch_norm(self.model)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * _schedule(step, self.config.steps)
+
+    def _emboss_in_disguise(self, batch: Batch, generator: torch.Generator) -> None:
+        """Replace half of the artefacts by the relief that this very model likes best.
+
+        A fusion network is a stack of filters, so what it exploits is a filter. The gradient of
+        the direction loss with respect to a filter of the fused image shows which. Only its odd
+        part is taken: an odd filter embosses, whereas an even one may well sharpen, which would
+        make "artefact" a false label.
+        """
+        count = len(batch.images) // 2
+        sources = batch.images[:count, : Variant.FUSED]
+        fused = batch.images[:count, Variant.FUSED, None].clone()
+        kernels = torch.zeros(count, 1, _RELIEF, _RELIEF, requires_grad=True)
+        padded = F.pad(fused, (_RELIEF // 2,) * 4, mode="reflect").transpose(0, 1)
+        filtered = fused + F.conv2d(padded, kernels, groups=count).transpose(0, 1)
+        vectors = _unit(encode_images(self.average.eval(), torch.cat([sources, filtered], 1)))
+        with torch.no_grad():
+            rows = torch.cat([self.texts.objectives[:1], self.texts.modalities])
+            texts = _unit(self.average.encode_text(self.texts.tokens[rows]))
+        loss = losses.direction_losses(vectors[:, 2:], vectors[:, :2], texts[:1], texts[1:])
+        (gradient,) = torch.autograd.grad(loss.sum(), kernels)
+
+        worst = odd_part(-gradient)
+        worst = worst / worst.abs().amax((-1, -2), keepdim=True).clamp(min=1e-12)
+        amounts = 0.03 + 0.12 * torch.rand(count, 1, 1, 1, generator=generator)
+        relief = add_relief(fused, worst, amounts).clamp(0, 1)
+        batch.images[:count, Variant.ARTEFACT] = relief[:, 0]
+        leads_here = batch.end[:count] == Variant.ARTEFACT
+        halfway = (fused + relief)[leads_here, 0] / 2
+        batch.images[:count][leads_here, Variant.BETWEEN] = halfway
+        batch.possible[:count, Variant.ARTEFACT] = ARTEFACTS["emboss"].describe(
+            batch.possible[:count, Variant.FUSED]
+        )
+
+    def _attack(self, batch: Batch, chosen: Tensor) -> Tensor:
+        """The images moved one small step against the losses, as a fusion network would."""
+        images = batch.images.clone().requires_grad_()
+        total = torch.stack(list(self._terms(images, batch, chosen).values())).sum()
+        (gradient,) = torch.autograd.grad(total, images)
+        return (images + self.config.perturbation * gradient.sign()).clamp(0, 1).detach()
+
+    def _terms(self, images: Tensor, batch: Batch, chosen: Tensor) -> dict[str, Tensor]:
+        """The weighted terms of the training loss; `images` may differ slightly from the batch's.
+
+        `chosen` are the rows of the captions in the contrastive term.
+        """
+        texts, config = self.texts, self.config
+        rows = [texts.prompts, texts.objectives, texts.modalities, chosen]
+        vectors = _unit(encode_images(self.model, images))
+        with torch.autocast("cpu", torch.bfloat16):
+            text_vectors = self.model.encode_text(texts.tokens[torch.cat(rows)])
+        prompts, objectives, modalities, captions = _unit(text_vectors).split(
+            [len(part) for part in rows]
+        )
+        scale = self.model.logit_scale.exp()
+        flat, possible = vectors.flatten(0, 1), batch.possible.flatten(0, 1)
+        everyone = torch.arange(len(images))
+        before, after = prompts[texts.quality_steps[batch.quality_loss]].unbind(1)
+        return {
+            "contrastive": losses.contrastive(
+                flat, captions, *truth(possible, texts.allowed[chosen]), scale
+            ),
+            "prompts": 0.5
+            * losses.prompt_cross_entropy(flat, prompts, possible, scale, config.modality_weight),
+            "modality": losses.step_along(
+                vectors[:, Variant.VISIBLE_LOOK], vectors[:, Variant.INFRARED_LOOK], *modalities
+            ),
+            "quality": losses.step_along(
+                vectors[everyone, batch.origin], vectors[:, Variant.DEGRADED], before, after
+            ),
+            **self._direction_terms(vectors, batch, objectives, modalities),
+        }
+
+    def _direction_terms(
+        self, vectors: Tensor, batch: Batch, objectives: Tensor, modalities: Tensor
+    ) -> dict[str, Tensor]:
+        """The two terms on the direction loss itself, under every objective at once."""
+        direction = losses.direction_losses(
+            vectors, vectors[:, : Variant.FUSED], objectives, modalities
+        )
+        true, false = (
+            answer.view(direction.shape)
+            for answer in truth(
+                batch.possible.flatten(0, 1), self.texts.allowed[self.texts.objectives]
+            )
+        )
+        weights = torch.full((len(objectives),), self.config.objective_weight / len(objectives))
+        weights[0] = self.config.paper_weight
+        everyone = torch.arange(len(vectors))
+        start, end = (everyone, batch.start), (everyone, batch.end)
+        sign = (true[end] & false[start]).float() - (true[start] & false[end]).float()
+        return {
+            "ranking": losses.ranking(
+                direction[:, _RANKED], true[:, _RANKED], false[:, _RANKED], weights, margin=0.35
+            ),
+            "between": losses.order_between(
+                direction[start], direction[:, Variant.BETWEEN], direction[end], sign
+            ),
+        }
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # A young average forgets faster, else it would remember the random start.
+        keep = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        for old, new in zip(
+            self.average.state_dict().values(), self.model.state_dict().values(), strict=True
+        ):
+            if old.is_floating_point():
+                old.lerp_(new, 1 - keep)
+            else:
+                old.copy_(new)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Factor on the learning rate: linear warm-up over 100 steps, then a half cosine to zero."""
+    return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors.float(), dim=-1)
+
+
+def _freeze_batch_norm(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tiny_clip.train",
+        description="Train the embedded tiny CLIP. Run it again after a stop and it goes on.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=_ASSETS, help="folder for the weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("tiny_clip_work"),
+        help="folder for rendered scenes and the checkpoint (default: ./%(default)s)",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        help="also train on crops of real pairs, DIR/vi/NAME and DIR/ir/NAME; mind their licence",
+    )
+    parser.add_argument(
+        "--skip", action="append", default=[], metavar="NAME", help="pair to leave out; repeatable"
+    )
+    parser.add_argument("--steps", type=int, default=Config.steps, help="default: %(default)s")
+    parser.add_argument(
+        "--scenes", type=int, default=Config.scenes, help="scenes to render (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    bank = load_bank(
+        arguments.work,
+        arguments.scenes,
+        arguments.seed,
+        workers=os.cpu_count() or 1,
+        pairs=arguments.pairs,
+        skip=arguments.skip,
+    )
+    config = Config(
+        steps=arguments.steps,
+        scenes=arguments.scenes,
+        photographs=f"{arguments.pairs} without {arguments.skip}" if arguments.pairs else "",
+        seed=arguments.seed,
+    )
+    trainer = Trainer(config, bank)
+    checkpoint = arguments.work / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.resume(checkpoint)
+    with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step") as bar:
+
+        def report(step: int, terms: dict[str, float]) -> None:
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix({name: f"{value:.2f}" for name, value in terms.items()})
+            if step % 200 == 0 or step == config.steps:
+                trainer.save(checkpoint)
+
+        trainer.run(config.steps, report)
+    export(trainer.average, config, build_captions(), arguments.out)
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
