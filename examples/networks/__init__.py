@@ -1,0 +1,1 @@
+"""Fusion networks to try the loss on; each is called `net(visible, infrared) -> fused`."""

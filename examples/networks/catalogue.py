@@ -1,0 +1,20 @@
+"""The networks by name, as command lines and checkpoints call them."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from networks.densefuse import DenseFuse
+from networks.ldfusion import LDFusion
+from networks.swinfusion import SwinFusion
+from networks.u2fusion import U2Fusion
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "densefuse": DenseFuse,
+    "u2fusion": U2Fusion,
+    "swinfusion": SwinFusion,
+    "ldfusion": LDFusion,
+    # The same, with an output that passes gradients everywhere.
+    "ldfusion-smooth": partial(LDFusion, clamp=False),
+}

@@ -1,0 +1,69 @@
+"""Train a fusion network with the language-driven loss, on random crops of image pairs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import trange
+
+from clip_fusion_loss import LanguageDrivenFusionLoss
+from images import luminance
+from pairs import Pair
+
+BATCH_SIZE = 4
+CROP_SIDE = 112
+LEARNING_RATE = 1e-3
+
+
+def train(
+    network: nn.Module,
+    criterion: LanguageDrivenFusionLoss,
+    pairs: Sequence[Pair],
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    title: str = "training",
+) -> dict[str, list[float]]:
+    """Train `network(visible, infrared) -> fused` in place; returns every step's loss terms.
+
+    `seed` decides which crops are seen.
+    """
+    crops = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    history: dict[str, list[float]] = {}
+    network.train()
+    progress = trange(steps, desc=title, unit="step")
+    for _ in progress:
+        visible, infrared = (batch.to(device) for batch in random_crops(pairs, crops))
+        terms = criterion.terms(network(visible, infrared), visible, infrared)
+        optimizer.zero_grad()
+        terms.total.backward()
+        optimizer.step()
+
+        values = {name: value.item() for name, value in terms._asdict().items()}
+        for name, value in values.items():
+            history.setdefault(name, []).append(value)
+        progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+    return history
+
+
+def random_crops(pairs: Sequence[Pair], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A batch of grey crops, visible and infrared, each (N, 1, S, S) in [0, 1].
+
+    S is `CROP_SIDE`, or less where one of the images drawn is smaller.
+    """
+    drawn = [pairs[_below(len(pairs), generator)] for _ in range(BATCH_SIZE)]
+    side = min(CROP_SIDE, *(min(pair.infrared.shape[1:]) for pair in drawn))
+    visible, infrared = [], []
+    for pair in drawn:
+        height, width = pair.infrared.shape[1:]
+        top, left = _below(height - side + 1, generator), _below(width - side + 1, generator)
+        window = (slice(None), slice(top, top + side), slice(left, left + side))
+        visible.append(luminance(pair.visible[window]))
+        infrared.append(luminance(pair.infrared[window]))
+    return torch.stack(visible), torch.stack(infrared)
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))

@@ -1,0 +1,299 @@
+"""The quickstart from end to end, in a few steps, and the parts of it that users meet."""
+
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import choices
+import quickstart
+import report
+import training
+from choices import build_criterion, choose_device, choose_pairs, rendered_pairs
+from files import written_whole
+from images import read_image
+from networks.densefuse import DenseFuse
+from networks.residual import AverageResidual
+from pairs import Pair
+
+METRICS = ["EN", "SD", "SF", "AG", "MI", "SCD", "SSIM", "Qabf"]
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(training, "BATCH_SIZE", 2)
+    monkeypatch.setattr(training, "CROP_SIDE", 48)
+    monkeypatch.setattr(choices, "PATCHES", 2)
+
+
+def run(out, *arguments):
+    quickstart.main(["--out", str(out), "--steps", "3", "--device", "cpu", *arguments])
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def user_folder(tmp_path):
+    """A colour pair, a 16-bit pair of another size and file type, and one that does not match."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    for name, suffix, infrared, visible in (
+        (
+            "colour",
+            "png",
+            random.integers(256, size=(70, 90)),
+            random.integers(256, size=(70, 90, 3)),
+        ),
+        (
+            "deep",
+            "tif",
+            random.integers(2**16, size=(130, 50)),
+            random.integers(256, size=(130, 50)),
+        ),
+        (
+            "unequal",
+            "png",
+            random.integers(256, size=(64, 64)),
+            random.integers(256, size=(64, 65)),
+        ),
+    ):
+        for modality, values in (("Thermal", infrared), ("RGB", visible)):
+            path = folder / modality / f"{name}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            depth = np.uint16 if values.max() > 255 else np.uint8
+            Image.fromarray(values.astype(depth)).save(path)
+    return folder
+
+
+def test_without_options_it_fuses_rendered_pairs(tmp_path, capsys):
+    content = run(tmp_path / "out", "--max-pairs", "2", "--seed", "7")
+    assert list(content) == ["average", "runs"]
+    assert list(content["average"]) == METRICS
+    (result,) = content["runs"]
+    assert list(result) == ["prompt", "seed", "metrics", "seconds"]
+    assert result["prompt"] == "a clear image with detailed background and salient objects"
+    assert result["seed"] == 7
+    assert result["seconds"] > 0
+    assert list(result["metrics"]) == METRICS
+
+    written = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*")}
+    folder = "fused/01-a-clear-image-with-detailed-background-a"
+    assert {path.as_posix() for path in written} == {
+        "contact_sheet.png",
+        "loss_curves.png",
+        "metrics.json",
+        f"{folder}/scene_01.png",
+        f"{folder}/scene_02.png",
+    }
+    for name in ("contact_sheet.png", "loss_curves.png"):
+        with Image.open(tmp_path / "out" / name) as image:
+            assert min(image.size) > 200
+    printed = capsys.readouterr().out
+    assert "average" in printed
+    assert str(tmp_path / "out" / "contact_sheet.png") in printed
+
+
+def test_images_of_a_user(tmp_path, user_folder, capsys):
+    out = tmp_path / "out"
+    prompts = ["a sharp image", "A sharp, image!"]
+    content = run(out, "--pairs", str(user_folder), "--prompt", prompts[0], "--prompt", prompts[1])
+    assert [result["prompt"] for result in content["runs"]] == prompts
+    for folder in ("01-a-sharp-image", "02-a-sharp-image"):
+        assert read_image(out / "fused" / folder / "colour.png").shape == (3, 70, 90)
+        assert read_image(out / "fused" / folder / "deep.png").shape == (1, 130, 50)
+        assert len(list((out / "fused" / folder).iterdir())) == 2
+    assert "unequal.png: is 64 x 64 pixels" in capsys.readouterr().err
+
+
+def test_a_large_folder_is_not_taken_whole_without_a_word(user_folder, capsys):
+    assert [pair.name for pair in choose_pairs(user_folder, limit=1)] == ["colour"]
+    assert "at most 1 pairs are taken" in capsys.readouterr().err
+    assert len(choose_pairs(user_folder, limit=10)) == 2
+    assert "--max-pairs" not in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_images(tmp_path, user_folder):
+    same = ["--pairs", str(user_folder), "--prompt", "a dark image"]
+    results = [
+        run(tmp_path / str(number), *same, "--seed", str(seed))
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    figures = [result["runs"][0]["metrics"] for result in results]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-3)
+    assert figures[0] != pytest.approx(figures[2], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs", "nowhere"], "there is no folder nowhere"),
+        (["--pairs", "."], "Layouts understood"),
+        (["--device", "abacus"], "--device abacus does not work here"),
+        (["--device", "meta"], "--device meta does not work here"),
+        (["--out", "file"], "cannot write to --out file"),
+        (["--prompt", " "], "no empty one"),
+        (["--encoder", "huge"], "--encoder must be tiny, MODEL/TAG"),
+        (["--encoder", "no-such-model/openai"], "'no-such-model'"),
+        (["--encoder", "weights/missing.pt"], "weights"),
+    ],
+)
+def test_mistakes_end_in_a_message(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as failure:
+        quickstart.main(arguments)
+    assert failure.value.code.startswith("quickstart: error: ")
+    assert message in failure.value.code
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "0"], ["--steps", "many"], ["--seed", "-1"], ["--bogus"]]
+)
+def test_wrong_options_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as failure:
+        quickstart.main(arguments)
+    assert failure.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        quickstart.main(["--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "DIR/ir/street.png" in printed
+    assert "--prompt" in printed
+
+
+def test_interrupting_is_clean(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart, "train", interrupt)
+    with pytest.raises(SystemExit, match="interrupted"):
+        run(tmp_path, "--max-pairs", "1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_word_is_a_note(tmp_path, capsys):
+    run(tmp_path, "--max-pairs", "1", "--prompt", "a xylophone")
+    printed = capsys.readouterr().err
+    assert "note: " in printed
+    assert "'xylophone'" in printed
+    assert ".py" not in next(line for line in printed.splitlines() if "xylophone" in line)
+
+
+def test_any_gpu_is_used_and_else_the_cpu(monkeypatch):
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=available: answer)
+        assert choose_device(None) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ViT-B-32-quickgelu/openai", ("ViT-B-32-quickgelu", "openai")),
+        ("hf-hub:someone/clip", ("hf-hub:someone/clip",)),
+        ("local-dir:/models/clip", ("local-dir:/models/clip",)),
+        (__file__, ("ViT-B-32-quickgelu", __file__)),
+    ],
+)
+def test_names_of_encoders(monkeypatch, name, arguments):
+    def give_back(*received):
+        raise ValueError(received)
+
+    monkeypatch.setattr(choices.FrozenCLIP, "from_pretrained", give_back)
+    with pytest.raises(ValueError, match=re.escape(str(arguments))):
+        build_criterion(name, torch.Generator())
+
+
+def test_rendered_pairs_are_always_the_same():
+    first, second = rendered_pairs(2), rendered_pairs(2)
+    assert [pair.name for pair in first] == ["scene_01", "scene_02"]
+    assert first[0].visible.dtype == torch.uint8
+    assert torch.equal(first[1].infrared, second[1].infrared)
+
+
+def test_folder_names_are_safe_and_unique():
+    assert quickstart.folder_name(1, "A/../b: c?") == "01-a-b-c"
+    assert quickstart.folder_name(2, "清晰的图像") == "02"
+    assert len(quickstart.folder_name(3, "word " * 100)) <= 43
+
+
+def test_crops_show_the_same_place_of_both_images():
+    image = torch.randint(256, (1, 130, 150), dtype=torch.uint8)
+    pairs = [Pair("scene", image, 255 - image)]
+    visible, infrared = training.random_crops(pairs, torch.Generator().manual_seed(0))
+    assert visible.shape == (training.BATCH_SIZE, 1, training.CROP_SIDE, training.CROP_SIDE)
+    torch.testing.assert_close(visible + infrared, torch.ones_like(visible))
+    assert not torch.equal(visible[0], visible[1])
+
+
+def test_crops_shrink_to_the_smallest_image():
+    pairs = [
+        Pair("grey", *torch.zeros(2, 1, 40, 300, dtype=torch.uint8)),
+        Pair("colour", torch.zeros(3, 300, 40, dtype=torch.uint8), torch.zeros(1, 300, 40)),
+    ]
+    visible, _ = training.random_crops(pairs, torch.Generator().manual_seed(0))
+    assert visible.shape == (training.BATCH_SIZE, 1, 40, 40)
+
+
+def test_training_lowers_the_loss():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    criterion = build_criterion("tiny", generator)
+    history = training.train(
+        AverageResidual(DenseFuse()),
+        criterion,
+        rendered_pairs(1),
+        steps=12,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    assert list(history) == ["total", "direction", "patch", "similarity", "regularizer", "kept"]
+    assert np.mean(history["regularizer"][-4:]) < np.mean(history["regularizer"][:4])
+
+
+def test_odd_prompts_in_pictures(tmp_path):
+    grey = torch.zeros(1, 20, 30, dtype=torch.uint8)
+    titles = ["100 $ and $x^{", "_hidden", "a long prompt " * 20]
+    report.save_contact_sheet({title: [grey, grey] for title in titles}, tmp_path / "sheet.png")
+    history = {"total": [3.0, 2.0, 1.0], "kept": [0.0, 1.0, 1.0]}
+    report.save_loss_curves(dict.fromkeys(titles, history), tmp_path / "curves.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "sheet.png"]
+
+
+def test_table_lines_up():
+    rows = {"average": {"EN": 6.0, "SD": 30.0}, '"x"': {"EN": 7.0, "SD": 1.0}}
+    assert report.table(rows).split("\n") == [
+        "             EN      SD",
+        "average   6.000  30.000",
+        '"x"       7.000   1.000',
+    ]
+
+
+def test_running_mean():
+    positions, means = report.running_mean(np.arange(60.0))
+    assert len(means) == 55
+    np.testing.assert_allclose(positions, means)
+
+
+def test_an_interrupted_file_is_not_written(tmp_path):
+    def write_half():
+        with written_whole(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notes_hide_warnings_for_programmers(capsys):
+    with choices.warnings_as_notes():
+        warnings.warn("mind the gap", stacklevel=1)
+        warnings.warn("old function", DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == "note: mind the gap\n"
