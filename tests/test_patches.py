@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss, SourceEmbeddings
 from conftest import draw_images
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHUNKS = [1, 3, 5, 64, "auto"]
 
