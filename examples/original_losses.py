@@ -1,0 +1,252 @@
+"""What DenseFuse, U2Fusion and SwinFusion were trained with before there was a language to do it.
+
+To compare "same network, original loss" with "same network, language-driven loss". Each module
+has `terms(fused, visible, infrared)` that returns a named tuple which begins with `total`, like
+`clip_fusion_loss.LanguageDrivenFusionLoss`, and is called for the total alone. Images are
+(N, 1, H, W); sources lie in [0, 1], fused images may leave it. All parts are means over samples,
+so that the mean over equal batches is the loss of all of them together.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import VGG16_Weights, vgg16
+
+
+class ReconstructionTerms(NamedTuple):
+    """Parts of `ReconstructionLoss`, each () and as weighted in the total."""
+
+    total: Tensor
+    pixels: Tensor
+    ssim: Tensor
+
+
+class ReconstructionLoss(nn.Module):
+    """DenseFuse's: ``MSE + 100 (1 - SSIM)`` between an image and its reconstruction.
+
+    No fused image occurs: the encoder and decoder learn on single images, and only later are
+    features of two images added between them. As in the original, the squared error is taken on
+    grey levels from 0 to 255, although images come in [0, 1].
+
+    Li and Wu, IEEE Transactions on Image Processing 28(5), 2019.
+
+    Args:
+        ssim_weight: 100 in most of the original's experiments, which also try 1, 10 and 1000.
+    """
+
+    LEVELS = 255.0
+
+    def __init__(self, ssim_weight: float = 100.0) -> None:
+        super().__init__()
+        self.ssim_weight = ssim_weight
+
+    def forward(self, reconstructed: Tensor, image: Tensor) -> Tensor:
+        return self.terms(reconstructed, image).total
+
+    def terms(self, reconstructed: Tensor, image: Tensor) -> ReconstructionTerms:
+        """Both (N, 1, H, W), at least 11 x 11; `image` in [0, 1]."""
+        pixels = self.LEVELS**2 * F.mse_loss(reconstructed, image)
+        ssim = self.ssim_weight * (1 - similarity(reconstructed, image).mean())
+        return ReconstructionTerms(pixels + ssim, pixels, ssim)
+
+
+class U2FusionTerms(NamedTuple):
+    """Parts of `U2FusionLoss`, each () and as weighted in the total."""
+
+    total: Tensor
+    ssim: Tensor
+    pixels: Tensor
+
+
+class U2FusionLoss(nn.Module):
+    """U2Fusion's: each source counts as much as it has to tell.
+
+    ::
+
+        sum_s w_s (1 - SSIM(fused, s)) + 20 sum_s w_s MSE(fused, s),   s = visible, infrared
+        w = softmax(information(visible), information(infrared))       per sample
+
+    Xu et al., IEEE Transactions on Pattern Analysis and Machine Intelligence 44(1), 2022.
+
+    Args:
+        information: a module that gives each image (N, 1, H, W) a number (N,); the original's is
+            `VGGInformation()`.
+        pixel_weight: the factor 20.
+    """
+
+    def __init__(self, information: nn.Module, pixel_weight: float = 20.0) -> None:
+        super().__init__()
+        self.information = information
+        self.pixel_weight = pixel_weight
+
+    def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        return self.terms(fused, visible, infrared).total
+
+    def terms(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> U2FusionTerms:
+        """All (N, 1, H, W), at least 32 x 32; the sources in [0, 1]."""
+        sources = (visible, infrared)
+        with torch.no_grad():
+            weights = torch.stack([self.information(image) for image in sources]).softmax(0)
+        differences = torch.stack([1 - similarity(fused, image) for image in sources])
+        errors = torch.stack([(fused - image).square().mean((1, 2, 3)) for image in sources])
+        ssim = (weights * differences).sum(0).mean()
+        pixels = self.pixel_weight * (weights * errors).sum(0).mean()
+        return U2FusionTerms(ssim + pixels, ssim, pixels)
+
+
+class VGGInformation(nn.Module):
+    """How much an image tells: the energy of the gradients of its VGG-16 features, over `scale`.
+
+    The features before each of the five poolings are compared with the mean of their eight
+    neighbours; the squares are averaged over channels, pixels and layers. The network is frozen.
+
+    Args:
+        weights: a file with the features' `state_dict`; None downloads them or takes them from
+            torch's hub cache. They must expect grey levels from 0 to 255, less a mean, as the
+            original VGG does: `scale` is made for the size of those features.
+        scale: what the original divides by; 3200 for visible and infrared images.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the download failed.
+        ValueError: the file does not hold the features of VGG-16.
+    """
+
+    #: Channel means that the weights were trained with, of grey levels from 0 to 255.
+    MEAN = (123.0, 117.0, 104.0)
+
+    def __init__(self, weights: Path | None = None, scale: float = 3200.0) -> None:
+        super().__init__()
+        self.features = _vgg16_features(weights).requires_grad_(False)
+        self.scale = scale
+        mean = torch.tensor(self.MEAN).view(3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        neighbours = torch.full((1, 1, 3, 3), 1 / 8)
+        neighbours[0, 0, 1, 1] = -1
+        self.register_buffer("neighbours", neighbours, persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 1, H, W) in [0, 1], at least 32 x 32 -> (N,)."""
+        energies = []
+        features = 255 * image - self.mean
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                energies.append(self._gradient_energy(features))
+            features = layer(features)
+        return torch.stack(energies).mean(0) / self.scale
+
+    def _gradient_energy(self, features: Tensor) -> Tensor:
+        channels = features.flatten(0, 1)[:, None]
+        padded = F.pad(channels, (1, 1, 1, 1), mode="replicate")
+        gradients = F.conv2d(padded, self.neighbours)
+        return gradients.view_as(features).square().mean((1, 2, 3))
+
+
+class SwinFusionTerms(NamedTuple):
+    """Parts of `SwinFusionLoss`, each () and as weighted in the total, in the original's order."""
+
+    total: Tensor
+    texture: Tensor
+    intensity: Tensor
+    ssim: Tensor
+
+
+class SwinFusionLoss(nn.Module):
+    """SwinFusion's: the brighter pixel, the stronger edge, the structure of both.
+
+    ::
+
+        20 |fused - max(visible, infrared)|
+        + 20 |edges(fused) - max(edges(visible), edges(infrared))|
+        + 10 (1 - w SSIM(fused, visible) - (1 - w) SSIM(fused, infrared))
+
+    edges are Sobel's, both directions' magnitudes added; w is the visible image's share of the
+    sources' mean edge strength, here for each sample and in the original for the batch.
+
+    Ma et al., IEEE/CAA Journal of Automatica Sinica 9(7), 2022.
+    """
+
+    def __init__(
+        self,
+        *,
+        texture_weight: float = 20.0,
+        intensity_weight: float = 20.0,
+        ssim_weight: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.texture_weight = texture_weight
+        self.intensity_weight = intensity_weight
+        self.ssim_weight = ssim_weight
+
+    def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        return self.terms(fused, visible, infrared).total
+
+    def terms(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> SwinFusionTerms:
+        """All (N, 1, H, W), at least 11 x 11; the sources in [0, 1]."""
+        visible_edges, infrared_edges = sobel_edges(visible), sobel_edges(infrared)
+        stronger = torch.maximum(visible_edges, infrared_edges)
+        texture = self.texture_weight * F.l1_loss(sobel_edges(fused), stronger)
+        brighter = torch.maximum(visible, infrared)
+        intensity = self.intensity_weight * F.l1_loss(fused, brighter)
+        of_visible, of_infrared = (
+            edges.mean((1, 2, 3)) + 1e-8 for edges in (visible_edges, infrared_edges)
+        )
+        share = of_visible / (of_visible + of_infrared)
+        structure = share * similarity(fused, visible) + (1 - share) * similarity(fused, infrared)
+        ssim = self.ssim_weight * (1 - structure.mean())
+        return SwinFusionTerms(texture + intensity + ssim, texture, intensity, ssim)
+
+
+def similarity(fused: Tensor, source: Tensor) -> Tensor:
+    """(N,) structural similarity of images in [0, 1], differentiable, Gaussian window of 11.
+
+    Wang et al., IEEE Transactions on Image Processing 13(4), 2004.
+    """
+    # Imported here: it takes seconds, and the language-driven loss does without.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    # Unlike others, torchmetrics takes images that leave the range, as those of young networks do.
+    return structural_similarity_index_measure(fused, source, data_range=1.0, reduction="none")
+
+
+def sobel_edges(images: Tensor) -> Tensor:
+    """(N, 1, H, W) edge strengths: magnitudes of both directions added."""
+    across = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = torch.stack([across, across.T])[:, None]
+    # Black beyond the border would be an edge all around.
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, kernels).abs().sum(1, keepdim=True)
+
+
+def _vgg16_features(weights: Path | None) -> nn.Sequential:
+    """torchvision's VGG-16 up to its last pooling, with the original authors' weights."""
+    pretrained = VGG16_Weights.IMAGENET1K_FEATURES
+    if weights is None:
+        try:
+            return vgg16(weights=pretrained).features
+        except OSError as error:
+            raise FileNotFoundError(
+                "the weights of VGG-16 are not in the cache and could not be downloaded; fetch "
+                f"{pretrained.url} on a machine with a network and pass the file: {error}"
+            ) from error
+    if not weights.is_file():
+        raise FileNotFoundError(f"there is no file {weights} with weights of VGG-16")
+    features = vgg16().features
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        features.load_state_dict(_features_alone(state))
+    except Exception as error:
+        raise ValueError(
+            f"{weights} does not hold the features of torchvision's VGG-16: {error}"
+        ) from error
+    return features
+
+
+def _features_alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix("features."): values
+        for name, values in state.items()
+        if not name.startswith("classifier.")
+    }

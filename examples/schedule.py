@@ -1,0 +1,26 @@
+"""The paper's learning rate: a linear warm-up, then halved a few times."""
+
+from collections.abc import Sequence
+
+
+def learning_rate_factor(
+    done: float,
+    step: float,
+    *,
+    warmup: float = 1.0,
+    milestones: Sequence[float] = (50, 60, 70, 80, 90),
+    decay: float = 0.5,
+) -> float:
+    """What to multiply the learning rate with in a step; all times are in epochs.
+
+    The paper warms up linearly over the first epoch and halves at epochs 50, 60, 70, 80 and 90.
+    (Its published code does neither: the warm-up fails, and once mended counts iterations.)
+
+    Args:
+        done: epochs behind us when the step begins.
+        step: epochs that the step itself takes, by all processes together.
+        warmup: length of the warm-up; 0 is none.
+        milestones: when to multiply by `decay`.
+    """
+    risen = min(1.0, (done + step) / warmup) if warmup > 0 else 1.0
+    return risen * decay ** sum(done >= milestone for milestone in milestones)
