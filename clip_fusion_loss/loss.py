@@ -191,7 +191,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         """The loss with the embedded CLIP and weights that suit it: no download, no network.
 
         For demonstrations and continuous integration; see `FrozenCLIP.tiny`. The regularizer
-        is `IntensityGradientLoss()`. The weights, 0.5 / 2.5 / 6 / 10 with ``patch_reduction=
+        is `IntensityGradientLoss()`. The weights, 0.75 / 3.75 / 6 / 10 with ``patch_reduction=
         "kept"``, were found by training DenseFuse with this very model: it has its own scale,
         and the paper's weights over-drive it.
 
@@ -199,10 +199,11 @@ class LanguageDrivenFusionLoss(nn.Module):
             objective: see the class.
             options: any keyword of the class.
         """
+        if "encoder" not in options:
+            options["encoder"] = FrozenCLIP.tiny()
         defaults: dict[str, Any] = {
-            "encoder": FrozenCLIP.tiny(),
-            "direction_weight": 0.5,
-            "patch_weight": 2.5,
+            "direction_weight": 0.75,
+            "patch_weight": 3.75,
             "similarity_weight": 6.0,
             "patch_reduction": "kept",
             "regularizer": IntensityGradientLoss(),

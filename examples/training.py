@@ -41,7 +41,8 @@ def train(
         terms.total.backward()
         optimizer.step()
 
-        values = {name: value.item() for name, value in terms._asdict().items()}
+        # All terms in one transfer: each would wait for the device on its own.
+        values = dict(zip(terms._fields, torch.stack(terms).tolist(), strict=True))
         for name, value in values.items():
             history.setdefault(name, []).append(value)
         progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
