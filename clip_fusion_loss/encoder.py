@@ -343,8 +343,7 @@ def _load(
 @contextmanager
 def _offline_unless_the_hub_answers() -> Iterator[None]:
     """Without a network the hub's client retries for most of a minute, even what is cached."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     before = constants.HF_HUB_OFFLINE
     try:
