@@ -59,7 +59,10 @@ def check_images(images: Mapping[str, Tensor], device: torch.device) -> None:
 
 def _check_image(name: str, image: object) -> None:
     if not isinstance(image, Tensor):
-        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(image).__name__}")
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor, got {type(image).__name__}; "
+            "convert arrays with torch.from_numpy"
+        )
     if not image.is_floating_point():
         raise TypeError(
             f"`{name}` must be floating point, got {image.dtype}; convert 8-bit images with "
@@ -70,7 +73,7 @@ def _check_image(name: str, image: object) -> None:
         raise ValueError(
             f"`{name}` must have shape (B, C, H, W) with B >= 1 and C = 1 or 3, got {shape}; "
             f"add a missing batch axis with {name}[None], a missing channel axis with "
-            f"{name}[:, None]"
+            f"{name}[:, None], and move channels that come last with {name}.movedim(-1, 1)"
         )
     if min(shape[2:]) < MIN_SIZE:
         raise ValueError(
@@ -84,7 +87,7 @@ def _check_match(name: str, image: Tensor, first: str, reference: Tensor) -> Non
     if (image.shape[0], *image.shape[2:]) != expected:
         raise ValueError(
             f"`{name}` must have the batch, height and width of `{first}`, {expected}, got shape "
-            f"{tuple(image.shape)}; crop or resize the pair together"
+            f"{tuple(image.shape)}; load, crop and resize the images of a pair together"
         )
     if image.device != reference.device:
         raise ValueError(

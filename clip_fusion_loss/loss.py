@@ -234,10 +234,14 @@ class LanguageDrivenFusionLoss(nn.Module):
             objective = FusionObjective(fused=objective)
         if isinstance(objective, FusionObjective):
             fusion_model = EmbeddedFusionModel(objective, self.encoder)
-        else:
-            checks.check_type("objective", objective, EmbeddedFusionModel)
+        elif isinstance(objective, EmbeddedFusionModel):
             objective.check_encoder(self.encoder)
             fusion_model = copy.deepcopy(objective)  # it may serve other losses elsewhere
+        else:
+            raise TypeError(
+                "`objective` must be a text, a FusionObjective or an EmbeddedFusionModel, got "
+                f"{objective!r}; several texts are FusionObjective(fused=[...])"
+            )
         self.fusion_model = fusion_model.to(self.encoder.device)
 
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
