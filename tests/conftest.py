@@ -41,6 +41,20 @@ def encoder(clip_model, tokenizer) -> FrozenCLIP:
     return FrozenCLIP(clip_model, tokenizer)
 
 
+@pytest.fixture
+def encoded_batches(encoder, monkeypatch) -> list[int]:
+    """How many images `encoder` was given, call by call; grows as it is used."""
+    sizes: list[int] = []
+    encode = encoder.encode_image
+
+    def note(images, **options):
+        sizes.append(len(images))
+        return encode(images, **options)
+
+    monkeypatch.setattr(encoder, "encode_image", note)
+    return sizes
+
+
 @pytest.fixture(scope="session")
 def real_pairs() -> Path:
     """A folder of real infrared-visible pairs beside the checkout, where there is one."""

@@ -66,35 +66,19 @@ def test_loss_scaling_is_exact(encoder, chunk):
     assert torch.equal(scaled / 2.0**16, plain)
 
 
-def test_never_more_than_a_chunk_at_a_time(encoder, monkeypatch):
-    seen = []
-    encode = encoder.encode_image
-
-    def count(images, **options):
-        seen.append(len(images))
-        return encode(images, **options)
-
-    monkeypatch.setattr(encoder, "encode_image", count)
+def test_never_more_than_a_chunk_at_a_time(encoder, encoded_batches):
     images = draw_images(batch=2)
     value_and_gradient(make(encoder, 5, min_patch_entropy=None), images)
-    assert seen == [4, 2, 5, 5, 4]
+    assert encoded_batches == [4, 2, 5, 5, 4]
 
 
-def test_compiled_towers_see_one_chunk_size(encoder, monkeypatch):
-    seen = []
-    encode = encoder.encode_image
-
-    def count(images, **options):
-        seen.append(len(images))
-        return encode(images, **options)
-
-    monkeypatch.setattr(encoder, "encode_image", count)
+def test_compiled_towers_see_one_chunk_size(encoder, encoded_batches, monkeypatch):
     monkeypatch.setattr(encoder, "compile", lambda **options: None)
     images = draw_images(batch=2)
     expected = value_and_gradient(make(encoder, None, min_patch_entropy=None), images)
-    seen.clear()
+    encoded_batches.clear()
     actual = value_and_gradient(make(encoder, 5, min_patch_entropy=None, compile=True), images)
-    assert seen == [4, 2, 5, 5, 5]
+    assert encoded_batches == [4, 2, 5, 5, 5]
     torch.testing.assert_close(actual[0], expected[0])
     torch.testing.assert_close(actual[1], expected[1], rtol=1e-3, atol=1e-6)
 
@@ -163,17 +147,13 @@ class TestEmbedSources:
         loss = criterion(*images, sources=sources)
         assert loss == make(encoder, 3)(*images)
 
-    def test_sources_are_not_encoded_again(self, encoder, monkeypatch):
+    def test_sources_are_not_encoded_again(self, encoder, encoded_batches):
         images = draw_images()
         criterion = make(encoder, 3, patch_weight=0)
         sources = criterion.embed_sources(*images[1:])
-        seen = []
-        encode = encoder.encode_image
-        monkeypatch.setattr(
-            encoder, "encode_image", lambda x, **o: (seen.append(len(x)), encode(x, **o))[1]
-        )
+        encoded_batches.clear()
         criterion(*images, sources=sources)
-        assert seen == [2]
+        assert encoded_batches == [2]
 
     @pytest.mark.parametrize(
         ("sources", "error"),
