@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+
+from files import written_whole
 
 from .captions import SLICES, WIDTH, Assertion, mask
 from .degradations import ARTEFACTS, QUALITY, Degradation, degrade, vary_look
@@ -200,9 +201,8 @@ def _to_bytes(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _save_array(path: Path, array: NDArray[np.generic]) -> None:
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, array)
-    os.replace(partial, path)
+    with written_whole(path) as temporary:
+        np.save(temporary, array)
 
 
 def _photographs(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP, FusionObjective
 from clip_fusion_loss.functional import resize_images
+from files import written_whole
 
 from .degradations import gaussian_blur
 
@@ -194,9 +194,8 @@ def main() -> None:
     for title, table in tables.items():
         _print(title, table)
     if arguments.json is not None:
-        partial = arguments.json.with_suffix(".partial")
-        partial.write_text(json.dumps(tables, indent=2))
-        os.replace(partial, arguments.json)
+        with written_whole(arguments.json) as temporary:
+            temporary.write_text(json.dumps(tables, indent=2))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
 from torch import Tensor
+
+from files import written_whole
 
 from .captions import (
     OBJECTIVES,
@@ -151,6 +152,5 @@ def export(model: CLIP, config: Config, captions: tuple[Caption, ...], folder: P
         "vocabulary.txt": lambda path: path.write_text("\n".join(vocabulary(captions)) + "\n"),
     }
     for name, write in writers.items():
-        partial = folder / f"{name}.partial"
-        write(partial)
-        os.replace(partial, folder / name)
+        with written_whole(folder / name) as temporary:
+            write(temporary)

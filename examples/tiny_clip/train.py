@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from files import written_whole
+
 from . import losses
 from .captions import build_captions, truth
 from .data import Batch, SceneBank, Variant, draw_batch, load_bank
@@ -56,7 +58,6 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint whole, or not at all."""
-        partial = path.with_suffix(".partial")
         state = {
             "config": asdict(self.config),
             "step": self.step,
@@ -64,8 +65,8 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, partial)
-        os.replace(partial, path)
+        with written_whole(path) as temporary:
+            torch.save(state, temporary)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of the same configuration."""
