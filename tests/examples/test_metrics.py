@@ -10,7 +10,7 @@ from fusing import average
 from images import luminance, to_8bit
 from pairs import open_pairs
 
-TNO = Path(__file__).parents[2] / "shared" / "pairs" / "tno"
+TNO = Path(__file__).parents[3] / "shared" / "pairs" / "tno"
 
 
 def constant(level=100):

@@ -1,5 +1,6 @@
 """The recipe of the embedded CLIP: scenes, truths, degradations, and a resumable training."""
 
+import hashlib
 import re
 from dataclasses import replace
 
@@ -281,6 +282,7 @@ def test_exported_folder_loads_with_open_clip(bank, tmp_path):
     trainer = _train(Trainer(TINY, bank), 1)
     export(trainer.average, TINY, captions, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "SHA256SUMS",
         "open_clip_config.json",
         "open_clip_model.safetensors",
         "vocabulary.txt",
@@ -292,6 +294,9 @@ def test_exported_folder_loads_with_open_clip(bank, tmp_path):
         model.encode_text(tokens), trainer.average.encode_text(tokens), atol=2e-2, rtol=2e-2
     )
     assert (tmp_path / "vocabulary.txt").read_text().split() == c.vocabulary(captions)
+    for line in (tmp_path / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
 
 
 def test_token_rows_without_training_stay_equal(bank):

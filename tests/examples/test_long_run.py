@@ -1,0 +1,45 @@
+"""Days of training in short: nothing piles up."""
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip_fusion_loss import IntensityGradientLoss
+from conftest import draw_images, make_criterion
+from networks.densefuse import DenseFuse
+from pairs import Pair
+from training import train
+
+STATUS = Path("/proc/self/statm")
+
+
+def resident_memory():
+    """Bytes of this process that are in memory."""
+    gc.collect()
+    return int(STATUS.read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="reads resident memory as Linux tells it")
+def test_two_thousand_steps_of_the_quickstarts_training(encoder):
+    """No growth of memory and, since warnings are errors here, no warning."""
+    _, visible, infrared = (
+        (images * 255).to(torch.uint8) for images in draw_images(batch=6, size=(20, 24))
+    )
+    pairs = [Pair(str(i), v, r) for i, (v, r) in enumerate(zip(visible, infrared, strict=True))]
+    criterion = make_criterion(
+        encoder, num_patches=2, min_patch_entropy=5.0, regularizer=IntensityGradientLoss()
+    )
+    torch.manual_seed(0)
+    network = DenseFuse()
+
+    def go_on(steps, seed):
+        options = {"steps": steps, "seed": seed, "device": torch.device("cpu")}
+        return train(network, criterion, pairs, **options)
+
+    go_on(300, 0)
+    before = resident_memory()
+    history = go_on(1700, 1)
+    assert len(history["total"]) == 1700
+    assert resident_memory() - before < 4e6
