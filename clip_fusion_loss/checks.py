@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +14,16 @@ from torch import Tensor
 
 __all__ = [
     "MIN_SIZE",
+    "check_alike",
+    "check_axes",
     "check_choice",
     "check_embeddings",
     "check_images",
     "check_interval",
     "check_number",
+    "check_path",
     "check_per_sample",
+    "check_size",
     "check_source_values",
     "check_type",
 ]
@@ -57,12 +63,8 @@ def check_images(images: Mapping[str, Tensor], device: torch.device) -> None:
         )
 
 
-def _check_image(name: str, image: object) -> None:
-    if not isinstance(image, Tensor):
-        raise TypeError(
-            f"`{name}` must be a torch.Tensor, got {type(image).__name__}; "
-            "convert arrays with torch.from_numpy"
-        )
+def _check_image(name: str, image: Any) -> None:
+    _check_tensor(name, image)
     if not image.is_floating_point():
         raise TypeError(
             f"`{name}` must be floating point, got {image.dtype}; convert 8-bit images with "
@@ -79,6 +81,14 @@ def _check_image(name: str, image: object) -> None:
         raise ValueError(
             f"`{name}` must be at least {MIN_SIZE} x {MIN_SIZE} pixels, got "
             f"{shape[2]} x {shape[3]}; train on larger crops"
+        )
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor, got {type(value).__name__}; "
+            "convert arrays with torch.from_numpy"
         )
 
 
@@ -102,6 +112,74 @@ def _check_match(name: str, image: Tensor, first: str, reference: Tensor) -> Non
             f"{', or be float32' if half else ''}, got {image.dtype}; convert it with "
             f"{name}.to({first}.dtype)"
         )
+
+
+def check_axes(name: str, value: Any, axes: str, *, boolean: bool = False) -> None:
+    """Raise unless `value` is a tensor of floating point (or boolean) with such axes.
+
+    Args:
+        name: in messages.
+        value: anything.
+        axes: as in docstrings; a number fixes the size and ``...`` stands for any axes:
+            "(N, C, H, W)", "(..., D)", "(B, N, 2, 3)".
+        boolean: whether it must be boolean.
+
+    Raises:
+        TypeError: another type or dtype.
+        ValueError: another shape, or an axis of size 0.
+    """
+    _check_tensor(name, value)
+    if not (value.dtype == torch.bool if boolean else value.is_floating_point()):
+        raise TypeError(
+            f"`{name}` must be {'boolean' if boolean else 'floating point'}, got {value.dtype}; "
+            f"convert it with {name}.{'bool' if boolean else 'float'}()"
+        )
+    wanted = axes.strip("()").replace(" ", "").strip(",").split(",")
+    shape: tuple[int, ...] = tuple(value.shape)
+    if wanted[0] == "...":
+        wanted = wanted[1:]
+        fits = len(shape) >= len(wanted)
+    else:
+        fits = len(shape) == len(wanted)
+    sizes = shape[-len(wanted) :]
+    fits = fits and all(
+        size == int(axis) if axis.isdigit() else size > 0
+        for size, axis in zip(sizes, wanted, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"`{name}` must have shape {axes} without empty axes, got {shape}")
+
+
+def check_alike(tensors: Mapping[str, Tensor], axes: str) -> None:
+    """`check_axes` for all `tensors`, whose last axes must agree; axes before broadcast.
+
+    With "(N, C, H, W)" nothing is left to broadcast and the shapes must be equal.
+    """
+    for name, tensor in tensors.items():
+        check_axes(name, tensor, axes)
+    (first, reference), *others = tensors.items()
+    for name, tensor in others:
+        if axes.startswith("(..."):
+            fits = tensor.shape[-1] == reference.shape[-1] and _broadcast(tensor, reference)
+        else:
+            fits = tensor.shape == reference.shape
+        if not fits:
+            raise ValueError(
+                f"`{name}` must go with `{first}` of shape {tuple(reference.shape)}, got shape "
+                f"{tuple(tensor.shape)}; give all of them as {axes}"
+            )
+
+
+def _broadcast(a: Tensor, b: Tensor) -> bool:
+    pairs = zip(reversed(a.shape), reversed(b.shape), strict=False)
+    return all(m == n or 1 in (m, n) for m, n in pairs)
+
+
+def check_size(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is (height, width) in whole pixels, at least 1."""
+    pair = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else ()
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+        raise ValueError(f"`{name}` must be (height, width) in whole pixels, got {value!r}")
 
 
 def check_embeddings(name: str, embeddings: Any, images: Tensor) -> None:
@@ -199,6 +277,13 @@ def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> 
         raise TypeError(
             f"`{name}` must be a {kind.__name__}{' or None' if optional else ''}, got {value!r}"
         )
+
+
+def check_path(name: str, value: Any) -> Path:
+    """`value` as a path; raises a TypeError if it is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"`{name}` must be a path, got {value!r}; pass a str or a pathlib.Path")
+    return Path(value)
 
 
 def check_per_sample(name: str, losses: Any, batch: int) -> None:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FixedBuffers", "FrozenModule"]
+__all__ = ["FixedBuffers", "FrozenModule", "drop_traces"]
+
+
+def drop_traces(state: dict[str, Any], prefix: str) -> None:
+    """Remove from a `state_dict()` what it notes of modules under `prefix` that saved nothing.
+
+    PyTorch lists every module with its version in an attribute, which `torch.save` writes too.
+    """
+    metadata = getattr(state, "_metadata", {})
+    for name in [name for name in metadata if f"{name}.".startswith(prefix)]:
+        if not any(key.startswith(f"{name}.") for key in state):
+            del metadata[name]
 
 
 def _destination(
@@ -28,6 +42,10 @@ class FixedBuffers(nn.Module):
     Register them with ``persistent=False`` to keep them out of checkpoints.
     """
 
+    def state_dict(self, *, destination: Any = None, prefix: str = "", **options: Any) -> Any:
+        """Nothing is saved: what was given as `destination`, untouched."""
+        return OrderedDict() if destination is None else destination
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBuffers:
         for name, buffer in self._buffers.items():
             if buffer is not None:
@@ -46,16 +64,30 @@ class FrozenModule(FixedBuffers):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        # nn.Module registers what it is assigned directly, but does not look into a tuple.
-        self._hidden = (network.eval().requires_grad_(False),)
+        # nn.Module registers what it is assigned directly, but does not look into a list.
+        self._hidden = [network.eval().requires_grad_(False)]
 
     @property
     def network(self) -> nn.Module:
         """The frozen network."""
         return self._hidden[0]
 
+    def network_on(self, device: torch.device) -> nn.Module:
+        """The network, or a copy of it that stays on `device`.
+
+        Copies are needed where `torch.nn.DataParallel` runs replicas of the owner, which share
+        this list, on several devices.
+        """
+        for network in list(self._hidden):
+            if _device(network) in (device, None):
+                return network
+        replica = copy.deepcopy(self.network).to(device)
+        self._hidden.append(replica)
+        return replica
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModule:
         super()._apply(fn, recurse)
+        del self._hidden[1:]
         first = next(self.network.parameters(), None)
         if first is not None:
             device, dtype = _destination(first, fn)
@@ -63,3 +95,7 @@ class FrozenModule(FixedBuffers):
             if dtype != first.dtype:  # towers of mixed precision stay mixed on a mere move
                 self.network.to(dtype=dtype)
         return self
+
+
+def _device(network: nn.Module) -> torch.device | None:
+    return next((parameter.device for parameter in network.parameters()), None)

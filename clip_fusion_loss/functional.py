@@ -2,7 +2,8 @@
 
 Nothing here knows a module, a text or a device policy. An *embedding* is a unit vector of a
 CLIP encoder, a *direction* is a unit difference of two embeddings; both lie along the last
-axis, of length D. Images are (N, C, H, W) with values in [0, 1].
+axis, of length D. Images are (N, C, H, W) with values in [0, 1]. All functions raise a TypeError
+or a ValueError for arguments of other types or shapes than they describe.
 
 The equations and constants are those of Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible
 Image Fusion with Language-Driven Loss in CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267),
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from . import checks
 
 __all__ = [
     "direction",
@@ -60,6 +63,7 @@ def direction(start: Tensor, end: Tensor) -> Tensor:
     Returns:
         (..., D) directions; the zero vector, with a finite gradient, where both are equal.
     """
+    checks.check_alike({"start": start, "end": end}, "(..., D)")
     return F.normalize(end - start, dim=-1, eps=DIRECTION_EPS)
 
 
@@ -86,6 +90,14 @@ def direction_loss(
     Returns:
         (...) losses in [0, 2]. Differentiable in every argument.
     """
+    tensors = {
+        "embedding": embedding,
+        "visible_embedding": visible_embedding,
+        "infrared_embedding": infrared_embedding,
+        "visible_direction": visible_direction,
+        "infrared_direction": infrared_direction,
+    }
+    checks.check_alike(tensors, "(..., D)")
     # All vectors are unit, so cos is the plain inner product.
     from_visible = (direction(visible_embedding, embedding) * visible_direction).sum(-1)
     from_infrared = (direction(infrared_embedding, embedding) * infrared_direction).sum(-1)
@@ -105,6 +117,12 @@ def similarity_loss(
     Returns:
         (...) losses in [0, 2].
     """
+    tensors = {
+        "embedding": embedding,
+        "visible_embedding": visible_embedding,
+        "infrared_embedding": infrared_embedding,
+    }
+    checks.check_alike(tensors, "(..., D)")
     return 1 - 0.5 * (embedding * (visible_embedding + infrared_embedding)).sum(-1)
 
 
@@ -120,6 +138,9 @@ def mean_over_patches(sums: Tensor, kept: Tensor, reduction: str = "all") -> Ten
     Returns:
         (B,) means; zero for a sample without a kept patch.
     """
+    checks.check_axes("sums", sums, "(B,)")
+    checks.check_axes("kept", kept, f"({len(sums)}, N)", boolean=True)
+    checks.check_choice("reduction", reduction, ("all", "kept"))
     if reduction == "all":
         return sums / kept.shape[1]
     return sums / kept.sum(1).clamp(min=1)
@@ -128,6 +149,7 @@ def mean_over_patches(sums: Tensor, kept: Tensor, reduction: str = "all") -> Ten
 def total_loss(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Weighted sum ``sum_i weights[i] * terms[i]``; the paper's weights are 2, 10, 6 and 10 for
     the direction, patch, similarity and perceptual terms."""
+    _check_lengths(terms=terms, weights=weights)
     return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)
 
 
@@ -142,11 +164,26 @@ def max_feature_loss(
     Returns:
         (B,) losses.
     """
+    _check_lengths(fused=fused, visible=visible, infrared=infrared)
     layers = [
-        (f - torch.maximum(v, r)).square().flatten(1).mean(1)
-        for f, v, r in zip(fused, visible, infrared, strict=True)
+        _max_feature_distance(f, v, r) for f, v, r in zip(fused, visible, infrared, strict=True)
     ]
     return torch.stack(layers).sum(0)
+
+
+def _max_feature_distance(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    features = {"fused": fused, "visible": visible, "infrared": infrared}
+    checks.check_alike(features, "(B, C, H, W)")
+    return (fused - torch.maximum(visible, infrared)).square().flatten(1).mean(1)
+
+
+def _check_lengths(**sequences: Sequence[object]) -> None:
+    (first, reference), *others = sequences.items()
+    for name, sequence in others:
+        if len(sequence) != len(reference):
+            raise ValueError(
+                f"`{name}` must be as many as `{first}`, {len(reference)}, got {len(sequence)}"
+            )
 
 
 def intensity_gradient_loss(
@@ -168,6 +205,9 @@ def intensity_gradient_loss(
     Returns:
         (B,) losses.
     """
+    images = {"fused": fused, "visible": visible, "infrared": infrared}
+    checks.check_alike(images, "(B, C, H, W)")
+    checks.check_number("gradient_weight", gradient_weight)
     loss = _mean_abs(fused - torch.maximum(visible, infrared))
     for axis in (-1, -2):
         of_visible, of_infrared = visible.diff(dim=axis), infrared.diff(dim=axis)
@@ -190,6 +230,12 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
     Returns:
         (N, channels, H, W); `images` itself where nothing is to be done.
     """
+    checks.check_axes("images", images, "(N, C, H, W)")
+    if channels not in (1, 3) or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"`images` and `channels` must have 1 or 3 channels, got {images.shape[1]} and "
+            f"{channels!r}; choose channels with images[:, :3]"
+        )
     if images.shape[1] == channels:
         return images
     if channels == 3:
@@ -200,6 +246,8 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Squash images to `size` (height, width): bilinear, anti-aliased; (N, C, H, W) in and out."""
+    checks.check_axes("images", images, "(N, C, H, W)")
+    checks.check_size("size", size)
     if images.shape[-2:] == size:
         return images
     return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
@@ -211,6 +259,8 @@ def shrink_images(images: Tensor, short_side: int) -> Tensor:
     `sample_patches` takes one bilinear sample a pixel and would alias on images far larger than
     its output. Images that are small enough come back as they are.
     """
+    checks.check_axes("images", images, "(N, C, H, W)")
+    checks.check_number("short_side", short_side, minimum=1, whole=True)
     height, width = images.shape[-2:]
     factor = short_side / min(height, width)
     if factor >= 1:
@@ -228,6 +278,8 @@ def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
     Returns:
         (...) entropies from 0 (constant) to ``log2(bins)``. Not differentiable.
     """
+    checks.check_axes("patches", patches, "(..., H, W)")
+    checks.check_number("bins", bins, minimum=1, whole=True)
     pixels = patches.detach().flatten(-2)
     levels = (pixels * bins).long().clamp(0, bins - 1)
     counts = torch.zeros(*levels.shape[:-1], bins, dtype=torch.float32, device=patches.device)
@@ -263,6 +315,11 @@ def random_patch_transforms(
         coordinates to image coordinates, both from -1 to 1 over the extent of the respective
         pixels (``align_corners=False``), x before y.
     """
+    checks.check_number("batch", batch, minimum=1, whole=True)
+    checks.check_number("patches", patches, minimum=1, whole=True)
+    checks.check_size("image_size", image_size)
+    scale = checks.check_interval("scale", scale, minimum=0.0, maximum=1.0, empty=True)
+    checks.check_type("generator", generator, torch.Generator, optional=True)
     device = generator.device if generator is not None else torch.device("cpu")
     draws = torch.rand(7, batch, patches, generator=generator, device=device)
     side, left, top, turn, shift, zoom, shear = draws.unbind()
@@ -302,6 +359,9 @@ def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) ->
     Returns:
         (B, N, C, height, width), differentiable in `images`.
     """
+    checks.check_axes("images", images, "(B, C, H, W)")
+    checks.check_axes("transforms", transforms, f"({len(images)}, N, 2, 3)")
+    checks.check_size("size", size)
     batch, count = transforms.shape[:2]
     height, width = size
     # Under autocast affine_grid would place the samples with the 8 bits of bfloat16.

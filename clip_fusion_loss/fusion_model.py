@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional
+from . import checks, functional
 from .encoder import FrozenCLIP
 from .frozen import FixedBuffers
 from .objective import FusionObjective
@@ -35,6 +37,7 @@ class EmbeddedFusionModel(FixedBuffers):
         encoder: the CLIP that embeds them.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: the encoder gives `fused` and a modality the same vector, so that there is
             no direction between them.
 
@@ -50,6 +53,8 @@ class EmbeddedFusionModel(FixedBuffers):
 
     def __init__(self, objective: FusionObjective, encoder: FrozenCLIP) -> None:
         super().__init__()
+        checks.check_type("objective", objective, FusionObjective)
+        checks.check_type("encoder", encoder, FrozenCLIP)
         visible_direction, infrared_direction = _text_directions(objective, encoder)
         self._set(
             objective, encoder.name, encoder.fingerprint, visible_direction, infrared_direction
@@ -104,6 +109,10 @@ class EmbeddedFusionModel(FixedBuffers):
 
         Args:
             path: the file; an existing one is replaced.
+
+        Raises:
+            TypeError: `path` is none.
+            OSError: it cannot be written; what was there is left as it was.
         """
         metadata = {
             "format": FORMAT,
@@ -112,7 +121,8 @@ class EmbeddedFusionModel(FixedBuffers):
             "encoder_fingerprint": self.encoder_fingerprint,
         }
         tensors = {name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}
-        _write_whole(Path(path), safetensors.torch.save(tensors, metadata))
+        metadata["sha256"] = _digest(metadata, tensors)
+        _write_whole(checks.check_path("path", path), safetensors.torch.save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path, encoder: FrozenCLIP | None = None) -> EmbeddedFusionModel:
@@ -124,26 +134,38 @@ class EmbeddedFusionModel(FixedBuffers):
                 checks it in any case.
 
         Raises:
+            TypeError: an argument of another type.
             FileNotFoundError: there is no such file.
             ValueError: not a whole file of `save`, or made with another encoder.
         """
+        path = checks.check_path("path", path)
+        checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
+        if not path.is_file():
+            raise FileNotFoundError(f"`path` must be an existing file, got {path}")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
                 objective = FusionObjective(**json.loads(metadata["objective"]))
-                directions = [
-                    _as_direction(file.get_tensor(name))
-                    for name in ("visible_direction", "infrared_direction")
-                ]
+                names = ("visible_direction", "infrared_direction")
+                tensors = {name: file.get_tensor(name) for name in names}
+            if metadata.pop("sha256") != _digest(metadata, tensors):
+                raise ValueError("its content is not that of its checksum")
+            directions = [_as_direction(tensor) for tensor in tensors.values()]
             if directions[0].shape != directions[1].shape:
                 raise ValueError("its directions have different lengths")
             model = cls.__new__(cls)
             nn.Module.__init__(model)
             name, fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
             model._set(objective, name, fingerprint, *directions)
-        except (ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+            safetensors.SafetensorError,
+        ) as error:
             raise ValueError(
                 f"`path` must be a whole file written by EmbeddedFusionModel.save, got {path}: "
                 f"{error}; save it again"
@@ -166,11 +188,17 @@ def _text_directions(objective: FusionObjective, encoder: FrozenCLIP) -> tuple[T
     for name, embedding in (("visible", visible), ("infrared", infrared)):
         if torch.dist(fused, embedding) < functional.DIRECTION_EPS:
             raise ValueError(
-                f"`fused` and `{name}` must differ for the encoder, but {encoder.name!r} gives "
-                f"{objective.fused!r} and {getattr(objective, name)!r} the same vector; word "
-                "one of them differently"
+                f"`fused` and `{name}` must differ for the encoder, got {objective.fused!r} and "
+                f"{getattr(objective, name)!r}, to which {encoder.name!r} gives the same vector; "
+                "word one of them differently"
             )
     return functional.direction(visible, fused), functional.direction(infrared, fused)
+
+
+def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """A checksum of all that a file says: flipped bits would pass for other directions."""
+    content = json.dumps(metadata, sort_keys=True).encode() + safetensors.torch.save(tensors)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _as_direction(tensor: Tensor) -> Tensor:
@@ -183,7 +211,7 @@ def _as_direction(tensor: Tensor) -> Tensor:
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write beside the target and rename, so that no reader ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from . import checks, functional, patches
-from .encoder import FrozenCLIP
+from .encoder import PRECISIONS, FrozenCLIP
+from .frozen import drop_traces
 from .fusion_model import EmbeddedFusionModel
 from .objective import FusionObjective
 from .regularizers import IntensityGradientLoss, VGGMaxFeatureLoss
@@ -85,7 +86,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         generator: source of the patches' random numbers; None is torch's global CPU generator.
         patch_chunk: patches to encode and differentiate at a time. Memory grows with it and not
             with `num_patches`; the value and gradient do not depend on it. "auto" is 64, on a
-            CPU 16; None takes all at once and allows double backward.
+            CPU 6; None takes all at once and allows double backward.
         precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
             `torch.autocast`, or else the encoder's weights. Directions and cosines are float32
             in any case.
@@ -134,7 +135,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         checks.check_choice("patch_reduction", patch_reduction, ("all", "kept"))
         if patch_chunk is not None and patch_chunk != "auto":
             checks.check_number("patch_chunk", patch_chunk, minimum=1, whole=True)
-        checks.check_choice("precision", precision, ("auto", "fp32", "bf16", "fp16"))
+        checks.check_choice("precision", precision, PRECISIONS)
         checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
         checks.check_type("regularizer", regularizer, nn.Module, optional=True)
         checks.check_type("generator", generator, torch.Generator, optional=True)
@@ -244,6 +245,12 @@ class LanguageDrivenFusionLoss(nn.Module):
             )
         self.fusion_model = fusion_model.to(self.encoder.device)
 
+    def state_dict(self, *, prefix: str = "", **options: Any) -> Any:
+        """What a regularizer of your own has to save; otherwise nothing at all."""
+        state = super().state_dict(prefix=prefix, **options)
+        drop_traces(state, prefix)
+        return state
+
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
         """Embed whole source images once, to pass back in with each call on the same batch.
 
@@ -319,8 +326,9 @@ class LanguageDrivenFusionLoss(nn.Module):
         fused, visible, infrared = (
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )
-        embedding = self._encode(fused)
+        # Patches first: what whole images leave for the backward pass is not there yet.
         patch, kept = self._patch_term(fused, visible, infrared, sources)
+        embedding = self._encode(fused)
         regularizer = self._regularize(fused, visible, infrared)
         # Autocast would take the cosines, of differences of nearly equal vectors, in 16 bits.
         with torch.autocast(fused.device.type, enabled=False):

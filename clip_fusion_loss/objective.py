@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-__all__ = ["FusionObjective"]
+__all__ = ["FusionObjective", "as_texts"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FusionObjective:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            texts = _as_texts(field.name, getattr(self, field.name))
+            texts = as_texts(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, texts)
         for name in ("visible", "infrared"):
             if set(self.fused) == set(getattr(self, name)):
@@ -47,7 +47,8 @@ class FusionObjective:
                 )
 
 
-def _as_texts(name: str, value: object) -> tuple[str, ...]:
+def as_texts(name: str, value: object) -> tuple[str, ...]:
+    """One text or several as a tuple; raises unless there is one and none is empty."""
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"`{name}` must be a text or a sequence of texts, got {value!r}")

@@ -13,17 +13,13 @@ from . import functional
 
 __all__ = ["default_chunk", "informative_patches", "sum_over_patches"]
 
-# Patches to encode at a time. ViT-B/32 keeps about 18.5 MiB of float32 activations for each. An
+# Patches to encode at a time. ViT-B/32 keeps about 18 MiB of float32 activations for each. An
 # accelerator needs many to be busy and has memory for them, a CPU is busy with few.
-CPU_CHUNK = 16
+CPU_CHUNK = 6
 ACCELERATOR_CHUNK = 64
 
 # Patches whose histograms are taken at a time.
 FILTER_CHUNK = 32
-
-# Losses are differentiated at this scale, a power of two, so that float16 activations, whose
-# smallest normal number is 6e-5, keep their gradients; in other precisions nothing changes.
-GRADIENT_SCALE = 1024.0
 
 
 def default_chunk(device: torch.device) -> int:
@@ -117,13 +113,12 @@ def sum_over_patches(
                     record_function("clip_fusion_loss.backward"),
                     torch.autocast(images.device.type, enabled=False),
                 ):
-                    scale = torch.full_like(scores, GRADIENT_SCALE)
-                    (slope,) = torch.autograd.grad(scores, sources, scale)
+                    (slope,) = torch.autograd.grad(scores, sources, torch.ones_like(scores))
                 gradient.index_add_(0, owners, slope)
-        return sums, gradient / GRADIENT_SCALE
+        return sums, gradient
 
     if torch.is_grad_enabled() and images.requires_grad:
-        return _SumWithGradient.apply(images, run)
+        return _SumWithGradient.apply(images, run)[0]
     return run(images, False)[0]
 
 
@@ -131,18 +126,37 @@ class _SumWithGradient(torch.autograd.Function):
     """Per-image sums whose gradient is already known when they are."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, run: Callable[[Tensor, bool], Any]) -> Tensor:
-        sums, gradient = run(images.detach(), True)
-        ctx.save_for_backward(gradient)
-        return sums
+    def forward(images: Tensor, run: Callable[[Tensor, bool], Any]) -> Any:
+        return run(images.detach(), True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        (images, _), (_, gradient) = inputs, output
+        ctx.mark_non_differentiable(gradient)
+        ctx.save_for_backward(images, gradient)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the patch term was differentiated chunk by chunk and cannot be differentiated "
-                "twice; for double backward (create_graph=True) pass patch_chunk=None, and "
-                "choose an attention that has it: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-            )
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].view(-1, 1, 1, 1), None
+        images, gradient = ctx.saved_tensors
+        scaled = gradient * grad_outputs[0].view(-1, 1, 1, 1)
+        return _DifferentiatedOnce.apply(scaled, images), None
+
+
+class _DifferentiatedOnce(torch.autograd.Function):
+    """A gradient that depends on the images in a way that is not known, and says so when asked."""
+
+    @staticmethod
+    def forward(gradient: Tensor, images: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        raise RuntimeError(
+            "the patch term was differentiated chunk by chunk and cannot be differentiated "
+            "twice; for double backward (create_graph=True) pass patch_chunk=None, and "
+            "choose an attention that has it: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        )

@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import checks, functional
 from .frozen import FrozenModule
 
 __all__ = ["IntensityGradientLoss", "VGGMaxFeatureLoss"]
 
 # Ends of relu2_1, relu3_1 and relu4_2 in torchvision's vgg19().features.
 VGG_LAYERS = (6, 11, 22)
+
+# Pixels a side of which something is left after VGG has halved them three times.
+MIN_SIZE = 8
 
 
 class VGGMaxFeatureLoss(FrozenModule):
@@ -35,6 +38,7 @@ class VGGMaxFeatureLoss(FrozenModule):
             IMAGENET1K_V1 weights, or takes them from torch's hub cache.
 
     Raises:
+        TypeError: `weights` is no path.
         FileNotFoundError: no such file, or the download failed; the message says how to go on.
         ValueError: the file does not hold VGG-19 weights.
     """
@@ -47,7 +51,17 @@ class VGGMaxFeatureLoss(FrozenModule):
 
         Returns:
             (B,) losses, differentiable in `fused` only.
+
+        Raises:
+            TypeError, ValueError: images of another type or shape.
         """
+        for name, images in (("fused", fused), ("visible", visible), ("infrared", infrared)):
+            checks.check_axes(name, images, "(B, C, H, W)")
+            if min(images.shape[2:]) < MIN_SIZE:
+                raise ValueError(
+                    f"`{name}` must have at least {MIN_SIZE} pixels a side, got "
+                    f"{tuple(images.shape)}; train on larger crops"
+                )
         with torch.no_grad():
             # Both sources in one pass.
             pair = [functional.match_channels(images, 3) for images in (visible, infrared)]
@@ -57,9 +71,10 @@ class VGGMaxFeatureLoss(FrozenModule):
         return functional.max_feature_loss(of_fused, of_visible, of_infrared)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        images = images.to(next(self.network.parameters()).dtype)
+        network = self.network_on(images.device)
+        images = images.to(next(network.parameters()).dtype)
         features = []
-        for index, layer in enumerate(self.network.children()):
+        for index, layer in enumerate(network.children()):
             images = layer(images)
             if index in VGG_LAYERS:
                 features.append(images.float())
@@ -79,10 +94,14 @@ class IntensityGradientLoss(nn.Module):
     Args:
         gradient_weight: weight of the second part. The default of 2 goes with the loss's
             `regularizer_weight` of 10; both come from trials with the embedded CLIP.
+
+    Raises:
+        TypeError, ValueError: `gradient_weight` is not a finite number of at least 0.
     """
 
     def __init__(self, gradient_weight: float = 2.0) -> None:
         super().__init__()
+        checks.check_number("gradient_weight", gradient_weight)
         self.gradient_weight = gradient_weight
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
@@ -90,7 +109,11 @@ class IntensityGradientLoss(nn.Module):
 
         Returns:
             (B,) losses.
+
+        Raises:
+            TypeError, ValueError: images of another type or shape.
         """
+        checks.check_axes("fused", fused, "(B, C, H, W)")
         visible = functional.match_channels(visible, fused.shape[1])
         infrared = functional.match_channels(infrared, fused.shape[1])
         return functional.intensity_gradient_loss(fused, visible, infrared, self.gradient_weight)
@@ -107,7 +130,8 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
     if weights is None:
         pretrained = VGG19_Weights.IMAGENET1K_V1
         try:
-            network = vgg19(weights=pretrained)
+            with torch.random.fork_rng(devices=()):  # weights are drawn before they are loaded
+                network = vgg19(weights=pretrained)
         except OSError as error:
             raise FileNotFoundError(
                 "the weights of VGG-19 are not in the cache and could not be downloaded; fetch "
@@ -116,9 +140,10 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
             ) from error
         return network.features[: VGG_LAYERS[-1] + 1]
 
-    if not Path(weights).is_file():
+    if not checks.check_path("weights", weights).is_file():
         raise FileNotFoundError(f"`weights` must be an existing file, got {weights}")
-    features = vgg19().features
+    with torch.random.fork_rng(devices=()):
+        features = vgg19().features
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         state = {k.removeprefix("features."): v for k, v in state.items() if "classifier" not in k}

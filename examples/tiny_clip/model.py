@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,3 +155,11 @@ def export(model: CLIP, config: Config, captions: tuple[Caption, ...], folder: P
     for name, write in writers.items():
         with written_whole(folder / name) as temporary:
             write(temporary)
+    with written_whole(folder / "SHA256SUMS") as temporary:
+        temporary.write_text(_checksums(folder, list(writers)))
+
+
+def _checksums(folder: Path, names: list[str]) -> str:
+    """What `sha256sum` prints; the package checks it when it loads the files."""
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
