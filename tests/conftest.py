@@ -7,7 +7,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from clip_fusion_loss import FrozenCLIP
+from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, functional
 
 # The tests' tensors are so small that handing them to threads costs more than it gains.
 torch.set_num_threads(1)
@@ -77,3 +77,22 @@ def draw_images(batch=2, channels=(1, 1, 1), size=(40, 48), dtype=torch.float32,
         noise = torch.rand(batch, count, *size, generator=generator, dtype=torch.float64)
         images.append((0.2 + 0.6 * ramp * noise).to(dtype))
     return images
+
+
+def make_criterion(encoder, **options) -> LanguageDrivenFusionLoss:
+    """A loss with few patches, the same ones each time it is made."""
+    options = {"num_patches": 6, "generator": torch.Generator().manual_seed(1), **options}
+    return LanguageDrivenFusionLoss(encoder=encoder, **options)
+
+
+def same_transforms(criterion, images, seed=1):
+    """The maps that `criterion` draws next for `images` from a generator seeded with `seed`."""
+    short = round(32 / criterion.patch_scale[0])
+    size = functional.shrink_images(images, short).shape[-2:]
+    return functional.random_patch_transforms(
+        len(images),
+        criterion.num_patches,
+        tuple(size),
+        scale=criterion.patch_scale,
+        generator=torch.Generator().manual_seed(seed),
+    )

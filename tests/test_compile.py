@@ -6,7 +6,7 @@ from open_clip.model import CLIP
 from torch import nn
 
 from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss
-from conftest import MODEL_CONFIG, draw_images
+from conftest import MODEL_CONFIG, draw_images, make_criterion
 
 # One layer: compiling takes most of the time.
 CONFIG = {**MODEL_CONFIG, "vision_cfg": {**MODEL_CONFIG["vision_cfg"], "layers": 1}}
@@ -47,3 +47,32 @@ def test_compiled_tower_inside_a_compiled_step(tokenizer):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
         for a, b in zip(gradients(actual), gradients(expected), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler about this machine
+def test_compiled_training_step(encoder):
+    """The whole step by the default compiler: the loss is left out of the graphs and works."""
+    torch.manual_seed(0)
+    networks = [nn.Conv2d(2, 1, 1) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    _, visible, infrared = draw_images()
+
+    def make_step(network):
+        criterion = make_criterion(encoder)
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+
+        def step():
+            fused = network(torch.cat([visible, infrared], 1)).sigmoid()
+            loss = criterion(fused, visible, infrared)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    plain, compiled = make_step(networks[0]), torch.compile(make_step(networks[1]))
+    for _ in range(3):
+        torch.testing.assert_close(compiled(), plain(), rtol=1e-4, atol=1e-5)
+    for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

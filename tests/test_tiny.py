@@ -98,3 +98,9 @@ def test_real_pairs(tiny, real_pairs):
     ranking = tables[f'direction loss, "{FusionObjective().fused[0]}"']
     for worse in ("harsh contrast", "over-sharpened", "embossed", "noisy", "average"):
         assert ranking["good"]["loss"] < ranking[worse]["loss"]
+
+
+def test_building_a_loss_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    LanguageDrivenFusionLoss.tiny()
+    assert torch.equal(torch.get_rng_state(), before)

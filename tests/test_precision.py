@@ -1,0 +1,148 @@
+"""Mixed and reduced precision around the loss, and images that could break the arithmetic."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from clip_fusion_loss import IntensityGradientLoss
+from conftest import build_clip, draw_images, make_criterion, same_transforms
+from reference import Reference
+
+TEXTS = (
+    ["a clear image with detailed background and salient objects"],
+    ["a visible gray image"],
+    ["an infrared image"],
+)
+
+
+@pytest.fixture
+def criterion(encoder):
+    # Without the filter: rounding would move patches across its threshold.
+    return make_criterion(encoder, min_patch_entropy=None)
+
+
+def exact_slope(criterion, tokenizer, images):
+    """Gradient with respect to the first image in float64, by the reference."""
+    images = [image.double() for image in images]
+    leaf = images[0].detach().requires_grad_()
+    reference = Reference(build_clip(), tokenizer, *TEXTS)
+    maps = same_transforms(criterion, leaf)
+    terms = reference.terms(leaf, *images[1:], maps, threshold=-1.0)
+    (2 * terms.direction + 10 * terms.patch + 6 * terms.similarity).mean().backward()
+    return leaf.grad
+
+
+def relative_error(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**16])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)],
+)
+def test_gradient_under_autocast(criterion, tokenizer, dtype, tolerance, scale):
+    images = draw_images()
+    fused = images[0].clone().requires_grad_()
+    with nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype):
+        loss = criterion(fused, *images[1:])
+    (loss * scale).backward()
+    assert relative_error(fused.grad / scale, exact_slope(criterion, tokenizer, images)) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_network_of_reduced_precision_with_float32_sources(criterion, tokenizer, dtype):
+    images = draw_images()
+    images[0] = images[0].to(dtype).float()
+    expected = exact_slope(criterion, tokenizer, images)
+    fused = images[0].to(dtype).requires_grad_()
+    criterion(fused, *images[1:]).backward()
+    assert fused.grad.dtype == dtype
+    assert relative_error(fused.grad, expected) < 0.01
+
+
+def test_training_under_autocast_with_a_scaler(criterion):
+    torch.manual_seed(0)
+    network = nn.Conv2d(2, 1, 3, padding=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    _, visible, infrared = draw_images()
+    losses = []
+    for _ in range(25):
+        criterion.generator.manual_seed(1)
+        with torch.autocast("cpu", torch.float16):
+            fused = network(torch.cat([visible, infrared], 1)).sigmoid()
+            loss = criterion(fused, visible, infrared)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert fused.dtype == torch.float16
+    assert losses[-1] < losses[0]
+    assert scaler.get_scale() >= 2.0**12, "steps were skipped for gradients out of range"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: TF32 is one's")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32(criterion, tokenizer, allowed):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        images = draw_images()
+        expected = exact_slope(criterion, tokenizer, images)
+        fused, *sources = (image.cuda() for image in images)
+        criterion.cuda()(fused.requires_grad_(), *sources).backward()
+        error = relative_error(fused.grad.cpu(), expected)
+        assert error < (0.01 if allowed else 1e-4)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def one_pixel(images):
+    images[..., 0, 0] = 1 - images[..., 0, 0]
+    return images
+
+
+ADVERSARIES = {
+    "constant": lambda shape, g: torch.rand((), generator=g).expand(shape).clone(),
+    "black": lambda shape, g: torch.zeros(shape),
+    "white": lambda shape, g: torch.ones(shape),
+    "saturated": lambda shape, g: torch.rand(shape, generator=g).round(),
+    "one pixel": lambda shape, g: one_pixel(torch.full(shape, 0.5)),
+    "denormal": lambda shape, g: torch.rand(shape, generator=g) * 1e-40,
+    "noise": lambda shape, g: torch.rand(shape, generator=g),
+    "far out": lambda shape, g: torch.randn(shape, generator=g) * 1e3,
+    "two levels": lambda shape, g: 0.5 + 1e-7 * torch.rand(shape, generator=g).round(),
+}
+SOURCES = [name for name in ADVERSARIES if name != "far out"]  # refused as sources
+
+
+def test_a_thousand_steps_on_adversarial_images_stay_finite(encoder):
+    criteria = [
+        make_criterion(
+            encoder,
+            num_patches=2,
+            min_patch_entropy=threshold,
+            patch_reduction=reduction,
+            regularizer=IntensityGradientLoss(),
+        )
+        for threshold, reduction in ((None, "all"), (6.0, "kept"))
+    ]
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 1, 16, 18)
+    for step in range(1000):
+        pick = torch.randint(len(ADVERSARIES), (3,), generator=generator).tolist()
+        names = list(ADVERSARIES)[pick[0]], *(SOURCES[i % len(SOURCES)] for i in pick[1:])
+        fused, visible, infrared = (ADVERSARIES[name](shape, generator) for name in names)
+        if step % 5 == 0:  # a network that returns a source as it is
+            names = names[1], *names[1:]
+            fused = visible.clone()
+        fused.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=step % 3 == 0):
+            loss = criteria[step % 2](fused, visible, infrared)
+        loss.backward()
+        assert loss.isfinite(), names
+        assert fused.grad.isfinite().all(), names
