@@ -86,7 +86,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         generator: source of the patches' random numbers; None is torch's global CPU generator.
         patch_chunk: patches to encode and differentiate at a time. Memory grows with it and not
             with `num_patches`; the value and gradient do not depend on it. "auto" is 64, on a
-            CPU 6; None takes all at once and allows double backward.
+            CPU 6; None takes all at once and allows double backward,
+            where PyTorch has it for `grid_sample` (2.4 has not).
         precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
             `torch.autocast`, or else the encoder's weights. Directions and cosines are float32
             in any case.

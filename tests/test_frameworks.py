@@ -41,7 +41,7 @@ class TestLightning:
             def training_step(self, batch, _):
                 torch.manual_seed(self.global_step)
                 terms = self.criterion.terms(fuse(self.network, *batch), *batch)
-                self.log_dict({name: term for name, term in terms._asdict().items()})
+                self.log_dict(terms._asdict())
                 return terms.total
 
             def configure_optimizers(self):

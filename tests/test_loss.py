@@ -1,6 +1,5 @@
 """LanguageDrivenFusionLoss against a float64 reference, and as part of a training program."""
 
-
 import pytest
 import torch
 from torch import nn
