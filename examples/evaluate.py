@@ -95,7 +95,9 @@ def evaluate_folders(options: argparse.Namespace) -> None:
         print(f"{len(found) - len(common)} of {len(found)} pairs left out: not fused by all")
 
     rows: list[list[dict[str, float]]] = [[] for _ in methods]
-    for pair in tqdm(read_pairs(common), total=len(common), desc="measuring", leave=False):
+    for pair in tqdm(
+        read_pairs(common), total=len(common), desc="measuring", leave=False, disable=None
+    ):
         for of_method, images in zip(rows, fused, strict=True):
             of_method.append(measure(images[pair.name], pair))
     if options.csv is not None:

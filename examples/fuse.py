@@ -58,7 +58,7 @@ def fuse_folder(options: argparse.Namespace) -> None:
         raise ValueError(f"no pair of images in {options.pairs}\n{LAYOUTS}")
     out = make_writable(options.out)
     written = bad = 0
-    for files in tqdm(found, desc="fusing", unit="pair"):
+    for files in tqdm(found, desc="fusing", unit="pair", disable=None):
         path = out / f"{files.name}.png"
         if path.exists():
             continue

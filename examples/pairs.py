@@ -97,7 +97,7 @@ def open_pairs(root: Path, limit: int) -> tuple[PairFolder, list[Skipped]]:
     """
     found, skipped = find_pairs(root)
     folder = PairFolder()
-    for index in tqdm(spread(len(found), limit), desc="reading pairs", leave=False):
+    for index in tqdm(spread(len(found), limit), desc="reading pairs", leave=False, disable=None):
         try:
             folder.add(found[index])
         except UnusablePairError as problem:

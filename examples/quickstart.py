@@ -186,7 +186,9 @@ def fuse_all(
     """
     quality = []
     images = []
-    for index, pair in enumerate(tqdm(pairs, desc="fusing", unit="pair", leave=False)):
+    for index, pair in enumerate(
+        tqdm(pairs, desc="fusing", unit="pair", leave=False, disable=None)
+    ):
         grey = fusion(pair)
         sources = to_8bit(luminance(pair.visible)), pair.infrared
         quality.append(metrics.evaluate(*(image[0].numpy() for image in (grey, *sources))))

@@ -1,0 +1,86 @@
+"""``python -m clip_fusion_loss``: what a bug report needs, and one step of the loss."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from . import __version__
+from .loss import LanguageDrivenFusionLoss
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "huggingface_hub",
+    "safetensors",
+    "ftfy",
+    "regex",
+    "numpy",
+)
+
+
+def main() -> int:
+    """Print versions, devices, caches and a step on each device; 1 if a step went wrong."""
+    for name, value in [*versions(), *devices(), *caches()]:
+        print(f"{name:<18} {value}", flush=True)
+    wrong = 0
+    for device in usable_devices():
+        outcome, fine = one_step(device)
+        print(f"{f'step on {device}':<18} {outcome}", flush=True)
+        wrong += not fine
+    return 1 if wrong else 0
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    yield "clip_fusion_loss", __version__
+    yield "Python", f"{platform.python_version()} on {platform.platform()}"
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, "not installed"
+
+
+def devices() -> Iterator[tuple[str, str]]:
+    yield "CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+
+
+def caches() -> Iterator[tuple[str, str]]:
+    from huggingface_hub import constants
+
+    yield "CLIP cache", f"{constants.HF_HUB_CACHE}{' (offline)' * constants.HF_HUB_OFFLINE}"
+    yield "VGG cache", torch.hub.get_dir()
+
+
+def usable_devices() -> list[str]:
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
+
+
+def one_step(device: str) -> tuple[str, bool]:
+    """Value and gradient with the embedded CLIP, in words, and whether they are fine."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 1, 1, 128, 128, generator=generator).to(device)
+    fused = images[0].requires_grad_()
+    try:
+        criterion = LanguageDrivenFusionLoss.tiny(generator=generator).to(device)
+        loss = criterion(fused, visible=images[1], infrared=images[2])
+        (gradient,) = torch.autograd.grad(loss, fused)
+        fine = bool(loss.isfinite()) and bool(gradient.isfinite().all())
+    except Exception as error:  # whatever it is, it is what the report is about
+        return f"failed: {type(error).__name__}: {error}", False
+    words = "works" if fine else "is not finite"
+    return f"{words}: loss {loss.item():.4f}, gradient {gradient.norm().item():.2e}", fine
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Whatever README and documentation show is run: Python as it stands, commands by their options."""
+
+import importlib
+import re
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import vgg19
+
+from clip_fusion_loss import FrozenCLIP
+from conftest import build_clip
+from networks.densefuse import DenseFuse
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SIZE = 48
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def titled(pages):
+    return [pytest.param(page, id=page.stem) for page in pages]
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, tokenizer):
+    """Random weights in place of those that would be downloaded."""
+
+    def load(*_, **__):
+        return FrozenCLIP(build_clip(), tokenizer)
+
+    def features(_):
+        with torch.random.fork_rng():
+            return vgg19().features[:23]
+
+    monkeypatch.setattr(FrozenCLIP, "from_pretrained", load)
+    monkeypatch.setattr("clip_fusion_loss.regularizers._vgg19_features", features)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {
+        "RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+
+
+class OriginalLoss(torch.nn.Module):
+    """As SwinFusion's repository has one: by position, and returning several values."""
+
+    def forward(self, infrared, visible, fused):
+        return (fused - infrared - visible).square().mean(), None
+
+
+def user_code(tokenizer):
+    """What a reader has at hand: a network, a loop's variables, and the names on the page."""
+    import adapters
+    import clip_fusion_loss
+
+    torch.manual_seed(0)
+    network = DenseFuse()
+    visible, infrared, fused = torch.rand(3, 2, 1, SIZE, SIZE)
+    fused.requires_grad_()
+    names = {
+        "torch": torch,
+        "device": torch.device("cpu"),
+        "network": network,
+        "optimizer": torch.optim.Adam(network.parameters()),
+        "loader": DataLoader(TensorDataset(visible, infrared), batch_size=2),
+        "visible": visible,
+        "infrared": infrared,
+        "fused": fused,
+        "encoder": FrozenCLIP(build_clip(), tokenizer),
+        "criterion": clip_fusion_loss.LanguageDrivenFusionLoss(
+            encoder=FrozenCLIP(build_clip(), tokenizer)
+        ),
+        "reconstruction_loss": torch.nn.functional.mse_loss,
+        "fusion_loss_vif": OriginalLoss,
+        "self": SimpleNamespace(device=torch.device("cpu")),
+    }
+    names |= dict.fromkeys(("mri", "dark", "near"), visible)
+    names |= dict.fromkeys(("pet", "bright", "far"), infrared)
+    for module in (clip_fusion_loss, adapters):
+        names |= {name: value for name, value in vars(module).items() if name[0].isupper()}
+    return names
+
+
+@pytest.mark.filterwarnings("ignore")  # of frameworks about the smallness of all this
+@pytest.mark.parametrize("page", titled(page for page in PAGES if blocks(page, "python")))
+def test_python(page, stand_ins, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = user_code(tokenizer)
+    for number, block in enumerate(blocks(page, "python"), 1):
+        code = compile(block, f"{page.name}, Python block {number}", "exec")
+        exec(code, names)
+
+
+@pytest.mark.parametrize("page", titled(page for page in PAGES if blocks(page, "bash")))
+def test_commands_have_the_options_they_are_shown_with(page, capsys):
+    commands = "".join(blocks(page, "bash")).replace("\\\n", " ")
+    for script, arguments in re.findall(r"examples/(\w+)\.py ?([^\n#&]*)", commands):
+        with pytest.raises(SystemExit):
+            importlib.import_module(script).main(["--help"])
+        known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+        assert set(re.findall(r"--[\w-]+", arguments)) <= known, script
+
+
+@pytest.mark.parametrize("page", titled(PAGES))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
