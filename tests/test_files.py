@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -126,19 +127,20 @@ def test_a_folder_is_no_file(tmp_path):
         EmbeddedFusionModel.load(tmp_path)
 
 
-@pytest.fixture
-def disk_full():
+@contextmanager
+def full_disk():
     """No file can grow beyond 100 bytes, as on a full disk; the process is told by an OSError."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_saving_to_a_full_disk_loses_nothing(path, fusion_model, request):
+def test_saving_to_a_full_disk_loses_nothing(path, fusion_model):
     before = path.read_bytes()
-    request.getfixturevalue("disk_full")
-    with pytest.raises(OSError, match="too large"):
+    with full_disk(), pytest.raises(OSError, match="too large"):
         fusion_model.save(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
