@@ -8,7 +8,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,6 +146,32 @@ def test_saving_to_a_full_disk_loses_nothing(path, fusion_model):
         fusion_model.save(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+@contextmanager
+def ordinary_user():
+    """Root may write anywhere, so be nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_saving_to_a_read_only_folder_loses_nothing(fusion_model):
+    with tempfile.TemporaryDirectory() as folder:  # one that others may enter, unlike tmp_path
+        path = Path(folder) / "objective.safetensors"
+        fusion_model.save(path)
+        before = path.read_bytes()
+        os.chmod(folder, 0o555)
+        with ordinary_user(), pytest.raises(PermissionError):
+            fusion_model.save(path)
+        os.chmod(folder, 0o755)
+        assert path.read_bytes() == before
+        assert list(path.parent.iterdir()) == [path]
 
 
 def test_saving_where_nothing_can_be_written(path, fusion_model, tmp_path):
