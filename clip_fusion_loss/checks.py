@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "check_axes",
     "check_choice",
     "check_embeddings",
+    "check_fused_values",
     "check_images",
     "check_interval",
     "check_number",
@@ -26,6 +28,8 @@ __all__ = [
     "check_size",
     "check_source_values",
     "check_type",
+    "shown",
+    "warn",
 ]
 
 # Pixels a side. VGG's relu4_2 halves three times, and smaller images show CLIP nothing.
@@ -64,6 +68,11 @@ def check_images(images: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 def _check_image(name: str, image: Any) -> None:
+    if isinstance(image, (list, tuple)) and any(isinstance(entry, Tensor) for entry in image):
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor, got a {type(image).__name__} of {len(image)}; pick "
+            f"the image from it, say {name}[0]"
+        )
     _check_tensor(name, image)
     if not image.is_floating_point():
         raise TypeError(
@@ -74,8 +83,7 @@ def _check_image(name: str, image: Any) -> None:
     if image.ndim != 4 or shape[1] not in (1, 3) or shape[0] == 0:
         raise ValueError(
             f"`{name}` must have shape (B, C, H, W) with B >= 1 and C = 1 or 3, got {shape}; "
-            f"add a missing batch axis with {name}[None], a missing channel axis with "
-            f"{name}[:, None], and move channels that come last with {name}.movedim(-1, 1)"
+            f"{_shape_remedy(name, shape)}"
         )
     if min(shape[2:]) < MIN_SIZE:
         raise ValueError(
@@ -84,12 +92,24 @@ def _check_image(name: str, image: Any) -> None:
         )
 
 
+def _shape_remedy(name: str, shape: tuple[int, ...]) -> str:
+    if len(shape) == 2:
+        return f"add the batch and channel axes with {name}[None, None]"
+    if len(shape) == 3:
+        return f"add a missing batch axis with {name}[None], or channel axis with {name}[:, None]"
+    if len(shape) != 4:
+        return "give batches of images"
+    if shape[0] == 0:
+        return "skip empty batches"
+    if shape[1] in (2, 4) and shape[3] > 4:
+        return f"drop the alpha channel with {name}[:, :{shape[1] - 1}]"
+    return f"move channels that come last with {name}.movedim(-1, 1)"
+
+
 def _check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"`{name}` must be a torch.Tensor, got {type(value).__name__}; "
-            "convert arrays with torch.from_numpy"
-        )
+        remedy = "a function must return it" if value is None else "use torch.from_numpy on arrays"
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}; {remedy}")
 
 
 def _check_match(name: str, image: Tensor, first: str, reference: Tensor) -> None:
@@ -213,11 +233,9 @@ def check_source_values(name: str, image: Tensor, data_range: tuple[float, float
             f"{largest:g}; {_range_remedy(smallest, largest)}"
         )
     if low == 0 and high >= 255 and 0 < largest <= 1:
-        warnings.warn(
+        warn(
             f"`{name}` lies in [0, 1] although data_range={data_range} was announced; "
-            "pass data_range=(0, 1) if that is how your images are",
-            UserWarning,
-            stacklevel=4,
+            "pass data_range=(0, 1) if that is how your images are"
         )
 
 
@@ -229,13 +247,33 @@ def _range_remedy(smallest: float, largest: float) -> str:
     return "rescale it or pass its range as data_range=(low, high)"
 
 
+def check_fused_values(fused: Tensor, data_range: tuple[float, float]) -> None:
+    """Refuse NaN, infinities and values far outside `data_range`. Reads from the device.
+
+    Raises:
+        ValueError: as said; far is farther than the range is wide.
+    """
+    low, high = data_range
+    smallest, largest = (value.item() for value in torch.aminmax(fused.detach()))
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        raise ValueError(
+            f"`fused` must be finite, got values from {smallest:g} to {largest:g}; the network "
+            "diverged: lower the learning rate, or clip its gradients"
+        )
+    if smallest < 2 * low - high or largest > 2 * high - low:
+        raise ValueError(
+            f"`fused` must lie about in [{low:g}, {high:g}], got values from {smallest:g} to "
+            f"{largest:g}; {_range_remedy(smallest, largest)}, for all three images"
+        )
+
+
 def check_number(
     name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, whole: bool = False
 ) -> None:
     """Raise unless `value` is a finite number (a whole one if asked) within the bounds."""
     kind = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise TypeError(f"`{name}` must be {kind}, got {value!r}")
+        raise TypeError(f"`{name}` must be {kind}, got {shown(value)}")
     if not (minimum <= value <= maximum and math.isfinite(value)):
         bounds = f"at least {minimum:g}" + (
             f" and at most {maximum:g}" if maximum < math.inf else ""
@@ -253,9 +291,13 @@ def check_interval(
 ) -> tuple[float, float]:
     """`value` as a pair (low, high) of floats within the bounds; low == high only if `empty`."""
     try:
+        if not isinstance(value, (tuple, list)):  # an iterator would be empty from now on
+            raise TypeError
         low, high = (float(bound) for bound in value)
     except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be a pair of numbers (low, high), got {value!r}") from None
+        raise TypeError(
+            f"`{name}` must be a pair of numbers (low, high), got {shown(value)}"
+        ) from None
     ordered = low <= high if empty else low < high
     if not (ordered and minimum <= low and high <= maximum and math.isfinite(high - low)):
         raise ValueError(
@@ -268,14 +310,17 @@ def check_interval(
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
+        )
 
 
 def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> None:
     """Raise a TypeError unless `value` is a `kind` (or None, if `optional`)."""
     if not (isinstance(value, kind) or (optional and value is None)):
         raise TypeError(
-            f"`{name}` must be a {kind.__name__}{' or None' if optional else ''}, got {value!r}"
+            f"`{name}` must be a {kind.__name__}{' or None' if optional else ''}, got "
+            f"{shown(value)}"
         )
 
 
@@ -294,3 +339,18 @@ def check_per_sample(name: str, losses: Any, batch: int) -> None:
             f"`{name}` must return one loss a sample, shape ({batch},), got {got}; reduce over "
             "channels and pixels, not over the batch"
         )
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the caller's line that led here, not at one of ours or of torch's."""
+    inside = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def shown(value: object) -> str:
+    """`value` for a message: long ones, tensors and essays alike, are cut."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-30:]}"

@@ -6,7 +6,6 @@ import copy
 import difflib
 import hashlib
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -273,12 +272,10 @@ class FrozenCLIP(FrozenModule):
         words = re.findall(r"[^\W\d_]+|\d+", " ".join(texts).lower())
         unknown = sorted(set(words) - self.vocabulary)
         if unknown:
-            warnings.warn(
+            checks.warn(
                 f"the model {self.name!r} was not trained on {', '.join(map(repr, unknown))}; "
                 "such words mean nothing to it, so expect no effect from them. Use words of "
-                "encoder.vocabulary, or a real CLIP: FrozenCLIP.from_pretrained()",
-                UserWarning,
-                stacklevel=2,
+                "encoder.vocabulary, or a real CLIP: FrozenCLIP.from_pretrained()"
             )
 
 
@@ -348,7 +345,7 @@ def _tokenize(tokenizer: Callable[..., Tensor], texts: list[str]) -> Tensor:
         if cut:
             raise ValueError(
                 f"a text must have at most {length} tokens, start and end included, "
-                f"got {text!r}; shorten it, or split it into an ensemble of texts"
+                f"got {checks.shown(text)}; shorten it, or split it into an ensemble of texts"
             )
     return tokens
 
@@ -482,13 +479,19 @@ def _how_to_fetch(model_name: str, pretrained: str | Path | None) -> str:
         repository = model_name.removeprefix("hf-hub:")
         remedy = f"FrozenCLIP.from_pretrained('local-dir:FOLDER') with a copy of {repository}"
         source = f"all files of {repository}"
+        tag = ""
     else:
+        tag = f" ({pretrained})"
         config = open_clip.get_pretrained_cfg(model_name, str(pretrained))
         repository = str(config.get("hf_hub", "")).strip("/")
-        source = f"open_clip_model.safetensors of {repository}" if repository else config["url"]
+        source = (
+            config["url"]
+            if not repository
+            else (f"open_clip_model.safetensors (or open_clip_pytorch_model.bin) of {repository}")
+        )
         remedy = f"FrozenCLIP.from_pretrained({model_name!r}, '/path/to/that/file')"
     return (
-        f"the weights of {model_name!r} ({pretrained}) are not in the cache and could not be "
+        f"the weights of {model_name!r}{tag} are not in the cache and could not be "
         f"downloaded. Without a network: on a machine that has one, fetch {source}, copy it here "
         f"and call {remedy}; or copy the hub's cache folder and pass it as cache_dir"
     )

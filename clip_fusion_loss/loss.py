@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,6 +49,50 @@ class FusionLossTerms(NamedTuple):
     """Fraction of the patches that passed the entropy filter; a mean also under "sum"."""
 
 
+def _check_regularizer(name: str, value: Any) -> None:
+    checks.check_type(name, value, nn.Module, optional=True)
+    if value is None:
+        return
+    try:
+        inspect.signature(value.forward).bind("fused", "visible", "infrared")
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` must be called (fused, visible, infrared), got {type(value).__name__}, "
+            f"whose forward does not take that: {error}; wrap it in a module that does"
+        ) from None
+    except ValueError:  # compiled ones may have no signature
+        pass
+
+
+def _check_patch_chunk(name: str, value: Any) -> None:
+    if value is not None and value != "auto":
+        checks.check_number(name, value, minimum=1, whole=True)
+
+
+def _check_min_patch_entropy(name: str, value: Any) -> None:
+    if value is not None:
+        checks.check_number(name, value, maximum=8)
+
+
+# What may be assigned to which option: at construction, or by a schedule at any time after.
+OPTION_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "direction_weight": checks.check_number,
+    "patch_weight": checks.check_number,
+    "similarity_weight": checks.check_number,
+    "regularizer": _check_regularizer,
+    "regularizer_weight": checks.check_number,
+    "num_patches": partial(checks.check_number, minimum=1, whole=True),
+    "patch_scale": partial(checks.check_interval, minimum=0.05, maximum=1.0, empty=True),
+    "min_patch_entropy": _check_min_patch_entropy,
+    "patch_reduction": partial(checks.check_choice, choices=("all", "kept")),
+    "data_range": checks.check_interval,
+    "reduction": partial(checks.check_choice, choices=("mean", "sum", "none")),
+    "generator": partial(checks.check_type, kind=torch.Generator, optional=True),
+    "patch_chunk": _check_patch_chunk,
+    "precision": partial(checks.check_choice, choices=PRECISIONS),
+}
+
+
 class LanguageDrivenFusionLoss(nn.Module):
     """A sentence says what the fused image should be; a frozen CLIP makes it a training signal.
 
@@ -62,7 +110,8 @@ class LanguageDrivenFusionLoss(nn.Module):
     `functional` holds the formulas.
 
     The texts are embedded once, here and in `set_objective`. Nothing of CLIP appears in
-    `state_dict()` or `parameters()`.
+    `state_dict()` or `parameters()`. Options are attributes and may be assigned at any time, as
+    weights on a schedule are; only `encoder` and `compile` are settled at construction.
 
     Args:
         objective: the texts; or one text, for `FusionObjective(fused=text)`; or an
@@ -83,11 +132,11 @@ class LanguageDrivenFusionLoss(nn.Module):
             does; "kept" averages over the kept ones.
         data_range: (low, high) of the images that come in.
         reduction: over the batch: "mean", "sum" or "none".
-        generator: source of the patches' random numbers; None is torch's global CPU generator.
+        generator: source of the patches' random numbers, say
+            ``torch.Generator().manual_seed(0)``; None is torch's global CPU generator.
         patch_chunk: patches to encode and differentiate at a time. Memory grows with it and not
             with `num_patches`; the value and gradient do not depend on it. "auto" is 64, on a
-            CPU 6; None takes all at once and allows double backward,
-            where PyTorch has it for `grid_sample` (2.4 has not).
+            CPU 6; None takes all at once and allows double backward, see the guarantees.
         precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
             `torch.autocast`, or else the encoder's weights. Directions and cosines are float32
             in any case.
@@ -126,33 +175,17 @@ class LanguageDrivenFusionLoss(nn.Module):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        checks.check_number("direction_weight", direction_weight)
-        checks.check_number("patch_weight", patch_weight)
-        checks.check_number("similarity_weight", similarity_weight)
-        checks.check_number("regularizer_weight", regularizer_weight)
-        checks.check_number("num_patches", num_patches, minimum=1, whole=True)
-        if min_patch_entropy is not None:
-            checks.check_number("min_patch_entropy", min_patch_entropy, maximum=8)
-        checks.check_choice("patch_reduction", patch_reduction, ("all", "kept"))
-        if patch_chunk is not None and patch_chunk != "auto":
-            checks.check_number("patch_chunk", patch_chunk, minimum=1, whole=True)
-        checks.check_choice("precision", precision, PRECISIONS)
-        checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
-        checks.check_type("regularizer", regularizer, nn.Module, optional=True)
-        checks.check_type("generator", generator, torch.Generator, optional=True)
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
-        self.patch_scale = checks.check_interval(
-            "patch_scale", patch_scale, minimum=0.05, maximum=1.0, empty=True
-        )
-        self.data_range = checks.check_interval("data_range", data_range)
         self.direction_weight = direction_weight
         self.patch_weight = patch_weight
         self.similarity_weight = similarity_weight
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
         self.num_patches = num_patches
+        self.patch_scale = patch_scale
         self.min_patch_entropy = min_patch_entropy
         self.patch_reduction = patch_reduction
+        self.data_range = data_range
         self.reduction = reduction
         self.generator = generator
         self.patch_chunk = patch_chunk
@@ -180,8 +213,28 @@ class LanguageDrivenFusionLoss(nn.Module):
         Raises:
             FileNotFoundError: weights that are neither in the caches nor within reach.
         """
-        if "regularizer" not in options:
-            options["regularizer"] = VGGMaxFeatureLoss()
+        # A misspelt option shall not come to light after a download.
+        inspect.signature(cls).bind(objective, **options)
+        problems = []
+        loaders: dict[str, Callable[[], nn.Module]] = {
+            "encoder": FrozenCLIP.from_pretrained,
+            "regularizer": VGGMaxFeatureLoss,
+        }
+        for name, load in loaders.items():
+            try:
+                options[name] = options[name] if name in options else load()
+            except FileNotFoundError as error:
+                problems.append(f"`{name}`: {error}")
+        if problems:
+            raise FileNotFoundError(
+                "the paper's loss needs weights that are not here. With the files it is\n"
+                "    LanguageDrivenFusionLoss.paper(\n"
+                "        encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
+                "        regularizer=VGGMaxFeatureLoss(VGG_FILE),\n"
+                "    )\n"
+                "and without any, LanguageDrivenFusionLoss.tiny(), for a first try. What is "
+                "missing:\n- " + "\n- ".join(problems)
+            ) from None
         return cls(objective, **options)
 
     @classmethod
@@ -215,8 +268,12 @@ class LanguageDrivenFusionLoss(nn.Module):
 
     @property
     def objective(self) -> FusionObjective:
-        """The texts in force."""
+        """The texts in force; assigning is `set_objective`."""
         return self.fusion_model.objective
+
+    @objective.setter
+    def objective(self, objective: FusionObjective | EmbeddedFusionModel | str) -> None:
+        self.set_objective(objective)
 
     def set_objective(self, objective: FusionObjective | EmbeddedFusionModel | str) -> None:
         """Swap the objective, at any time; the next call uses it.
@@ -242,15 +299,38 @@ class LanguageDrivenFusionLoss(nn.Module):
         else:
             raise TypeError(
                 "`objective` must be a text, a FusionObjective or an EmbeddedFusionModel, got "
-                f"{objective!r}; several texts are FusionObjective(fused=[...])"
+                f"{checks.shown(objective)}; {_objective_remedy(objective)}"
             )
         self.fusion_model = fusion_model.to(self.encoder.device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPTION_CHECKS:
+            OPTION_CHECKS[name](name, value)
+        super().__setattr__(name, value)
 
     def state_dict(self, *, prefix: str = "", **options: Any) -> Any:
         """What a regularizer of your own has to save; otherwise nothing at all."""
         state = super().state_dict(prefix=prefix, **options)
         drop_traces(state, prefix)
         return state
+
+    def check_values(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
+        """Look into a batch, when the loss is odd: `forward` looks at the first one alone.
+
+        Waits for the device; not for every step.
+
+        Args:
+            fused, visible, infrared: as in `forward`.
+
+        Raises:
+            TypeError, ValueError: as in `forward`; sources outside `data_range` or NaN; fused
+                images that are not finite, or farther outside the range than it is wide.
+        """
+        images = {"fused": fused, "visible": visible, "infrared": infrared}
+        checks.check_images(images, self.encoder.device)
+        checks.check_source_values("visible", visible, self.data_range)
+        checks.check_source_values("infrared", infrared, self.data_range)
+        checks.check_fused_values(fused, self.data_range)
 
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
         """Embed whole source images once, to pass back in with each call on the same batch.
@@ -297,7 +377,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         Raises:
             TypeError, ValueError: shapes, dtypes or devices that do not go together (every
                 call); sources outside `data_range` or NaN (first call only, since looking
-                costs a synchronisation with the device).
+                costs a synchronisation with the device; see `check_values`).
         """
         return self.terms(fused, visible, infrared, sources=sources).total
 
@@ -463,3 +543,11 @@ class LanguageDrivenFusionLoss(nn.Module):
         if self.reduction == "mean":
             return losses.mean()
         return losses.sum() if self.reduction == "sum" else losses
+
+
+def _objective_remedy(objective: object) -> str:
+    if isinstance(objective, os.PathLike):
+        return "a saved one is EmbeddedFusionModel.load(path)"
+    if isinstance(objective, Mapping):
+        return "texts by role are FusionObjective(**texts)"
+    return "several texts are FusionObjective(fused=[...])"

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 
 __all__ = ["FusionObjective", "as_texts"]
 
+# A file's name in place of a text would be embedded like any other words.
+FILE_SUFFIXES = (".safetensors", ".json", ".txt", ".pt", ".pth")
+
 
 @dataclass(frozen=True)
 class FusionObjective:
@@ -22,8 +25,8 @@ class FusionObjective:
 
     Raises:
         TypeError: a field is neither a text nor a sequence of texts.
-        ValueError: a field is empty, or `fused` has the very texts of a modality, from which no
-            direction could lead to it.
+        ValueError: a field is empty, holds a file's name, or `fused` has the very texts of a
+            modality, from which no direction could lead to it.
 
     After construction every field is a tuple of texts::
 
@@ -54,4 +57,11 @@ def as_texts(name: str, value: object) -> tuple[str, ...]:
         raise TypeError(f"`{name}` must be a text or a sequence of texts, got {value!r}")
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"`{name}` must hold at least one text and no empty one, got {value!r}")
+    for text in texts:
+        if text.strip().endswith(FILE_SUFFIXES):
+            raise ValueError(
+                f"`{name}` must be a text, got what seems to be a file, {text!r}; "
+                "EmbeddedFusionModel.load(path) reads a saved objective, and other files are "
+                "yours to read"
+            )
     return tuple(texts)

@@ -1,6 +1,7 @@
 """Wrong calls of every public function: each says what is wrong and leaves things as they were."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -41,8 +42,9 @@ def here(encoder, tokenizer):
 
 
 IMAGES = {
+    "a list of outputs": (lambda x: [x, x], TypeError, r"got a list of 2; pick .*\[0\]"),
     "an array": (lambda x: x.numpy(), TypeError, "must be a torch.Tensor, got ndarray"),
-    "none": (lambda x: None, TypeError, "must be a torch.Tensor, got NoneType"),
+    "none": (lambda x: None, TypeError, "must be a torch.Tensor, got NoneType; .*return"),
     "integers": (lambda x: (x * 255).to(torch.uint8), TypeError, r"\.float\(\) / 255"),
     "booleans": (lambda x: x > 0.5, TypeError, "floating point"),
     "complex": (lambda x: x.to(torch.complex64), TypeError, "floating point"),
@@ -50,9 +52,9 @@ IMAGES = {
     "no channel axis": (lambda x: x[:, 0], ValueError, r"\[:, None\]"),
     "five axes": (lambda x: x[None], ValueError, "must have shape"),
     "two channels": (lambda x: x.expand(-1, 2, -1, -1), ValueError, "C = 1 or 3"),
-    "four channels": (lambda x: x.expand(-1, 4, -1, -1), ValueError, "C = 1 or 3"),
+    "four channels": (lambda x: x.expand(-1, 4, -1, -1), ValueError, "alpha"),
     "channels last": (lambda x: x.movedim(1, -1), ValueError, r"movedim\(-1, 1\)"),
-    "empty batch": (lambda x: x[:0], ValueError, "B >= 1"),
+    "empty batch": (lambda x: x[:0], ValueError, "skip empty"),
     "too small": (lambda x: x[..., :15], ValueError, "16 x 16"),
 }
 MISMATCHES = {
@@ -112,6 +114,7 @@ OPTIONS = [
     ("reduction", "average", ValueError),
     ("reduction", None, ValueError),
     ("regularizer", lambda *images: 0, TypeError),
+    ("regularizer", nn.L1Loss(), TypeError),
     ("generator", 42, TypeError),
     ("encoder", nn.Identity(), TypeError),
     ("objective", 3, TypeError),
@@ -125,6 +128,13 @@ def option_calls():
             return LanguageDrivenFusionLoss(**{"encoder": here.encoder, name: value})
 
         yield pytest.param(call, error, f"`{name}`", id=f"{name}={value!r:.20}")
+        if name == "encoder":  # settled at construction
+            continue
+
+        def assign(here, name=name, value=value):
+            setattr(here.criterion, name, value)
+
+        yield pytest.param(assign, error, f"`{name}`", id=f"assigned {name}={value!r:.20}")
 
 
 D = torch.eye(4)  # (4, 4): embeddings and directions
@@ -136,6 +146,15 @@ OTHERS = [
     (lambda h: h.criterion.set_objective(["a"]), TypeError, "`objective`"),
     (lambda h: h.criterion.set_objective(""), ValueError, "`fused`"),
     (lambda h: h.criterion.set_objective("an infrared image"), ValueError, "`fused`"),
+    (lambda h: h.criterion.set_objective({"fused": "a"}), TypeError, r"FusionObjective\(\*\*"),
+    (lambda h: h.criterion.set_objective(Path("a")), TypeError, r"load\(path\)"),
+    (lambda h: h.criterion.set_objective("a.safetensors"), ValueError, r"load\(path\)"),
+    (lambda h: h.criterion.check_values(*h.images.values(), 0), TypeError, "positional"),
+    (lambda h: check_values(h, fused=h.images["fused"] * 255), ValueError, "`fused`.*three"),
+    (lambda h: check_values(h, fused=h.images["fused"] / 0), ValueError, "`fused`.*diverged"),
+    (lambda h: check_values(h, visible=h.images["visible"] * 255), ValueError, "`visible`"),
+    (lambda h: check_values(h, infrared=GREY[0]), ValueError, "`infrared`"),
+    (lambda h: LanguageDrivenFusionLoss.paper(num_patch=3), TypeError, "num_patch"),
     (lambda h: h.call(sources=(D, D)), TypeError, "`sources`"),
     (lambda h: h.call(sources=SourceEmbeddings(D[:1], D[:1])), ValueError, "`sources`"),
     (lambda h: h.criterion.terms(**{**h.images, "fused": 0}), TypeError, "`fused`"),
@@ -174,6 +193,9 @@ OTHERS = [
     (lambda h: EmbeddedFusionModel(FusionObjective(), nn.Identity()), TypeError, "`encoder`"),
     (lambda h: EmbeddedFusionModel(FusionObjective("A", "a"), h.encoder), ValueError, "`visible`"),
     (lambda h: h.criterion.fusion_model.save(3), TypeError, "`path`"),
+    (lambda h: h.criterion.fusion_model.save("."), IsADirectoryError, "`path`"),
+    (lambda h: h.criterion.fusion_model.save("no/such/file"), FileNotFoundError, "`path`.*no/such"),
+    (lambda h: h.criterion.fusion_model.save(f"{__file__}/a"), NotADirectoryError, "`path`"),
     (lambda h: EmbeddedFusionModel.load(3), TypeError, "`path`"),
     (lambda h: EmbeddedFusionModel.load(__file__), ValueError, "`path`"),
     (lambda h: EmbeddedFusionModel.load(__file__, 3), TypeError, "`encoder`"),
@@ -222,6 +244,10 @@ OTHERS = [
 MAPS = torch.eye(3)[:2].expand(2, 4, 2, 3)
 
 
+def check_values(here, **spoiled):
+    here.criterion.check_values(**{**here.images, **spoiled})
+
+
 class WithoutSize(nn.Module):
     """A model that does not say how large its input images are."""
 
@@ -259,7 +285,9 @@ def test_wrong_call(here, call, error, words):
             call(here)
     message = str(caught.value)
     if "`" in message:  # not Python's own, of the number and names of arguments
-        assert re.search(r"\bmust\b.*\bgot\b|dropped|damaged", message, re.DOTALL), message
+        assert re.search(
+            r"\bmust\b.*\bgot\b|dropped|damaged|cannot be written", message, re.DOTALL
+        ), message
     assert state(here) == before
     assert here.call().isfinite()
 
@@ -268,6 +296,51 @@ def test_unit_images_announced_as_eight_bit(encoder):
     criterion = make_criterion(encoder, data_range=(0, 255))
     with pytest.warns(UserWarning, match="lies in"):
         criterion(*draw_images())
+
+
+def test_warnings_point_to_the_line_that_called(encoder):
+    criterion = make_criterion(encoder, data_range=(0, 255))
+    with pytest.warns(UserWarning, match="lies in") as caught:
+        criterion(*draw_images())
+    assert {warning.filename for warning in caught} == {__file__}
+    with pytest.warns(UserWarning, match="'zebra'") as caught:
+        LanguageDrivenFusionLoss.tiny("a zebra")
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_paper_without_a_network_names_all_that_is_missing(monkeypatch):
+    def unreachable(*arguments, **options):
+        raise FileNotFoundError("fetch this")
+
+    monkeypatch.setattr(FrozenCLIP, "from_pretrained", unreachable)
+    monkeypatch.setattr("clip_fusion_loss.loss.VGGMaxFeatureLoss", unreachable)
+    with pytest.raises(FileNotFoundError) as caught:
+        LanguageDrivenFusionLoss.paper()
+    message = str(caught.value)
+    assert "`encoder`: fetch this\n- `regularizer`: fetch this" in message
+    assert "VGGMaxFeatureLoss(VGG_FILE)" in message
+    assert "tiny()" in message
+    assert caught.value.__suppress_context__
+
+
+def test_values_are_looked_at_on_demand(encoder):
+    criterion = make_criterion(encoder)
+    criterion(*draw_images())
+    fused, visible, infrared = draw_images()
+    criterion(fused, visible * 255, infrared)  # not the first call: nothing is read any more
+    criterion.check_values(fused * 2 - 0.5, visible, infrared)  # young networks overshoot
+    with pytest.raises(ValueError, match="divide by 255"):
+        criterion.check_values(fused, visible * 255, infrared)
+
+
+def test_options_may_be_assigned(encoder):
+    images = draw_images()
+    criterion = make_criterion(encoder, direction_weight=1.0)
+    criterion.direction_weight = 3
+    criterion.objective = "a dark image"
+    expected = make_criterion(encoder, objective="a dark image", direction_weight=3)
+    assert criterion.objective == FusionObjective("a dark image")
+    assert criterion(*images) == expected(*images)
 
 
 def test_all_on_the_wrong_device(encoder):
