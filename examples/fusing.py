@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from clip_fusion_loss.functional import resize_images
 from images import luminance, to_8bit
 from pairs import Pair
 
@@ -13,6 +14,31 @@ STRIP_PIXELS = 2**16
 def average(pair: Pair) -> Tensor:
     """The fusion to beat: the mean of both images as uint8 (1, H, W)."""
     return to_8bit((luminance(pair.visible) + luminance(pair.infrared)) / 2)
+
+
+def maximum(pair: Pair) -> Tensor:
+    """The brighter source at each pixel, as uint8 (1, H, W)."""
+    return to_8bit(torch.maximum(luminance(pair.visible), luminance(pair.infrared)))
+
+
+def laplacian_pyramid(pair: Pair, levels: int = 4) -> Tensor:
+    """The stronger detail on each level and the mean of what is left, as uint8 (1, H, W).
+
+    Burt and Adelson, "The Laplacian Pyramid as a Compact Image Code", IEEE Transactions on
+    Communications 1983, with bilinear resizing.
+    """
+    sources = torch.stack([luminance(pair.visible), luminance(pair.infrared)])
+    details = []
+    for _ in range(levels):
+        size = sources.shape[2:]
+        smaller = resize_images(sources, (max(1, size[0] // 2), max(1, size[1] // 2)))
+        detail = sources - resize_images(smaller, tuple(size))
+        details.append(torch.where(detail[0].abs() >= detail[1].abs(), *detail))
+        sources = smaller
+    fused = sources.mean(0)
+    for detail in reversed(details):
+        fused = resize_images(fused[None], tuple(detail.shape[1:]))[0] + detail
+    return to_8bit(fused)
 
 
 @torch.inference_mode()

@@ -24,10 +24,11 @@ def train(
     seed: int,
     device: torch.device,
     title: str = "training",
+    amp: bool = False,
 ) -> dict[str, list[float]]:
     """Train `network(visible, infrared) -> fused` in place; returns every step's loss terms.
 
-    `seed` decides which crops are seen.
+    `seed` decides which crops are seen; with `amp` the network computes in bfloat16.
     """
     crops = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
@@ -36,7 +37,9 @@ def train(
     progress = trange(steps, desc=title, unit="step")
     for _ in progress:
         visible, infrared = (batch.to(device) for batch in random_crops(pairs, crops))
-        terms = criterion.terms(network(visible, infrared), visible, infrared)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            fused = network(visible, infrared)
+        terms = criterion.terms(fused, visible, infrared)
         optimizer.zero_grad()
         terms.total.backward()
         optimizer.step()

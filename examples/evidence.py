@@ -1,0 +1,335 @@
+"""What the sentence does to real images: trains, compares and writes the page of results.
+
+Every figure of the page comes from runs that this program makes; what it has run is kept in the
+--out folder and not run again, so that it may be interrupted at any time. With the embedded CLIP
+and all sections it takes some hours on two CPU cores.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from scipy.optimize import brentq
+from skimage.exposure import equalize_adapthist
+from torch import Tensor
+
+import report
+from choices import choose_device, choose_pairs, load_clip, make_writable, warnings_as_notes
+from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss
+from clip_fusion_loss.functional import resize_images
+from command_line import errors_as_messages, whole_number
+from files import written_whole
+from fusing import average, laplacian_pyramid, maximum
+from images import luminance, to_8bit
+from metrics import average_gradient
+from pairs import LAYOUTS
+from tiny_clip.degradations import gaussian_blur
+from tiny_clip.evaluate import fusions, modality_table
+from trials import BRIGHTNESS, Bench, Trial
+
+PROMPTS = (
+    "a sharp detailed image",
+    "a bright image",
+    "a dark image",
+    "a blurry image",
+    "a blurry dark image",
+    "a noisy image",
+    "an image with low contrast",
+    "a purple elephant dancing",
+)
+
+#: Side at which hand-made fusions are judged, in pixels.
+RANKING_SIDE = 192
+
+Row = dict[str, float]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=LAYOUTS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pairs", type=Path, required=True, metavar="DIR", help="every second pair is tested on")
+    add("--show", type=Path, metavar="DIR", help="pairs for the pictures")
+    add("--out", type=Path, default=Path("evidence"), metavar="DIR", help="runs, kept there")
+    add("--page", type=Path, default=Path("docs/results.md"), metavar="FILE", help="written anew")
+    add("--encoder", default="tiny", help="as quickstart.py has it")
+    add("--vgg16", type=Path, metavar="FILE", help="as train.py has it; without, a row is left out")
+    add("--seeds", type=whole_number, default=3, metavar="N", help="runs of each setting")
+    add("--steps", type=whole_number, default=300, metavar="N", help="of each training")
+    add("--max-pairs", type=whole_number, default=40, metavar="N", help="to train on, and to test")
+    add("--amp", action="store_true", help="networks are trained in bfloat16, and faster")
+    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="of the page")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    options = parser.parse_args(arguments)
+    with errors_as_messages("evidence"):
+        write_page(options)
+
+
+def write_page(options: argparse.Namespace) -> None:
+    device = choose_device(options.device)
+    encoder = FrozenCLIP.tiny() if options.encoder == "tiny" else load_clip(options.encoder)
+    pairs = choose_pairs(options.pairs, 2 * options.max_pairs)
+    shown = choose_pairs(options.show, 5) if options.show else []
+    folder = make_writable(options.out) / encoder.name.replace("/", "-")
+    halves = [[pairs[i] for i in range(first, len(pairs), 2)] for first in (0, 1)]
+    bench = Bench(encoder, halves[0], halves[1], shown, folder, device, options.vgg16)
+    base = Trial(steps=options.steps, amp=options.amp)
+    if options.encoder != "tiny":  # the paper's weights, for a CLIP of the paper's kind
+        base = replace(base, direction=2.0, patch=10.0, reduction="all")
+    seeds = range(options.seeds)
+    with warnings_as_notes():
+        parts = [
+            SECTIONS[name](bench, base, seeds, options.page.parent) for name in options.sections
+        ]
+    with written_whole(options.page) as temporary:
+        temporary.write_text(
+            "\n\n".join([introduction(bench, base, seeds), *parts]) + "\n", "utf-8"
+        )
+    print(options.page)
+
+
+def introduction(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
+    return f"""# Results
+
+Made by `examples/evidence.py`; nothing here was typed in. CLIP: `{bench.encoder.name}`. Each
+network was trained for {base.steps} steps on {len(bench.training)} pairs and measured on
+{len(bench.test)} others, with {len(seeds)} seeds; a figure is the mean over the seeds, with the
+spread (half of the range) behind it. Measures are those of `examples/evaluate.py`; `{BRIGHTNESS}`
+is the mean grey level. EN, SD, SF and AG reward noise and embossing too: read them beside SSIM and
+Qabf, and look at the pictures.
+
+Real CLIP weights could not be had where this page was made;
+`--encoder ViT-B-32-quickgelu/openai` makes the same page with them."""
+
+
+def ablation(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
+    """What each term adds, and what a sharpening filter would do at equal average gradient."""
+    parts = ["## What each part of the loss adds"]
+    for network in ("densefuse", "u2fusion"):
+        full = replace(base, network=network)
+        silent = full.without_language()
+        rows = {"average of the sources": [bench.measure([average(p) for p in bench.test])]}
+        if network == "densefuse" or bench.vgg16 is not None:
+            rows["its original loss"] = over_seeds(bench, full.with_original_loss(), seeds)
+        for name, trial in {
+            "regularizer": replace(silent, similarity=0.0),
+            "+ similarity: no language": silent,
+            "+ direction": replace(full, patch=0.0),
+            "+ patches": replace(full, min_entropy=None),
+            "+ filter, dropped patches as zeros": replace(full, reduction="all"),
+            "full: mean over the kept patches": full,
+        }.items():
+            rows[name] = over_seeds(bench, trial, seeds)
+        for name, control in (("unsharp mask", unsharp), ("CLAHE", clahe)):
+            rows[f"no language, then {name} to the same AG"] = [
+                bench.measure(matched(control, bench.images(replace(silent, seed=seed)), row["AG"]))
+                for seed, row in zip(seeds, rows["full: mean over the kept patches"], strict=True)
+            ]
+        parts += [f"### {network}", table(rows)]
+    return "\n\n".join(parts)
+
+
+def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
+    """Each prompt against the paper's."""
+    with_paper = over_seeds(bench, base, seeds)
+    rows = {f'"{base.prompt}"': with_paper}
+    rows["no language"] = over_seeds(bench, base.without_language(), seeds)
+    rows |= {f'"{p}"': over_seeds(bench, replace(base, prompt=p), seeds) for p in PROMPTS}
+    changes = {
+        name: [change(row, paper) for row, paper in zip(group, with_paper, strict=True)]
+        for name, group in rows.items()
+        if group is not with_paper
+    }
+    parts = ["## Steering by prompt", "DenseFuse. Measures:", table(rows)]
+    parts += ["Change against the paper's prompt in percent:", table(changes, digits=0)]
+    unknown = unknown_words(bench.encoder)
+    if unknown:
+        parts.append("Words that this CLIP does not know: " + ", ".join(unknown) + ".")
+    if bench.shown:
+        trials = {"no language": base.without_language(), f'"{base.prompt}"': base}
+        trials |= {f'"{prompt}"': replace(base, prompt=prompt) for prompt in PROMPTS}
+        columns = {name: bench.shown_images(trial) for name, trial in trials.items()}
+        report.save_contact_sheet(columns, folder / "images" / "steering.jpg")
+        parts.append("![Fused images, a column for each prompt](images/steering.jpg)")
+    return "\n\n".join(parts)
+
+
+def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
+    """The loss of fusions made by hand."""
+    patches = torch.Generator()
+    criterion = LanguageDrivenFusionLoss(
+        FusionObjective(base.prompt),
+        encoder=bench.encoder,
+        direction_weight=base.direction,
+        patch_weight=base.patch,
+        similarity_weight=base.similarity,
+        patch_reduction=base.reduction,
+        reduction="none",
+        generator=patches,
+    ).to(bench.device)
+    rows: dict[str, list[Row]] = {}
+    for pair in bench.test:
+        visible, infrared = (
+            resize_images(luminance(image)[None], (RANKING_SIDE, RANKING_SIDE)).clamp(0, 1)
+            for image in (pair.visible, pair.infrared)
+        )
+        made = fusions(visible, infrared)
+        made["blurred"] = gaussian_blur(made["good"], torch.full((1, 1, 1, 1), 3.2))
+        sources = to_8bit(visible[0]), to_8bit(infrared[0])
+        for name, fusion in (("maximum", maximum), ("Laplacian pyramid", laplacian_pyramid)):
+            made[name] = fusion(pair._replace(visible=sources[0], infrared=sources[1]))[None] / 255
+        for name, image in made.items():
+            patches.manual_seed(0)  # the same ones of every fusion
+            with torch.no_grad():
+                terms = criterion.terms(image.to(bench.device), visible, infrared)
+            row = {field: getattr(terms, field).item() for field in terms._fields}
+            rows.setdefault(name, []).append({k: v for k, v in row.items() if k != "regularizer"})
+    means = {name: [mean_of(group)] for name, group in rows.items()}
+    ordered = dict(sorted(means.items(), key=lambda item: item[1][0]["total"]))
+    place = list(ordered).index("good") + 1
+    visible, infrared = (
+        torch.cat([resize_images(luminance(s)[None], bench.encoder.image_size) for s in side])
+        for side in zip(*[(pair.visible, pair.infrared) for pair in bench.test], strict=True)
+    )
+    zero_shot = modality_table(bench.encoder, visible, infrared)
+    accuracy = {name: [row] for name, row in zero_shot.items()}
+    return "\n\n".join(
+        [
+            "## What the loss thinks of fusions made by hand",
+            "Least loss first, without a regularizer. The good one takes the base of the brighter "
+            f"source and the detail of the stronger; it comes {ordinal(place)} of {len(ordered)}.",
+            table(ordered, digits=3),
+            "Zero-shot, by the paper's texts for the modalities:",
+            table(accuracy, digits=2),
+        ]
+    )
+
+
+def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
+    """Trained networks beside rules without training."""
+    rows = {
+        name: [bench.measure([fusion(pair) for pair in bench.test])]
+        for name, fusion in {
+            "average": average,
+            "maximum": maximum,
+            "Laplacian pyramid": laplacian_pyramid,
+        }.items()
+    }
+    for network in ("densefuse", "u2fusion"):
+        full = replace(base, network=network)
+        rows[f"{network}, no language"] = over_seeds(bench, full.without_language(), seeds)
+        rows[f"{network}, language"] = over_seeds(bench, full, seeds)
+    return "\n\n".join(["## Beside fusions without training", table(rows)])
+
+
+def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
+    """How much language, and how many patches."""
+    seeds = seeds[:1]
+    trials = {
+        f"language x {factor:g}": replace(
+            base, direction=base.direction * factor, patch=base.patch * factor
+        )
+        for factor in (0.25, 0.5, 1, 2, 4)
+    }
+    trials |= {f"{count} patches": replace(base, patches=count) for count in (2, 4, 16, 32)}
+    rows = {name: over_seeds(bench, trial, seeds) for name, trial in trials.items()}
+    parts = [
+        "## How much language, how many patches",
+        f"DenseFuse, one seed. x 1 is a weight of {base.direction:g} for the whole image and of "
+        f"{base.patch:g} for its patches, of which there are {base.patches} unless said.",
+        table(rows),
+    ]
+    if bench.shown:
+        columns = {name: bench.shown_images(t) for name, t in trials.items() if "language" in name}
+        report.save_contact_sheet(columns, folder / "images" / "weights.jpg")
+        parts.append("![Fused images, a column for each weight](images/weights.jpg)")
+    return "\n\n".join(parts)
+
+
+SECTIONS: dict[str, Callable[[Bench, Trial, Sequence[int], Path], str]] = {
+    "ablation": ablation,
+    "steering": steering,
+    "ranking": ranking,
+    "peers": peers,
+    "sweep": sweep,
+}
+
+
+def over_seeds(bench: Bench, trial: Trial, seeds: Sequence[int]) -> list[Row]:
+    return [bench.run(replace(trial, seed=seed)) for seed in seeds]
+
+
+def unsharp(image: Tensor, amount: float) -> Tensor:
+    """Unsharp mask of a uint8 (1, H, W) image with a Gaussian of 2 pixels."""
+    values = image[None] / 255
+    blurred = gaussian_blur(values, torch.full((1, 1, 1, 1), 2.0))
+    return to_8bit((values + amount * (values - blurred))[0])
+
+
+def clahe(image: Tensor, amount: float) -> Tensor:
+    """Contrast-limited adaptive histogram equalisation, blended with the original."""
+    values = image[0].numpy() / 255
+    equalised = equalize_adapthist(values, clip_limit=0.03)
+    return to_8bit(torch.from_numpy(values + amount * (equalised - values))[None].float())
+
+
+def matched(
+    control: Callable[[Tensor, float], Tensor], images: list[Tensor], target: float
+) -> list[Tensor]:
+    """`images` filtered so strongly that their mean average gradient is `target`."""
+
+    def excess(amount: float) -> float:
+        gradients = [average_gradient(control(image, amount)[0].numpy()) for image in images]
+        return statistics.mean(gradients) - target
+
+    low, high = 0.0, 1.0
+    while excess(high) < 0 and high < 64:
+        high *= 2
+    if excess(low) >= 0 or excess(high) <= 0:
+        amount = low if excess(low) >= 0 else high
+    else:
+        amount = brentq(excess, low, high, xtol=1e-2)
+    return [control(image, amount) for image in images]
+
+
+def unknown_words(encoder: FrozenCLIP) -> list[str]:
+    known = encoder.vocabulary
+    words = {word for prompt in PROMPTS for word in prompt.split()}
+    return [] if known is None else sorted(words - known)
+
+
+def change(row: Row, reference: Row) -> Row:
+    return {name: 100 * (row[name] / reference[name] - 1) for name in row}
+
+
+def mean_of(rows: Sequence[Row]) -> Row:
+    return {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
+
+
+def ordinal(place: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")
+
+
+def table(rows: Mapping[str, Sequence[Row]], digits: int | None = None) -> str:
+    """A Markdown table: the mean of each group of rows, and half of its range where it has one."""
+    names = list(next(iter(rows.values()))[0])
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for label, group in rows.items():
+        cells = [cell([row[name] for row in group], digits) for name in names]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(values: Sequence[float], digits: int | None) -> str:
+    mean, spread = statistics.mean(values), (max(values) - min(values)) / 2
+    if digits is None:
+        digits = 3 if abs(mean) < 2 else 2 if abs(mean) < 20 else 1
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
