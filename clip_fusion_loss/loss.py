@@ -246,7 +246,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         """The loss with the embedded CLIP and weights that suit it: no download, no network.
 
         For demonstrations and continuous integration; see `FrozenCLIP.tiny`. The regularizer
-        is `IntensityGradientLoss()`. The weights, 0.75 / 3.75 / 6 / 10 with ``patch_reduction=
+        is `IntensityGradientLoss()`. The weights, 0.45 / 2.25 / 6 / 10 with ``patch_reduction=
         "kept"``, were found by training DenseFuse with this very model: it has its own scale,
         and the paper's weights over-drive it.
 
@@ -257,8 +257,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         if "encoder" not in options:
             options["encoder"] = FrozenCLIP.tiny()
         defaults: dict[str, Any] = {
-            "direction_weight": 0.75,
-            "patch_weight": 3.75,
+            "direction_weight": 0.45,
+            "patch_weight": 2.25,
             "similarity_weight": 6.0,
             "patch_reduction": "kept",
             "regularizer": IntensityGradientLoss(),

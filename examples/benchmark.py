@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(peak_memory_here(options))
         return
     if options.curve:
-        print_curve(options)
-        return
-    result = compare(options)
-    print(as_table(result))
+        result = measure_curve(options)
+    else:
+        result = compare(options)
+        print(as_table(result))
     if options.json:
         with written_whole(options.json) as temporary:
             temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
@@ -274,13 +274,14 @@ def device_name(device: str) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def print_curve(options: argparse.Namespace) -> None:
-    """Our time and peak memory as one of batch, patches and size grows."""
+def measure_curve(options: argparse.Namespace) -> dict[str, object]:
+    """Print our time and peak memory as one of batch, patches and size grows; returns the same."""
     values = {
         "patches": (1, 4, 16, 32, 64, 128, 256),
         "batch": (1, 2, 4, 8, 16, 32),
         "size": (64, 128, 224, 512, 1024),
     }[options.curve]
+    columns: dict[str, list[float]] = {"value": [], "kept": [], "seconds": [], "peak_memory": []}
     print(f"{options.curve:>8} {'kept':>6} {'seconds':>9} {'peak MB':>9}")
     for value in values:
         setattr(options, options.curve, value)
@@ -289,6 +290,9 @@ def print_curve(options: argparse.Namespace) -> None:
         time_taken = statistics.median(seconds(step, images) for _ in range(options.repeats))
         kept, peak = kept_fraction(options, images), peak_memory(options, "ours")
         print(f"{value:8} {kept:6.2f} {time_taken:9.3f} {peak / 1e6:9.0f}", flush=True)
+        for column, entry in zip(columns.values(), (value, kept, time_taken, peak), strict=True):
+            column.append(entry)
+    return {"curve": options.curve, "device": device_name(options.device), **columns}
 
 
 def as_table(result: dict) -> str:

@@ -99,7 +99,10 @@ def load_clip(name: str) -> FrozenCLIP:
             f"--encoder must be tiny, MODEL/TAG (say {CHECKPOINT_MODEL}/openai), local-dir:FOLDER, "
             f"hf-hub:NAME or an existing file, got {name}"
         )
-    return FrozenCLIP.from_pretrained(model, tag)
+    try:
+        return FrozenCLIP.from_pretrained(model, tag)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}\n(here: --encoder FILE or local-dir:FOLDER)") from error
 
 
 @contextmanager

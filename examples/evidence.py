@@ -9,11 +9,10 @@ import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from scipy.optimize import brentq
-from skimage.exposure import equalize_adapthist
 from torch import Tensor
 
 import report
@@ -21,28 +20,37 @@ from choices import choose_device, choose_pairs, load_clip, make_writable, warni
 from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss
 from clip_fusion_loss.functional import resize_images
 from command_line import errors_as_messages, whole_number
+from controls import clahe, matched, unsharp
+from embedding_space import save_embedding_space
 from files import written_whole
 from fusing import average, laplacian_pyramid, maximum
 from images import luminance, to_8bit
-from metrics import average_gradient
-from pairs import LAYOUTS
+from pairs import LAYOUTS, Pair
 from tiny_clip.degradations import gaussian_blur
 from tiny_clip.evaluate import fusions, modality_table
 from trials import BRIGHTNESS, Bench, Trial
 
-PROMPTS = (
-    "a sharp detailed image",
-    "a bright image",
-    "a dark image",
-    "a blurry image",
-    "a blurry dark image",
-    "a noisy image",
-    "an image with low contrast",
-    "a purple elephant dancing",
-)
+#: Prompts to compare with the paper's, and what each should raise (+1) or lower (-1).
+PROMPTS: Mapping[str, Mapping[str, int]] = {
+    "a sharp detailed image": {"SF": 1, "AG": 1},
+    "a bright image": {BRIGHTNESS: 1},
+    "a dark image": {BRIGHTNESS: -1},
+    "a blurry image": {"SF": -1, "AG": -1},
+    "a blurry dark image": {"SF": -1, "AG": -1, BRIGHTNESS: -1},
+    "a noisy image": {"SF": 1},
+    "an image with low contrast": {"SD": -1},
+    "a purple elephant dancing": {},
+}
+
+#: Columns of the pictures, and the height of an image in them.
+SHOWN_PAIRS = 3
+SHOWN_INCHES = 1.4
 
 #: Side at which hand-made fusions are judged, in pixels.
 RANKING_SIDE = 192
+
+NO_LANGUAGE = "+ similarity: no language"
+FULL = "full: mean over the kept patches"
 
 Row = dict[str, float]
 
@@ -53,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--pairs", type=Path, required=True, metavar="DIR", help="every second pair is tested on")
-    add("--show", type=Path, metavar="DIR", help="pairs for the pictures")
+    add("--show", type=Path, metavar="DIR", help=f"pairs for the pictures, {SHOWN_PAIRS} of them")
     add("--out", type=Path, default=Path("evidence"), metavar="DIR", help="runs, kept there")
     add("--page", type=Path, default=Path("docs/results.md"), metavar="FILE", help="written anew")
     add("--encoder", default="tiny", help="as quickstart.py has it")
@@ -73,13 +81,14 @@ def write_page(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     encoder = FrozenCLIP.tiny() if options.encoder == "tiny" else load_clip(options.encoder)
     pairs = choose_pairs(options.pairs, 2 * options.max_pairs)
-    shown = choose_pairs(options.show, 5) if options.show else []
+    shown = choose_pairs(options.show, SHOWN_PAIRS) if options.show else []
     folder = make_writable(options.out) / encoder.name.replace("/", "-")
     halves = [[pairs[i] for i in range(first, len(pairs), 2)] for first in (0, 1)]
     bench = Bench(encoder, halves[0], halves[1], shown, folder, device, options.vgg16)
-    base = Trial(steps=options.steps, amp=options.amp)
-    if options.encoder != "tiny":  # the paper's weights, for a CLIP of the paper's kind
-        base = replace(base, direction=2.0, patch=10.0, reduction="all")
+    like = LanguageDrivenFusionLoss.tiny
+    if options.encoder != "tiny":
+        like = partial(LanguageDrivenFusionLoss, encoder=encoder)
+    base = Trial(steps=options.steps, amp=options.amp).weighted_like(like())
     seeds = range(options.seeds)
     with warnings_as_notes():
         parts = [
@@ -112,33 +121,41 @@ def ablation(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
     for network in ("densefuse", "u2fusion"):
         full = replace(base, network=network)
         silent = full.without_language()
-        rows = {"average of the sources": [bench.measure([average(p) for p in bench.test])]}
-        if network == "densefuse" or bench.vgg16 is not None:
-            rows["its original loss"] = over_seeds(bench, full.with_original_loss(), seeds)
-        for name, trial in {
+        trials = {
+            "its original loss": full.with_original_loss(),
             "regularizer": replace(silent, similarity=0.0),
-            "+ similarity: no language": silent,
+            NO_LANGUAGE: silent,
             "+ direction": replace(full, patch=0.0),
             "+ patches": replace(full, min_entropy=None),
             "+ filter, dropped patches as zeros": replace(full, reduction="all"),
-            "full: mean over the kept patches": full,
-        }.items():
-            rows[name] = over_seeds(bench, trial, seeds)
-        for name, control in (("unsharp mask", unsharp), ("CLAHE", clahe)):
+            FULL: full,
+        }
+        if network == "u2fusion" and bench.vgg16 is None:
+            del trials["its original loss"]
+        rows = {"average of the sources": [bench.measure([average(p) for p in bench.test])]}
+        rows |= {name: over_seeds(bench, trial, seeds) for name, trial in trials.items()}
+        controls = {"unsharp mask": unsharp, "CLAHE": clahe}
+        for name, control in controls.items():
             rows[f"no language, then {name} to the same AG"] = [
                 bench.measure(matched(control, bench.images(replace(silent, seed=seed)), row["AG"]))
-                for seed, row in zip(seeds, rows["full: mean over the kept patches"], strict=True)
+                for seed, row in zip(seeds, rows[FULL], strict=True)
             ]
         parts += [f"### {network}", table(rows)]
+        others = (NO_LANGUAGE, *list(rows)[-len(controls) :])
+        parts += [
+            "The full loss against others, seed by seed:",
+            table({name: gains(rows[FULL], rows[name]) for name in others}),
+        ]
+        parts += picture(bench, trials, folder / "images" / f"ablation-{network}.jpg")
     return "\n\n".join(parts)
 
 
 def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     """Each prompt against the paper's."""
-    with_paper = over_seeds(bench, base, seeds)
-    rows = {f'"{base.prompt}"': with_paper}
-    rows["no language"] = over_seeds(bench, base.without_language(), seeds)
-    rows |= {f'"{p}"': over_seeds(bench, replace(base, prompt=p), seeds) for p in PROMPTS}
+    trials = {"no language": base.without_language(), f'"{base.prompt}"': base}
+    trials |= {f'"{prompt}"': replace(base, prompt=prompt) for prompt in PROMPTS}
+    rows = {name: over_seeds(bench, trial, seeds) for name, trial in trials.items()}
+    with_paper = rows[f'"{base.prompt}"']
     changes = {
         name: [change(row, paper) for row, paper in zip(group, with_paper, strict=True)]
         for name, group in rows.items()
@@ -146,16 +163,43 @@ def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
     }
     parts = ["## Steering by prompt", "DenseFuse. Measures:", table(rows)]
     parts += ["Change against the paper's prompt in percent:", table(changes, digits=0)]
+    parts += ["Does it do what it says?", verdicts(base.prompt, rows)]
     unknown = unknown_words(bench.encoder)
     if unknown:
         parts.append("Words that this CLIP does not know: " + ", ".join(unknown) + ".")
-    if bench.shown:
-        trials = {"no language": base.without_language(), f'"{base.prompt}"': base}
-        trials |= {f'"{prompt}"': replace(base, prompt=prompt) for prompt in PROMPTS}
-        columns = {name: bench.shown_images(trial) for name, trial in trials.items()}
-        report.save_contact_sheet(columns, folder / "images" / "steering.jpg")
-        parts.append("![Fused images, a column for each prompt](images/steering.jpg)")
+    parts += picture(bench, trials, folder / "images" / "steering.jpg")
+    named = {name: trials[name] for name in (*list(trials)[:2], '"a blurry dark image"')}
+    save_embedding_space(
+        bench.encoder,
+        FusionObjective(base.prompt),
+        [to_8bit(luminance(pair.visible)) for pair in bench.test],
+        [to_8bit(luminance(pair.infrared)) for pair in bench.test],
+        {name: bench.images(replace(trial, seed=seeds[0])) for name, trial in named.items()},
+        folder / "images" / "embedding-space.png",
+    )
+    parts += [
+        "The same in CLIP's space: where the objective points, and where the images went.",
+        "![Texts and images in a plane of the embedding space](images/embedding-space.png)",
+    ]
     return "\n\n".join(parts)
+
+
+def verdicts(paper_prompt: str, rows: Mapping[str, Sequence[Row]]) -> str:
+    """A Markdown table: what each prompt asks for, and whether the images have it."""
+    lines = ["| prompt | asks for | against no language | in how many runs |", "|---" * 4 + "|"]
+    for prompt, asked in {paper_prompt: {"SF": 1, "AG": 1}, **PROMPTS}.items():
+        group = zip(rows[f'"{prompt}"'], rows["no language"], strict=True)
+        changes = [change(row, silent) for row, silent in group]
+        for measure, sign in asked.items():
+            shifts = [row[measure] for row in changes]
+            cells = (
+                f'"{prompt}"',
+                f"{'more' if sign > 0 else 'less'} {measure}",
+                f"{statistics.mean(shifts):+.1f} %",
+                f"{sum(sign * shift > 0 for shift in shifts)} of {len(shifts)}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
@@ -173,19 +217,11 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
     ).to(bench.device)
     rows: dict[str, list[Row]] = {}
     for pair in bench.test:
-        visible, infrared = (
-            resize_images(luminance(image)[None], (RANKING_SIDE, RANKING_SIDE)).clamp(0, 1)
-            for image in (pair.visible, pair.infrared)
-        )
-        made = fusions(visible, infrared)
-        made["blurred"] = gaussian_blur(made["good"], torch.full((1, 1, 1, 1), 3.2))
-        sources = to_8bit(visible[0]), to_8bit(infrared[0])
-        for name, fusion in (("maximum", maximum), ("Laplacian pyramid", laplacian_pyramid)):
-            made[name] = fusion(pair._replace(visible=sources[0], infrared=sources[1]))[None] / 255
-        for name, image in made.items():
+        visible, infrared = squared(pair)
+        for name, image in hand_made(visible, infrared).items():
             patches.manual_seed(0)  # the same ones of every fusion
             with torch.no_grad():
-                terms = criterion.terms(image.to(bench.device), visible, infrared)
+                terms = criterion.terms(*(i.to(bench.device) for i in (image, visible, infrared)))
             row = {field: getattr(terms, field).item() for field in terms._fields}
             rows.setdefault(name, []).append({k: v for k, v in row.items() if k != "regularizer"})
     means = {name: [mean_of(group)] for name, group in rows.items()}
@@ -197,16 +233,42 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
     )
     zero_shot = modality_table(bench.encoder, visible, infrared)
     accuracy = {name: [row] for name, row in zero_shot.items()}
-    return "\n\n".join(
-        [
-            "## What the loss thinks of fusions made by hand",
-            "Least loss first, without a regularizer. The good one takes the base of the brighter "
-            f"source and the detail of the stronger; it comes {ordinal(place)} of {len(ordered)}.",
-            table(ordered, digits=3),
-            "Zero-shot, by the paper's texts for the modalities:",
-            table(accuracy, digits=2),
-        ]
+    parts = [
+        "## What the loss thinks of fusions made by hand",
+        "Least loss first, without a regularizer. The good one takes the base of the brighter "
+        f"source and the detail of the stronger; it comes {ordinal(place)} of {len(ordered)}.",
+        table(ordered, digits=3),
+        "Zero-shot, by the paper's texts for the modalities:",
+        table(accuracy, digits=2),
+    ]
+    if bench.shown:
+        made = [hand_made(*squared(pair)) for pair in bench.shown]
+        pictures = {
+            f"{name}: {row['total']:.2f}": [to_8bit(images[name][0]) for images in made]
+            for name, [row] in ordered.items()
+        }
+        report.save_rows(pictures, folder / "images" / "ranking.jpg", SHOWN_INCHES)
+        parts.append("![From least loss to most](images/ranking.jpg)")
+    return "\n\n".join(parts)
+
+
+def squared(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Visible and infrared, (1, 1, S, S) each in [0, 1] with S = `RANKING_SIDE`."""
+    visible, infrared = (
+        resize_images(luminance(image)[None], (RANKING_SIDE, RANKING_SIDE)).clamp(0, 1)
+        for image in (pair.visible, pair.infrared)
     )
+    return visible, infrared
+
+
+def hand_made(visible: Tensor, infrared: Tensor) -> dict[str, Tensor]:
+    """Good and bad fusions of such a pair, by name."""
+    made = fusions(visible, infrared)
+    made["blurred"] = gaussian_blur(made["good"], torch.full((1, 1, 1, 1), 3.2))
+    pair = Pair("", to_8bit(visible[0]), to_8bit(infrared[0]))
+    for name, fusion in (("maximum", maximum), ("Laplacian pyramid", laplacian_pyramid)):
+        made[name] = fusion(pair)[None] / 255
+    return made
 
 
 def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
@@ -243,11 +305,8 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         f"{base.patch:g} for its patches, of which there are {base.patches} unless said.",
         table(rows),
     ]
-    if bench.shown:
-        columns = {name: bench.shown_images(t) for name, t in trials.items() if "language" in name}
-        report.save_contact_sheet(columns, folder / "images" / "weights.jpg")
-        parts.append("![Fused images, a column for each weight](images/weights.jpg)")
-    return "\n\n".join(parts)
+    weights = {name: trial for name, trial in trials.items() if "language" in name}
+    return "\n\n".join(parts + picture(bench, weights, folder / "images" / "weights.jpg"))
 
 
 SECTIONS: dict[str, Callable[[Bench, Trial, Sequence[int], Path], str]] = {
@@ -259,41 +318,22 @@ SECTIONS: dict[str, Callable[[Bench, Trial, Sequence[int], Path], str]] = {
 }
 
 
+def picture(bench: Bench, trials: Mapping[str, Trial], path: Path) -> list[str]:
+    """Write a row of the shown pairs for each trial; returns the Markdown for it, or nothing."""
+    if not bench.shown:
+        return []
+    rows = {
+        "infrared": [pair.infrared for pair in bench.shown],
+        "visible": [to_8bit(luminance(pair.visible)) for pair in bench.shown],
+        **{name: bench.shown_images(trial) for name, trial in trials.items()},
+    }
+    report.save_rows(rows, path, SHOWN_INCHES)
+    names = ", ".join(rows).replace('"', "'")
+    return [f"![From top to bottom: {names}]({path.parent.name}/{path.name})"]
+
+
 def over_seeds(bench: Bench, trial: Trial, seeds: Sequence[int]) -> list[Row]:
     return [bench.run(replace(trial, seed=seed)) for seed in seeds]
-
-
-def unsharp(image: Tensor, amount: float) -> Tensor:
-    """Unsharp mask of a uint8 (1, H, W) image with a Gaussian of 2 pixels."""
-    values = image[None] / 255
-    blurred = gaussian_blur(values, torch.full((1, 1, 1, 1), 2.0))
-    return to_8bit((values + amount * (values - blurred))[0])
-
-
-def clahe(image: Tensor, amount: float) -> Tensor:
-    """Contrast-limited adaptive histogram equalisation, blended with the original."""
-    values = image[0].numpy() / 255
-    equalised = equalize_adapthist(values, clip_limit=0.03)
-    return to_8bit(torch.from_numpy(values + amount * (equalised - values))[None].float())
-
-
-def matched(
-    control: Callable[[Tensor, float], Tensor], images: list[Tensor], target: float
-) -> list[Tensor]:
-    """`images` filtered so strongly that their mean average gradient is `target`."""
-
-    def excess(amount: float) -> float:
-        gradients = [average_gradient(control(image, amount)[0].numpy()) for image in images]
-        return statistics.mean(gradients) - target
-
-    low, high = 0.0, 1.0
-    while excess(high) < 0 and high < 64:
-        high *= 2
-    if excess(low) >= 0 or excess(high) <= 0:
-        amount = low if excess(low) >= 0 else high
-    else:
-        amount = brentq(excess, low, high, xtol=1e-2)
-    return [control(image, amount) for image in images]
 
 
 def unknown_words(encoder: FrozenCLIP) -> list[str]:
@@ -304,6 +344,16 @@ def unknown_words(encoder: FrozenCLIP) -> list[str]:
 
 def change(row: Row, reference: Row) -> Row:
     return {name: 100 * (row[name] / reference[name] - 1) for name in row}
+
+
+def gains(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """What `rows` have more than `others`: SF and AG in percent, the rest as it is."""
+    relative = ("SF", "AG")
+    return [
+        {f"{name}, %": change(row, other)[name] for name in relative}
+        | {name: row[name] - other[name] for name in row if name not in relative}
+        for row, other in zip(rows, others, strict=True)
+    ]
 
 
 def mean_of(rows: Sequence[Row]) -> Row:

@@ -37,6 +37,30 @@ def save_contact_sheet(columns: Mapping[str, Sequence[Tensor]], path: Path) -> N
         figure.savefig(temporary)
 
 
+def save_rows(rows: Mapping[str, Sequence[Tensor]], path: Path, cell_inches: float) -> None:
+    """Write rows of uint8 images (1 or 3, H, W), each behind its title, one column a scene."""
+    scenes = next(iter(rows.values()))
+    widths = [min(image.shape[2] / image.shape[1], 1.5) for image in scenes]
+    label_inches = 1.3 * cell_inches
+    width = label_inches + cell_inches * sum(widths)
+    figure = Figure(figsize=(width, cell_inches * len(rows)), dpi=DOTS_PER_INCH)
+    axes = figure.subplots(len(rows), len(scenes), squeeze=False, width_ratios=widths)
+    figure.subplots_adjust(
+        left=label_inches / width, right=1, bottom=0, top=1, wspace=0.01, hspace=0.02
+    )
+    for line, (title, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+            axis.set_axis_off()
+        label = textwrap.fill(title, round(14 * label_inches))
+        line[0].text(
+            -0.04, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8,
+            parse_math=False,
+        )  # fmt: skip
+    with written_whole(path) as temporary:
+        figure.savefig(temporary)
+
+
 def save_loss_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """Write a panel a loss term and in it a line a run; faint is each step, bold their mean."""
     terms = list(next(iter(histories.values())))

@@ -12,6 +12,7 @@ from pairs import Pair
 
 BATCH_SIZE = 4
 CROP_SIDE = 112
+#: At the start; it falls to 0 on a cosine.
 LEARNING_RATE = 1e-3
 
 
@@ -32,6 +33,8 @@ def train(
     """
     crops = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    # Runs that end at a small rate differ less from seed to seed than any setting does.
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history: dict[str, list[float]] = {}
     network.train()
     progress = trange(steps, desc=title, unit="step")
@@ -43,6 +46,7 @@ def train(
         optimizer.zero_grad()
         terms.total.backward()
         optimizer.step()
+        schedule.step()
 
         # All terms in one transfer: each would wait for the device on its own.
         values = dict(zip(terms._fields, torch.stack(terms).tolist(), strict=True))

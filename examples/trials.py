@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import metrics
 from adapters import reconstruct
+from choices import PATCHES
 from clip_fusion_loss import FrozenCLIP, FusionObjective, IntensityGradientLoss
 from clip_fusion_loss import LanguageDrivenFusionLoss as Loss
 from files import written_whole
@@ -39,14 +40,25 @@ class Trial:
     seed: int = 0
     steps: int = 300
     prompt: str = FusionObjective().fused[0]
-    direction: float = 0.75
-    patch: float = 3.75
-    similarity: float = 6.0
-    regularizer: float = 10.0
-    patches: int = 8
+    direction: float = 0.0
+    patch: float = 0.0
+    similarity: float = 0.0
+    regularizer: float = 0.0
+    patches: int = PATCHES
     min_entropy: float | None = 6.0
     reduction: str = "kept"
     amp: bool = False
+
+    def weighted_like(self, criterion: Loss) -> "Trial":
+        """The same with the weights of `criterion`, and its mean over the patches."""
+        return replace(
+            self,
+            direction=criterion.direction_weight,
+            patch=criterion.patch_weight,
+            similarity=criterion.similarity_weight,
+            regularizer=criterion.regularizer_weight,
+            reduction=criterion.patch_reduction,
+        )
 
     def without_language(self) -> "Trial":
         """The same with the sentence taken out: similarity and regularizer are left."""

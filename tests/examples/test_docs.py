@@ -1,6 +1,7 @@
 """Whatever README and documentation show is run: Python as it stands, commands by their options."""
 
 import importlib
+import inspect
 import re
 import socket
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import vgg19
 
-from clip_fusion_loss import FrozenCLIP
+from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss
 from conftest import build_clip
 from networks.densefuse import DenseFuse
 
@@ -115,3 +116,14 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_table_of_options_is_that_of_the_signature():
+    page = (ROOT / "docs" / "api.md").read_text()
+    names = {"FusionObjective": FusionObjective}
+    table = {
+        name: eval(default, names)
+        for name, default in re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page, re.MULTILINE)
+    }
+    parameters = inspect.signature(LanguageDrivenFusionLoss).parameters.values()
+    assert table == {parameter.name: parameter.default for parameter in parameters}
