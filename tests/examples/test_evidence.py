@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drawn import draw_pairs, save_pairs
 from PIL import Image
 
 import choices
@@ -17,7 +18,6 @@ from embedding_space import save_embedding_space
 from fusing import average, laplacian_pyramid, maximum
 from images import read_image
 from metrics import average_gradient
-from pairs import Pair
 from trials import Bench, Trial
 
 
@@ -27,24 +27,9 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(training, "CROP_SIDE", 40)
 
 
-def draw_pairs(count, size=(48, 56)):
-    random = np.random.default_rng(0)
-    ramp = np.linspace(0, 120, size[1])
-    images = (random.integers(0, 130, size=(2, count, *size)) + ramp).astype(np.uint8)
-    return [
-        Pair(f"scene{i}", *(torch.from_numpy(image[i])[None] for image in images))
-        for i in range(count)
-    ]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    for pair in draw_pairs(4):
-        for name, image in (("vi", pair.visible), ("ir", pair.infrared)):
-            (folder / name).mkdir(exist_ok=True)
-            Image.fromarray(image[0].numpy()).save(folder / name / f"{pair.name}.png")
-    return folder
+    return save_pairs(draw_pairs(4), tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture

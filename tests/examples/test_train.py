@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.distributed as dist
+from drawn import draw_pairs, save_pairs
 from PIL import Image
 from torch import nn
 
@@ -42,24 +42,9 @@ SMALL = [*("--crop", "32", "--batch", "2", "--patches", "2", "--crops-per-pair",
 SMALL += ["--sample-every", "0", "--device", "cpu"]
 
 
-def draw_pairs(count=3, size=(48, 56)):
-    random = np.random.default_rng(0)
-    ramp = np.linspace(0, 120, size[1])
-    images = (random.integers(0, 130, size=(2, count, *size)) + ramp).astype(np.uint8)
-    return [
-        Pair(f"scene{i}", *(torch.from_numpy(image[i])[None] for image in images))
-        for i in range(count)
-    ]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    for pair in draw_pairs():
-        for name, image in (("vi", pair.visible), ("ir", pair.infrared)):
-            (folder / name).mkdir(exist_ok=True)
-            Image.fromarray(image[0].numpy()).save(folder / name / f"{pair.name}.png")
-    return folder
+    return save_pairs(draw_pairs(), tmp_path_factory.mktemp("pairs"))
 
 
 def run(folder, out, *options, network="densefuse"):
