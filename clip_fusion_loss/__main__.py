@@ -79,7 +79,8 @@ def one_step(device: str) -> tuple[str, bool]:
     except Exception as error:  # whatever it is, it is what the report is about
         return f"failed: {type(error).__name__}: {error}", False
     words = "works" if fine else "is not finite"
-    return f"{words}: loss {loss.item():.4f}, gradient {gradient.norm().item():.2e}", fine
+    numbers = f"loss {loss.item():.4f}, gradient {gradient.norm().item():.2e}"
+    return f"{words} (embedded CLIP on noise): {numbers}", fine
 
 
 if __name__ == "__main__":

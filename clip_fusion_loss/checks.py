@@ -213,29 +213,34 @@ def check_embeddings(name: str, embeddings: Any, images: Tensor) -> None:
             )
 
 
-def check_source_values(name: str, image: Tensor, data_range: tuple[float, float]) -> None:
+def check_source_values(images: Mapping[str, Tensor], data_range: tuple[float, float]) -> None:
     """Refuse NaN and values outside `data_range`. Reads from the device: not for every step.
 
     Raises:
-        ValueError: as said.
+        ValueError: as said, naming the image.
 
     Warns:
-        UserWarning: [0, 1] images where [0, 255] was announced.
+        UserWarning: images that lie in [0, 1] where [0, 255] or [-1, 1] was announced. Around
+            zero one bright source may do so; it takes all of them.
     """
     low, high = data_range
-    smallest, largest = (value.item() for value in torch.aminmax(image.detach()))
-    if math.isnan(smallest) or math.isnan(largest):
-        raise ValueError(f"`{name}` must be finite, got NaN; look for broken files in the data")
-    slack = RANGE_TOLERANCE * (high - low)
-    if smallest < low - slack or largest > high + slack:
-        raise ValueError(
-            f"`{name}` must lie in [{low:g}, {high:g}], got values from {smallest:g} to "
-            f"{largest:g}; {_range_remedy(smallest, largest)}"
-        )
-    if low == 0 and high >= 255 and 0 < largest <= 1:
+    in_unit_range = []
+    for name, image in images.items():
+        smallest, largest = (value.item() for value in torch.aminmax(image.detach()))
+        if math.isnan(smallest) or math.isnan(largest):
+            raise ValueError(f"`{name}` must be finite, got NaN; look for broken files in the data")
+        slack = RANGE_TOLERANCE * (high - low)
+        if smallest < low - slack or largest > high + slack:
+            raise ValueError(
+                f"`{name}` must lie in [{low:g}, {high:g}], got values from {smallest:g} to "
+                f"{largest:g}; {_range_remedy(smallest, largest)}"
+            )
+        if smallest >= 0 and 0 < largest <= 1:
+            in_unit_range.append(f"`{name}`")
+    if in_unit_range and (high >= 255 or (low <= -1 and len(in_unit_range) == len(images))):
         warn(
-            f"`{name}` lies in [0, 1] although data_range={data_range} was announced; "
-            "pass data_range=(0, 1) if that is how your images are"
+            f"{' and '.join(in_unit_range)} in [0, 1] although data_range={data_range} was "
+            "announced; pass data_range=(0, 1) if that is how your images are"
         )
 
 

@@ -53,8 +53,9 @@ class FrozenCLIP(FrozenModule):
         model: a model built by open_clip (`create_model`, or one of its classes).
         tokenizer: the tokenizer belonging to it (`open_clip.get_tokenizer`).
         name: what to call the model in messages and saved files.
-        keep_text: False drops the text tower after its first use to free its memory; only
-            texts embedded by then can be used later.
+        keep_text: False drops the text tower to free its memory, after its first use or when
+            a loss is given its objective as vectors; only texts embedded by then can be used
+            later.
         vocabulary: lower-case words that the model knows; others in a text raise a warning.
             None: every word is taken as known.
 
@@ -221,6 +222,10 @@ class FrozenCLIP(FrozenModule):
             self._text_embeddings.update(zip(new, self._embed(new), strict=True))
         return torch.stack([self._text_embeddings[text] for text in texts]).to(self.device)
 
+    def drop_text(self) -> None:
+        """Free the text tower; texts embedded by now stay usable, others are a RuntimeError."""
+        self._text = None
+
     def extra_repr(self) -> str:
         return f"name={self.name!r}, image_size={self.image_size}, device={self.device}"
 
@@ -252,7 +257,7 @@ class FrozenCLIP(FrozenModule):
     def _embed(self, texts: list[str]) -> Tensor:
         if self._text is None:
             raise RuntimeError(
-                f"the text tower of {self.name!r} was dropped after its first use "
+                f"the text tower of {self.name!r} was dropped "
                 f"(keep_text=False), so these new texts cannot be embedded: {texts}; build the "
                 "encoder with keep_text=True, or save an EmbeddedFusionModel where the tower "
                 "is at hand and load it here"
@@ -263,7 +268,7 @@ class FrozenCLIP(FrozenModule):
         with torch.autocast(tokens.device.type, enabled=False):
             embeddings = F.normalize(model.encode_text(tokens).float(), dim=-1).cpu()
         if not self.keep_text:
-            self._text = None
+            self.drop_text()
         return embeddings
 
     def _warn_of_unknown_words(self, texts: list[str]) -> None:

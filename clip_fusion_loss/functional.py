@@ -76,8 +76,6 @@ def direction_loss(
 ) -> Tensor:
     """How far the steps from both sources to an image turn from where the texts point.
 
-    ::
-
         1/2 (1 - cos(dir(v_v, e), D_v)) + 1/2 (1 - cos(dir(v_r, e), D_r))
 
     Args:
@@ -159,7 +157,9 @@ def max_feature_loss(
     """The paper's perceptual term: ``sum_l MSE(phi_l(fused), max(phi_l(vis), phi_l(ir)))``.
 
     Args:
-        fused, visible, infrared: the feature maps phi_l, one (B, C_l, H_l, W_l) a layer.
+        fused: the feature maps phi_l, one (B, C_l, H_l, W_l) a layer.
+        visible: like `fused`.
+        infrared: like `fused`.
 
     Returns:
         (B,) losses.
@@ -191,15 +191,15 @@ def intensity_gradient_loss(
 ) -> Tensor:
     """Ask for the brighter source's intensity and the stronger source's edges.
 
-    ::
-
         mean |f - max(v, r)| + gradient_weight * mean |grad f - g|
 
     where g is, at each pixel and axis, the source gradient of larger magnitude *with its sign*:
     matching absolute gradients would let the network invert contrast.
 
     Args:
-        fused, visible, infrared: (B, C, H, W) images of equal shape.
+        fused: (B, C, H, W) images.
+        visible: like `fused`.
+        infrared: like `fused`.
         gradient_weight: weight of the gradient part.
 
     Returns:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -96,7 +97,7 @@ OPTION_CHECKS: dict[str, Callable[[str, Any], object]] = {
 class LanguageDrivenFusionLoss(nn.Module):
     """A sentence says what the fused image should be; a frozen CLIP makes it a training signal.
 
-    Per sample, with the defaults those of the paper (arXiv 2402.16267)::
+    Per sample, with the paper's defaults (arXiv 2402.16267), its regularizer apart:
 
         total =  2 * direction(v_f)                              # the whole fused image
               + 10 * mean_i m_i direction(v_patch_i)             # its random patches
@@ -129,14 +130,14 @@ class LanguageDrivenFusionLoss(nn.Module):
         min_patch_entropy: patches must have more bits than this in both sources (paper: 6);
             None keeps all.
         patch_reduction: "all" counts dropped patches as zeros in the mean, as the paper's code
-            does; "kept" averages over the kept ones.
+            does; "kept" averages over a sample's kept ones, and reads 0 where it has none.
         data_range: (low, high) of the images that come in.
         reduction: over the batch: "mean", "sum" or "none".
         generator: source of the patches' random numbers, say
             ``torch.Generator().manual_seed(0)``; None is torch's global CPU generator.
         patch_chunk: patches to encode and differentiate at a time. Memory grows with it and not
             with `num_patches`; the value and gradient do not depend on it. "auto" is 64, on a
-            CPU 6; None takes all at once and allows double backward, see the guarantees.
+            CPU 6; None takes all at once, as double backward needs (docs/performance.md says how).
         precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
             `torch.autocast`, or else the encoder's weights. Directions and cosines are float32
             in any case.
@@ -146,7 +147,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         TypeError, ValueError: an argument is not as described; the message says what to do.
         FileNotFoundError: with ``encoder=None``, see `FrozenCLIP.from_pretrained`.
 
-    Example::
+    Example:
 
         criterion = LanguageDrivenFusionLoss.paper().to(device)
         loss = criterion(network(visible, infrared), visible, infrared)
@@ -232,8 +233,9 @@ class LanguageDrivenFusionLoss(nn.Module):
                 "        encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
                 "        regularizer=VGGMaxFeatureLoss(VGG_FILE),\n"
                 "    )\n"
-                "and without any, LanguageDrivenFusionLoss.tiny(), for a first try. What is "
-                "missing:\n- " + "\n- ".join(problems)
+                "or, without the VGG file, regularizer=IntensityGradientLoss(); and without any, "
+                "LanguageDrivenFusionLoss.tiny(), for a first try. What is missing:\n- "
+                + "\n- ".join(problems)
             ) from None
         return cls(objective, **options)
 
@@ -282,20 +284,24 @@ class LanguageDrivenFusionLoss(nn.Module):
         objective stays.
 
         Args:
-            objective: as in the class. A plain text keeps no texts of the old objective: the
-                modalities' are the paper's again.
+            objective: as in the class. A plain text is one for the fused image; those of the
+                modalities stay as they are.
 
         Raises:
             TypeError, ValueError: see `FusionObjective` and `EmbeddedFusionModel`.
             RuntimeError: new texts, but the encoder's text tower was dropped.
         """
         if isinstance(objective, str):
-            objective = FusionObjective(fused=objective)
+            settled = "fusion_model" in self._modules
+            before = self.objective if settled else FusionObjective()
+            objective = replace(before, fused=objective)
         if isinstance(objective, FusionObjective):
             fusion_model = EmbeddedFusionModel(objective, self.encoder)
         elif isinstance(objective, EmbeddedFusionModel):
             objective.check_encoder(self.encoder)
             fusion_model = copy.deepcopy(objective)  # it may serve other losses elsewhere
+            if not self.encoder.keep_text:
+                self.encoder.drop_text()
         else:
             raise TypeError(
                 "`objective` must be a text, a FusionObjective or an EmbeddedFusionModel, got "
@@ -306,6 +312,17 @@ class LanguageDrivenFusionLoss(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in OPTION_CHECKS:
             OPTION_CHECKS[name](name, value)
+        if name == "compile":
+            raise TypeError(
+                f"`compile` is settled at construction, got an assignment of {value!r}; build the "
+                "loss anew with compile=True"
+            )
+        if name == "encoder" and "fusion_model" in self._modules:
+            # Replicas of DataParallel are assigned copies of it; another would not fit the texts.
+            checks.check_type("encoder", value, FrozenCLIP)
+            self.fusion_model.check_encoder(value)
+        if name == "data_range":
+            self._source_values_checked = False  # what was seen was seen under the old one
         super().__setattr__(name, value)
 
     def state_dict(self, *, prefix: str = "", **options: Any) -> Any:
@@ -320,7 +337,9 @@ class LanguageDrivenFusionLoss(nn.Module):
         Waits for the device; not for every step.
 
         Args:
-            fused, visible, infrared: as in `forward`.
+            fused: as in `forward`.
+            visible: as in `forward`.
+            infrared: as in `forward`.
 
         Raises:
             TypeError, ValueError: as in `forward`; sources outside `data_range` or NaN; fused
@@ -328,8 +347,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
-        checks.check_source_values("visible", visible, self.data_range)
-        checks.check_source_values("infrared", infrared, self.data_range)
+        checks.check_source_values({"visible": visible, "infrared": infrared}, self.data_range)
         checks.check_fused_values(fused, self.data_range)
 
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
@@ -447,13 +465,13 @@ class LanguageDrivenFusionLoss(nn.Module):
             "reduction",
             "patch_chunk",
             "precision",
+            "compile_encoder",
         )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _check_source_values_once(self, visible: Tensor, infrared: Tensor) -> None:
         if not self._source_values_checked:
-            checks.check_source_values("visible", visible, self.data_range)
-            checks.check_source_values("infrared", infrared, self.data_range)
+            checks.check_source_values({"visible": visible, "infrared": infrared}, self.data_range)
             self._source_values_checked = True
 
     def _to_unit_range(self, images: Tensor) -> Tensor:

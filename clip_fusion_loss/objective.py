@@ -28,7 +28,7 @@ class FusionObjective:
         ValueError: a field is empty, holds a file's name, or `fused` has the very texts of a
             modality, from which no direction could lead to it.
 
-    After construction every field is a tuple of texts::
+    After construction every field is a tuple of texts:
 
         >>> FusionObjective("a sharp photo").fused
         ('a sharp photo',)

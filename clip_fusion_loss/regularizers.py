@@ -25,8 +25,6 @@ MIN_SIZE = 8
 class VGGMaxFeatureLoss(FrozenModule):
     """The paper's perceptual term, on VGG-19 features after relu2_1, relu3_1 and relu4_2.
 
-    ::
-
         sum_l MSE(phi_l(fused), max(phi_l(visible), phi_l(infrared)))
 
     As in the paper's code, VGG sees [0, 1] images without ImageNet normalisation, grey ones
@@ -83,8 +81,6 @@ class VGGMaxFeatureLoss(FrozenModule):
 
 class IntensityGradientLoss(nn.Module):
     """Max-intensity and stronger-gradient term; needs no weights and no download.
-
-    ::
 
         mean |f - max(v, r)| + gradient_weight * mean |grad f - g|
 

@@ -253,6 +253,8 @@ class TwoStage(nn.Module):
         if self.stage == "reconstruct":
             images = torch.cat([visible, infrared])
             return self.reconstruction(reconstruct(self.network, images), images)
+        if self.stage != "fuse":
+            raise ValueError(f'`stage` must be "reconstruct" or "fuse", got {self.stage!r}')
         fused = self.network(visible, infrared)
         return self.criterion(fused=fused, visible=visible, infrared=infrared)
 

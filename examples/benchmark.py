@@ -50,23 +50,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--batch", type=int, default=2, help="images a step")
-    add("--patches", type=int, default=32, help="patches an image")
-    add("--size", type=int, default=224, help="side of the images in pixels")
-    add("--precision", choices=DTYPES, default="fp32", help="of CLIP in our loss")
+    shown = "(default: %(default)s)"
+    add("--batch", type=int, default=2, help=f"images a step {shown}")
+    add("--patches", type=int, default=32, help=f"patches an image {shown}")
+    add("--size", type=int, default=224, help=f"side of the images in pixels {shown}")
+    add(
+        "--precision",
+        choices=DTYPES,
+        default="fp32",
+        help=f"of CLIP in our loss {shown}",
+    )
     add(
         "--published-precision",
         choices=DTYPES,
         help="of CLIP in the published step (default: fp16 on a GPU, fp32 on a CPU)",
     )
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
-    add("--repeats", type=int, default=5, help="pairs of steps to time")
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help=f"cpu, cuda, ... {shown}",
+    )
+    add("--repeats", type=int, default=5, help=f"pairs of steps to time {shown}")
     add("--pairs", type=Path, metavar="DIR", help="real image pairs (default: random images)")
-    add("--model", default="ViT-B-32-quickgelu", help="any architecture that open_clip knows")
+    add(
+        "--model",
+        default="ViT-B-32-quickgelu",
+        help=f"any architecture that open_clip knows {shown}",
+    )
     add("--chunk", type=int, help="patch_chunk of our loss (default: its own)")
     add("--compile", action="store_true", help="compile the image tower of our loss")
     add("--json", type=Path, metavar="FILE", help="write the result here too")

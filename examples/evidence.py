@@ -17,7 +17,12 @@ from torch import Tensor
 
 import report
 from choices import choose_device, choose_pairs, load_clip, make_writable, warnings_as_notes
-from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss
+from clip_fusion_loss import (
+    FrozenCLIP,
+    FusionObjective,
+    IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+)
 from clip_fusion_loss.functional import resize_images
 from command_line import errors_as_messages, whole_number
 from controls import clahe, matched, unsharp
@@ -60,15 +65,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, epilog=LAYOUTS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    shown = "(default: %(default)s)"
     add("--pairs", type=Path, required=True, metavar="DIR", help="every second pair is tested on")
     add("--show", type=Path, metavar="DIR", help=f"pairs for the pictures, {SHOWN_PAIRS} of them")
-    add("--out", type=Path, default=Path("evidence"), metavar="DIR", help="runs, kept there")
-    add("--page", type=Path, default=Path("docs/results.md"), metavar="FILE", help="written anew")
-    add("--encoder", default="tiny", help="as quickstart.py has it")
+    add(
+        "--out",
+        type=Path,
+        default=Path("evidence"),
+        metavar="DIR",
+        help=f"runs, kept there {shown}",
+    )
+    add(
+        "--page",
+        type=Path,
+        default=Path("docs/results.md"),
+        metavar="FILE",
+        help=f"written anew {shown}",
+    )
+    add("--encoder", default="tiny", help=f"as quickstart.py has it {shown}")
     add("--vgg16", type=Path, metavar="FILE", help="as train.py has it; without, a row is left out")
-    add("--seeds", type=whole_number, default=3, metavar="N", help="runs of each setting")
-    add("--steps", type=whole_number, default=300, metavar="N", help="of each training")
-    add("--max-pairs", type=whole_number, default=40, metavar="N", help="to train on, and to test")
+    add(
+        "--seeds",
+        type=whole_number,
+        default=3,
+        metavar="N",
+        help=f"runs of each setting {shown}",
+    )
+    add(
+        "--steps",
+        type=whole_number,
+        default=300,
+        metavar="N",
+        help=f"of each training {shown}",
+    )
+    add(
+        "--max-pairs",
+        type=whole_number,
+        default=40,
+        metavar="N",
+        help=f"to train on, and to test {shown}",
+    )
     add("--amp", action="store_true", help="networks are trained in bfloat16, and faster")
     add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="of the page")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
@@ -211,6 +247,8 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
         direction_weight=base.direction,
         patch_weight=base.patch,
         similarity_weight=base.similarity,
+        regularizer=IntensityGradientLoss(),
+        regularizer_weight=base.regularizer,
         patch_reduction=base.reduction,
         reduction="none",
         generator=patches,
@@ -223,10 +261,12 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
             with torch.no_grad():
                 terms = criterion.terms(*(i.to(bench.device) for i in (image, visible, infrared)))
             row = {field: getattr(terms, field).item() for field in terms._fields}
-            rows.setdefault(name, []).append({k: v for k, v in row.items() if k != "regularizer"})
+            language = row["total"] - base.regularizer * row["regularizer"]
+            rows.setdefault(name, []).append({"total": row["total"], "of CLIP": language, **row})
     means = {name: [mean_of(group)] for name, group in rows.items()}
     ordered = dict(sorted(means.items(), key=lambda item: item[1][0]["total"]))
-    place = list(ordered).index("good") + 1
+    by_clip = sorted(ordered, key=lambda name: ordered[name][0]["of CLIP"])
+    places = [ordinal(list(names).index("good") + 1) for names in (ordered, by_clip)]
     visible, infrared = (
         torch.cat([resize_images(luminance(s)[None], bench.encoder.image_size) for s in side])
         for side in zip(*[(pair.visible, pair.infrared) for pair in bench.test], strict=True)
@@ -235,8 +275,9 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
     accuracy = {name: [row] for name, row in zero_shot.items()}
     parts = [
         "## What the loss thinks of fusions made by hand",
-        "Least loss first, without a regularizer. The good one takes the base of the brighter "
-        f"source and the detail of the stronger; it comes {ordinal(place)} of {len(ordered)}.",
+        "Least loss first. The good one takes the base of the brighter source and the detail of "
+        f"the stronger; of {len(ordered)} it comes {places[0]} by the whole loss, with the "
+        f"regularizer, and {places[1]} by CLIP's terms alone.",
         table(ordered, digits=3),
         "Zero-shot, by the paper's texts for the modalities:",
         table(accuracy, digits=2),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import metrics
 import report
 from choices import build_criterion, choose_device, choose_pairs, make_writable, warnings_as_notes
-from clip_fusion_loss import FusionObjective
+from clip_fusion_loss import FusionObjective, __version__
 from command_line import errors_as_messages, whole_number
 from files import written_whole
 from fusing import average, fuse
@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=whole_number,
         default=300,
         metavar="N",
-        help="training steps a prompt (default: %(default)s)",
+        help="training steps a prompt; fewer than some 200 show little (default: %(default)s)",
     )
     add(
         "--seed",
@@ -169,9 +169,16 @@ def quickstart(options: argparse.Namespace) -> None:
 
     report.save_contact_sheet(columns, out / "contact_sheet.png")
     report.save_loss_curves(histories, out / "loss_curves.png")
-    save_metrics(average_metrics, runs, out / "metrics.json")
+    settings = {
+        "version": __version__,
+        "encoder": options.encoder,
+        "steps": options.steps,
+        "pairs": [pair.name for pair in pairs],
+    }
+    save_metrics(settings, average_metrics, runs, out / "metrics.json")
     rows = {"average": average_metrics} | {f'"{run.prompt}"': run.metrics for run in runs}
     print(report.table(rows))
+    print("What is measured: python examples/evaluate.py --help")
     for name in ("contact_sheet.png", "loss_curves.png", "fused", "metrics.json"):
         print(out / name)
 
@@ -206,8 +213,14 @@ def folder_name(number: int, prompt: str) -> str:
     return f"{number:02d}-{words}".strip("-")
 
 
-def save_metrics(average_metrics: dict[str, float], runs: Sequence[Run], path: Path) -> None:
-    content = {"average": average_metrics, "runs": [asdict(run) for run in runs]}
+def save_metrics(
+    settings: dict[str, object], average_metrics: dict[str, float], runs: Sequence[Run], path: Path
+) -> None:
+    content = {
+        "settings": settings,
+        "average": average_metrics,
+        "runs": [asdict(run) for run in runs],
+    }
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 

@@ -166,7 +166,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
 
     add = parser.add_argument_group("data").add_argument
-    add("--crop", type=partial(whole_number, minimum=32), default=224, metavar="PIXELS", help=shown)
+    add(
+        "--crop",
+        type=partial(whole_number, minimum=32),
+        default=224,
+        metavar="PIXELS",
+        help=f"side; smaller images are enlarged to it {shown}",
+    )
     add("--crops-per-pair", type=whole_number, default=10, metavar="N", help=f"an epoch {shown}")
     add(
         "--augment",

@@ -292,15 +292,18 @@ def test_wrong_call(here, call, error, words):
     assert here.call().isfinite()
 
 
-def test_unit_images_announced_as_eight_bit(encoder):
-    criterion = make_criterion(encoder, data_range=(0, 255))
-    with pytest.warns(UserWarning, match="lies in"):
+@pytest.mark.parametrize("data_range", [(0, 255), (-1, 1)])
+def test_unit_images_announced_as_others(encoder, data_range):
+    criterion = make_criterion(encoder, data_range=data_range)
+    with pytest.warns(UserWarning, match="`visible` and `infrared` in \\[0, 1\\] although"):
         criterion(*draw_images())
 
 
 def test_warnings_point_to_the_line_that_called(encoder):
     criterion = make_criterion(encoder, data_range=(0, 255))
-    with pytest.warns(UserWarning, match="lies in") as caught:
+    with pytest.warns(
+        UserWarning, match="`visible` and `infrared` in \\[0, 1\\] although"
+    ) as caught:
         criterion(*draw_images())
     assert {warning.filename for warning in caught} == {__file__}
     with pytest.warns(UserWarning, match="'zebra'") as caught:
@@ -357,3 +360,12 @@ def test_regularizer_that_is_not_per_sample(encoder, returned):
     criterion = make_criterion(encoder, regularizer=Wrong())
     with pytest.raises(ValueError, match="`regularizer` must return one loss a sample"):
         criterion(*draw_images())
+
+
+def test_another_range_has_the_sources_checked_again(encoder):
+    criterion = make_criterion(encoder)
+    images = draw_images()
+    criterion(*images)
+    criterion.data_range = (0.0, 0.1)
+    with pytest.raises(ValueError, match=r"`visible` must lie in \[0, 0.1\]"):
+        criterion(*images)

@@ -1,5 +1,7 @@
 """LanguageDrivenFusionLoss against a float64 reference, and as part of a training program."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -270,6 +272,35 @@ class TestObjective:
         criterion.set_objective(FusionObjective())
         criterion.generator.manual_seed(1)
         assert criterion(*images) == first != second
+
+    def test_a_text_leaves_those_of_the_sources(self, encoder):
+        mine = FusionObjective("a brain", visible="an MRI scan", infrared="a PET scan")
+        criterion = make_criterion(encoder, objective=mine)
+        criterion.set_objective("a clear brain")
+        assert criterion.objective == replace(mine, fused="a clear brain")
+
+    def test_another_encoder_is_refused(self, encoder, tokenizer):
+        criterion = make_criterion(encoder)
+        for other in (FrozenCLIP(build_clip(seed=1), tokenizer, name="other"), None):
+            with pytest.raises((TypeError, ValueError), match="`encoder` must be"):
+                criterion.encoder = other
+            assert criterion.encoder is encoder
+        criterion.encoder = FrozenCLIP(build_clip(), tokenizer)  # a copy of the same weights
+
+    def test_compile_is_settled_at_construction(self, encoder):
+        criterion = make_criterion(encoder)
+        with pytest.raises(TypeError, match="`compile` is settled at construction"):
+            criterion.compile = True
+        assert callable(criterion.compile)
+
+    def test_vectors_free_a_text_tower_that_is_not_to_be_kept(self, tokenizer):
+        encoders = [FrozenCLIP(build_clip(), tokenizer, keep_text=keep) for keep in (True, False)]
+        vectors = EmbeddedFusionModel(FusionObjective("a blurry dark image"), encoders[0])
+        kept, dropped = (make_criterion(encoder, objective=vectors) for encoder in encoders)
+        kept.set_objective("a sharp image")
+        with pytest.raises(RuntimeError, match="was dropped"):
+            dropped.set_objective("a sharp image")
+        assert dropped.objective == vectors.objective
 
     def test_swap_equals_construction(self, encoder):
         images = draw_images()

@@ -30,7 +30,9 @@ def test_self_check(capsys):
     report = capsys.readouterr().out
     for word in ("clip_fusion_loss", "torch", "open_clip_torch", "CPU", "CLIP cache"):
         assert re.search(rf"^{word} +\S", report, re.MULTILINE), word
-    assert re.search(r"^step on cpu +works: loss \d", report, re.MULTILINE)
+    assert re.search(
+        r"^step on cpu +works \(embedded CLIP on noise\): loss \d", report, re.MULTILINE
+    )
 
 
 def test_self_check_tells_what_fails(capsys, monkeypatch):

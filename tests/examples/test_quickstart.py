@@ -14,6 +14,7 @@ import quickstart
 import report
 import training
 from choices import build_criterion, choose_device, choose_pairs, rendered_pairs
+from clip_fusion_loss import __version__
 from files import written_whole
 from images import read_image
 from networks.densefuse import DenseFuse
@@ -70,7 +71,13 @@ def user_folder(tmp_path):
 
 def test_without_options_it_fuses_rendered_pairs(tmp_path, capsys):
     content = run(tmp_path / "out", "--max-pairs", "2", "--seed", "7")
-    assert list(content) == ["average", "runs"]
+    assert list(content) == ["settings", "average", "runs"]
+    assert content["settings"] == {
+        "version": __version__,
+        "encoder": "tiny",
+        "steps": 3,
+        "pairs": ["scene_01", "scene_02"],
+    }
     assert list(content["average"]) == METRICS
     (result,) = content["runs"]
     assert list(result) == ["prompt", "seed", "metrics", "seconds"]
