@@ -33,7 +33,8 @@ from images import luminance, to_8bit
 from pairs import LAYOUTS, Pair
 from tiny_clip.degradations import gaussian_blur
 from tiny_clip.evaluate import fusions, modality_table
-from trials import BRIGHTNESS, Bench, Trial
+from training import BATCH_SIZE, CROP_SIDE
+from trials import BRIGHTNESS, LEARNING_RATES, Bench, Trial
 
 #: Prompts to compare with the paper's, and what each should raise (+1) or lower (-1).
 PROMPTS: Mapping[str, Mapping[str, int]] = {
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = "(default: %(default)s)"
     add("--pairs", type=Path, required=True, metavar="DIR", help="every second pair is tested on")
     add("--show", type=Path, metavar="DIR", help=f"pairs for the pictures, {SHOWN_PAIRS} of them")
+    add("--credit", default="", metavar="TEXT", help="whose the images in the pictures are")
     add(
         "--out",
         type=Path,
@@ -130,25 +132,31 @@ def write_page(options: argparse.Namespace) -> None:
         parts = [
             SECTIONS[name](bench, base, seeds, options.page.parent) for name in options.sections
         ]
+    text = "\n\n".join([introduction(bench, base, seeds, options), *parts]) + "\n"
     with written_whole(options.page) as temporary:
-        temporary.write_text(
-            "\n\n".join([introduction(bench, base, seeds), *parts]) + "\n", "utf-8"
-        )
+        temporary.write_text(text, "utf-8")
     print(options.page)
 
 
-def introduction(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
+def introduction(
+    bench: Bench, base: Trial, seeds: Sequence[int], options: argparse.Namespace
+) -> str:
+    precision = "bfloat16" if base.amp else "float32"
+    rates = " and ".join(f"{rate:g} ({name})" for name, rate in LEARNING_RATES.items())
+    credit = f"\n\nImages in the pictures: {options.credit}." if options.credit else ""
     return f"""# Results
 
-Made by `examples/evidence.py`; nothing here was typed in. CLIP: `{bench.encoder.name}`. Each
-network was trained for {base.steps} steps on {len(bench.training)} pairs and measured on
-{len(bench.test)} others, with {len(seeds)} seeds; a figure is the mean over the seeds, with the
-spread (half of the range) behind it. Measures are those of `examples/evaluate.py`; `{BRIGHTNESS}`
-is the mean grey level. EN, SD, SF and AG reward noise and embossing too: read them beside SSIM and
-Qabf, and look at the pictures.
+Made by `examples/evidence.py`; no figure was typed in. CLIP: `{bench.encoder.name}`. Networks
+learn to correct the average of their sources. Each was trained for {base.steps} steps of
+{BATCH_SIZE} crops of {CROP_SIDE} pixels, in {precision}, from {len(bench.training)} pairs of
+`{options.pairs.name}`, with Adam at {rates}, falling to 0,
+and measured on {len(bench.test)} other pairs. A figure is the mean over {len(seeds)} seeds, with
+the spread (half of the range) behind it. Measures are those of `examples/evaluate.py`;
+`{BRIGHTNESS}` is the mean grey level. EN, SD, SF and AG reward noise and embossing too: read them
+beside SSIM and Qabf, and look at the pictures.
 
-Real CLIP weights could not be had where this page was made;
-`--encoder ViT-B-32-quickgelu/openai` makes the same page with them."""
+Real CLIP weights could not be had where this page was made; `--encoder ViT-B-32-quickgelu/openai`
+makes the same page with them.{credit}"""
 
 
 def ablation(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
@@ -332,7 +340,8 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
 def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     """How much language, and how many patches."""
     seeds = seeds[:1]
-    trials = {
+    trials = {"no language": base.without_language()}
+    trials |= {
         f"language x {factor:g}": replace(
             base, direction=base.direction * factor, patch=base.patch * factor
         )
@@ -343,7 +352,9 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     parts = [
         "## How much language, how many patches",
         f"DenseFuse, one seed. x 1 is a weight of {base.direction:g} for the whole image and of "
-        f"{base.patch:g} for its patches, of which there are {base.patches} unless said.",
+        f"{base.patch:g} for its patches, of which there are {base.patches} unless said. Too much "
+        "is where SF and AG still rise while Qabf falls below the run without language: edges that "
+        "no source has.",
         table(rows),
     ]
     weights = {name: trial for name, trial in trials.items() if "language" in name}

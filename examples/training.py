@@ -12,7 +12,6 @@ from pairs import Pair
 
 BATCH_SIZE = 4
 CROP_SIDE = 112
-#: At the start; it falls to 0 on a cosine.
 LEARNING_RATE = 1e-3
 
 
@@ -26,13 +25,15 @@ def train(
     device: torch.device,
     title: str = "training",
     amp: bool = False,
+    learning_rate: float = LEARNING_RATE,
 ) -> dict[str, list[float]]:
     """Train `network(visible, infrared) -> fused` in place; returns every step's loss terms.
 
     `seed` decides which crops are seen; with `amp` the network computes in bfloat16.
+    `learning_rate` is that of the start and falls to 0 on a cosine.
     """
     crops = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     # Runs that end at a small rate differ less from seed to seed than any setting does.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history: dict[str, list[float]] = {}

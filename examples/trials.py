@@ -26,6 +26,9 @@ from training import train
 
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {"densefuse": DenseFuse, "u2fusion": U2Fusion}
 
+#: At 1e-3 some trainings of U2Fusion collapse within 200 steps; its own has 1e-4.
+LEARNING_RATES = {"densefuse": 1e-3, "u2fusion": 3e-4}
+
 #: In a trial's `metrics.json`, beside the measures of `metrics`.
 BRIGHTNESS = "mean"
 
@@ -143,6 +146,7 @@ class Bench:
             device=self.device,
             title=trial.key,
             amp=trial.amp,
+            learning_rate=LEARNING_RATES[trial.network],
         )
         folder = self.folder / trial.key
         images = [fuse_with(network, pair, self.device) for pair in self.test]
