@@ -52,7 +52,7 @@ def test_says_what_it_is_for():
 def test_options_win_over_the_calibrated_weights(tiny):
     criterion = LanguageDrivenFusionLoss.tiny(encoder=tiny, patch_weight=1.5, num_patches=3)
     assert criterion.encoder is tiny
-    assert (criterion.direction_weight, criterion.patch_weight) == (0.75, 1.5)
+    assert (criterion.direction_weight, criterion.patch_weight) == (0.45, 1.5)
 
 
 @pytest.mark.parametrize(
