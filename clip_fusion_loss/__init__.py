@@ -9,7 +9,7 @@ from .encoder import FrozenCLIP
 from .fusion_model import EmbeddedFusionModel
 from .loss import FusionLossTerms, LanguageDrivenFusionLoss, SourceEmbeddings
 from .objective import FusionObjective
-from .regularizers import IntensityGradientLoss, VGGMaxFeatureLoss
+from .regularizers import IntensityGradientLoss, StructureLoss, VGGMaxFeatureLoss
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "IntensityGradientLoss",
     "LanguageDrivenFusionLoss",
     "SourceEmbeddings",
+    "StructureLoss",
     "VGGMaxFeatureLoss",
     "functional",
 ]

@@ -34,6 +34,7 @@ __all__ = [
     "sample_patches",
     "shrink_images",
     "similarity_loss",
+    "structure_loss",
     "total_loss",
 ]
 
@@ -41,6 +42,13 @@ __all__ = [
 # their sources by 0.1 or more, so no real case changes, and where fused == source the gradient
 # stays below 1 / DIRECTION_EPS instead of becoming NaN.
 DIRECTION_EPS = 1e-3
+
+# Root mean squares of gradients and of contrasts below this, a quarter of a grey level of 8 bits,
+# count as "constant": the gradient stays finite there.
+CONSTANT_RMS = 1e-3
+
+# Windows of `structure_loss` that compare the layout of two images, in pixels.
+LAYOUT_WINDOW = 16
 
 # ITU-R BT.601 luma, the grey of the infrared-visible field.
 LUMA = (0.299, 0.587, 0.114)
@@ -210,10 +218,96 @@ def intensity_gradient_loss(
     checks.check_number("gradient_weight", gradient_weight)
     loss = _mean_abs(fused - torch.maximum(visible, infrared))
     for axis in (-1, -2):
-        of_visible, of_infrared = visible.diff(dim=axis), infrared.diff(dim=axis)
-        stronger = torch.where(of_visible.abs() >= of_infrared.abs(), of_visible, of_infrared)
+        stronger = _stronger(visible.diff(dim=axis), infrared.diff(dim=axis))
         loss = loss + gradient_weight * _mean_abs(fused.diff(dim=axis) - stronger)
     return loss
+
+
+def structure_loss(
+    fused: Tensor,
+    visible: Tensor,
+    infrared: Tensor,
+    *,
+    window: int = 9,
+    flat_energy: float = 0.05,
+    layout_weight: float = 1.0,
+) -> Tensor:
+    """Ask where the edges are and which way they go; leave brightness and contrast open.
+
+        edges + layout_weight * layout
+
+    *Edges* compares gradient fields G, each divided by its root mean square over the image: that
+    of the fused image with, at each pixel and axis, the source gradient of larger magnitude with
+    its sign. In every window w, with e the energy that counts as flat,
+
+        ncc_w = (mean_w(G_f G_s) + e) / sqrt((mean_w(G_f^2) + e) (mean_w(G_s^2) + e))
+        edges = sum_w a_w (1 - ncc_w) / sum_w a_w,    a_w = sqrt(mean_w(G_s^2) + e)
+
+    Where the sources have edges e hardly counts, and a local gain costs nothing. Where they are
+    flat, any detail of the fused image does: noise and relief.
+
+    *Layout* compares means F of the fused image and M of ``max(visible, infrared)`` over 16 x 16
+    windows with a stride of 8:
+
+        layout = 1/2 |unit(F - mean F) - unit(M - mean M)|^2 = 1 - cos(F - mean F, M - mean M)
+
+    A gain and a bias of the fused image change neither. In plain PyTorch, for one sample:
+
+        G = torch.stack([x.diff(dim=-1)[:, :-1], x.diff(dim=-2)[:, :, :-1]])  # x: (C, H, W)
+        G = G / G.square().mean().sqrt()
+
+    Args:
+        fused: (B, C, H, W) images, H and W at least 2.
+        visible: like `fused`.
+        infrared: like `fused`.
+        window: side of the windows w in pixels, at most that of the image.
+        flat_energy: e, as a share of the image's mean energy, which is 1.
+        layout_weight: weight of the layout part.
+
+    Returns:
+        (B,) losses, 0 to ``1 + 2 * layout_weight``; finite for constant images too.
+    """
+    images = {"fused": fused, "visible": visible, "infrared": infrared}
+    checks.check_alike(images, "(B, C, H, W)")
+    checks.check_number("window", window, minimum=1, whole=True)
+    checks.check_number("flat_energy", flat_energy, minimum=1e-6)
+    checks.check_number("layout_weight", layout_weight)
+    field = _unit_rms(_gradient_field(fused))
+    wanted = _unit_rms(_stronger(_gradient_field(visible), _gradient_field(infrared)))
+    side = [min(window, length) for length in field.shape[2:]]
+
+    def energy(first: Tensor, second: Tensor) -> Tensor:
+        return F.avg_pool2d((first * second).mean(1, keepdim=True), side, stride=1) + flat_energy
+
+    amplitude = energy(wanted, wanted).sqrt()
+    ncc = energy(field, wanted) / (energy(field, field).sqrt() * amplitude)
+    edges = ((1 - ncc) * amplitude).flatten(1).sum(1) / amplitude.flatten(1).sum(1)
+    layouts = [_layout(image) for image in (fused, torch.maximum(visible, infrared))]
+    # Half the squared distance of unit vectors is 1 - cos, and 0 where both images are constant.
+    layout = 0.5 * (layouts[0] - layouts[1]).square().sum(1)
+    return edges + layout_weight * layout
+
+
+def _stronger(first: Tensor, second: Tensor) -> Tensor:
+    return torch.where(first.abs() >= second.abs(), first, second)
+
+
+def _gradient_field(images: Tensor) -> Tensor:
+    """Forward differences along both axes, (B, C, H, W) -> (B, 2 C, H - 1, W - 1)."""
+    return torch.cat([images.diff(dim=-1)[..., :-1, :], images.diff(dim=-2)[..., :-1]], 1)
+
+
+def _unit_rms(fields: Tensor) -> Tensor:
+    flat = fields.flatten(1)
+    size = math.sqrt(flat.shape[1])
+    return (F.normalize(flat, dim=1, eps=CONSTANT_RMS * size) * size).view_as(fields)
+
+
+def _layout(images: Tensor) -> Tensor:
+    side = [min(LAYOUT_WINDOW, length) for length in images.shape[2:]]
+    means = F.avg_pool2d(images, side, stride=LAYOUT_WINDOW // 2).flatten(1)
+    means = means - means.mean(1, keepdim=True)
+    return F.normalize(means, dim=1, eps=CONSTANT_RMS * math.sqrt(means.shape[1]))
 
 
 def _mean_abs(images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from .encoder import PRECISIONS, FrozenCLIP
 from .frozen import drop_traces
 from .fusion_model import EmbeddedFusionModel
 from .objective import FusionObjective
-from .regularizers import IntensityGradientLoss, VGGMaxFeatureLoss
+from .regularizers import StructureLoss, VGGMaxFeatureLoss
 
 __all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss", "SourceEmbeddings"]
 
@@ -259,12 +259,14 @@ class LanguageDrivenFusionLoss(nn.Module):
         if "encoder" not in options:
             options["encoder"] = FrozenCLIP.tiny()
         defaults: dict[str, Any] = {
-            "direction_weight": 0.45,
-            "patch_weight": 2.25,
-            "similarity_weight": 6.0,
+            "direction_weight": 2.5,
+            "patch_weight": 1.5,
+            "similarity_weight": 4.0,
+            "regularizer": StructureLoss(flat_energy=0.15),
+            "regularizer_weight": 3.0,
+            "num_patches": 4,
+            "min_patch_entropy": 5.0,
             "patch_reduction": "kept",
-            "regularizer": IntensityGradientLoss(),
-            "regularizer_weight": 10.0,
         }
         return cls(objective, **(defaults | options))
 

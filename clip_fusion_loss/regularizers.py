@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import checks, functional
 from .frozen import FrozenModule
 
-__all__ = ["IntensityGradientLoss", "VGGMaxFeatureLoss"]
+__all__ = ["IntensityGradientLoss", "StructureLoss", "VGGMaxFeatureLoss"]
 
 # Ends of relu2_1, relu3_1 and relu4_2 in torchvision's vgg19().features.
 VGG_LAYERS = (6, 11, 22)
@@ -109,13 +109,83 @@ class IntensityGradientLoss(nn.Module):
         Raises:
             TypeError, ValueError: images of another type or shape.
         """
-        checks.check_axes("fused", fused, "(B, C, H, W)")
-        visible = functional.match_channels(visible, fused.shape[1])
-        infrared = functional.match_channels(infrared, fused.shape[1])
+        visible, infrared = _like_fused(fused, visible, infrared)
         return functional.intensity_gradient_loss(fused, visible, infrared, self.gradient_weight)
 
     def extra_repr(self) -> str:
         return f"gradient_weight={self.gradient_weight}"
+
+
+class StructureLoss(nn.Module):
+    """Edges and layout of the sources; brightness and contrast are left to the sentence.
+
+        edges + layout_weight * layout
+
+    In windows of the image, the gradient of the fused image must go with the stronger source
+    gradient, whatever its amplitude, and be flat where both sources are: that keeps noise and
+    relief out. On a coarse scale, light and dark must lie where ``max(visible, infrared)`` has
+    them. See `functional.structure_loss` for the equations. It needs no weights and no download,
+    and goes with any CLIP: `IntensityGradientLoss` and `VGGMaxFeatureLoss` hold brightness and
+    contrast near those of the sources, and with them a sentence about either shows little.
+    Sources are brought to the channels of `fused`.
+
+    Args:
+        window: side of the windows in pixels.
+        flat_energy: gradient energy, as a share of the image's mean, that counts as flat. More
+            of it forgives noise in flat regions and holds on to strong edges alone.
+        layout_weight: weight of the layout.
+
+        The defaults come from a search with the embedded CLIP (`examples/calibrate.py`).
+
+    Raises:
+        TypeError, ValueError: an option is not a number in its range.
+    """
+
+    def __init__(
+        self, *, window: int = 9, flat_energy: float = 0.05, layout_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        checks.check_number("window", window, minimum=1, whole=True)
+        checks.check_number("flat_energy", flat_energy, minimum=1e-6)
+        checks.check_number("layout_weight", layout_weight)
+        self.window = window
+        self.flat_energy = flat_energy
+        self.layout_weight = layout_weight
+
+    def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        """See the class; all images (B, 1 | 3, H, W) in [0, 1].
+
+        Returns:
+            (B,) losses, from 0 to ``1 + 2 * layout_weight``.
+
+        Raises:
+            TypeError, ValueError: images of another type or shape.
+        """
+        visible, infrared = _like_fused(fused, visible, infrared)
+        return functional.structure_loss(
+            fused,
+            visible,
+            infrared,
+            window=self.window,
+            flat_energy=self.flat_energy,
+            layout_weight=self.layout_weight,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"window={self.window}, flat_energy={self.flat_energy}, "
+            f"layout_weight={self.layout_weight}"
+        )
+
+
+def _like_fused(fused: Tensor, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
+    """The sources with the channels of `fused`."""
+    checks.check_axes("fused", fused, "(B, C, H, W)")
+    channels = fused.shape[1]
+    return (
+        functional.match_channels(visible, channels),
+        functional.match_channels(infrared, channels),
+    )
 
 
 def _vgg19_features(weights: str | Path | None) -> nn.Sequential:

@@ -14,6 +14,7 @@ from images import to_8bit
 from pairs import Pair, open_pairs
 from tiny_clip.renderer import render_pairs
 
+TNO_PAIRS = Path(__file__).parent / "data" / "tno"
 RENDERED_PAIRS = 32
 #: The paper draws 32 patches an image; fewer make a step cheaper, and noisier.
 PATCHES = 8
@@ -48,13 +49,17 @@ def make_writable(folder: Path) -> Path:
 
 
 def choose_pairs(folder: Path | None, limit: int) -> Sequence[Pair]:
-    """The pairs in `folder`, naming on the error stream what is skipped; for None rendered ones.
+    """The pairs in `folder`, naming on the error stream what is skipped.
+
+    None stands for the five TNO pairs beside the programs, and the word rendered for scenes that
+    are drawn.
 
     Raises:
         OSError, ValueError: if there are none.
     """
-    if folder is None:
+    if folder == Path("rendered"):
         return rendered_pairs(min(RENDERED_PAIRS, limit))
+    folder = folder or TNO_PAIRS
     pairs, skipped = open_pairs(folder, limit)
     for item in skipped:
         print(f"skipped {item}", file=sys.stderr)
@@ -79,7 +84,7 @@ def build_criterion(encoder: str, generator: torch.Generator) -> LanguageDrivenF
         OSError, ValueError: if there is no such model or its weights cannot be had.
     """
     if encoder == "tiny":
-        return LanguageDrivenFusionLoss.tiny(num_patches=PATCHES, generator=generator)
+        return LanguageDrivenFusionLoss.tiny(generator=generator)
     return LanguageDrivenFusionLoss(
         encoder=load_clip(encoder),
         regularizer=IntensityGradientLoss(),

@@ -3,8 +3,11 @@
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
 
 
 def whole_number(text: str, minimum: int = 1) -> int:
@@ -23,6 +26,22 @@ def number(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number from 0, got {text}")
     return value
+
+
+def progress(things: Iterable[Any], title: str, unit: str, *, keep: bool = False) -> tqdm:
+    """A progress bar around `things`; in a log that is no terminal a line every five seconds.
+
+    With `keep` the finished bar stays on the terminal.
+    """
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        things,
+        desc=title,
+        unit=unit,
+        leave=keep or not on_terminal,
+        mininterval=0.1 if on_terminal else 5,
+        dynamic_ncols=True,
+    )
 
 
 @contextmanager

@@ -3,21 +3,25 @@
 import argparse
 import json
 import re
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+if __name__ == "__main__":
+    print("loading PyTorch", file=sys.stderr, flush=True)  # it takes seconds
+
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import metrics
 import report
 from choices import build_criterion, choose_device, choose_pairs, make_writable, warnings_as_notes
-from clip_fusion_loss import FusionObjective, __version__
-from command_line import errors_as_messages, whole_number
+from clip_fusion_loss import FusionObjective, LanguageDrivenFusionLoss, __version__
+from command_line import errors_as_messages, progress, whole_number
 from files import written_whole
 from fusing import average, fuse
 from images import luminance, save_image, to_8bit, with_chroma_of
@@ -29,34 +33,43 @@ from training import train
 OVERVIEW = """\
 Train a small network to fuse infrared and visible images the way a sentence says.
 
-Without options it fuses rendered scenes, guided by the small CLIP that comes with the package:
-about two minutes on two CPU cores, nothing to download. What comes out lies in the --out folder:
+Without options it trains on five real pairs, guided by the small CLIP that comes with the package:
+once without language and once for each of two sentences. That takes about two minutes on two CPU
+cores, with nothing to download. The --out folder then holds:
 
-  contact_sheet.png  infrared, visible, average, fused before and after training
+  contact_sheet.png  the sources, their average, and a column for each sentence
   loss_curves.png    the terms of the loss, step by step
-  fused/             all fused images in full size, a folder for each prompt
+  fused/             all fused images in full size, a folder for each sentence
   metrics.json       the usual quality measures, means over all pairs
 """
 
 EXAMPLES = f"""\
 examples:
   python examples/quickstart.py
-  python examples/quickstart.py --pairs DIR
-  python examples/quickstart.py --prompt "a sharp bright image" --prompt "a blurry dark image"
+  python examples/quickstart.py --prompt "a bright image" --prompt "a noisy image"
+  python examples/quickstart.py --pairs DIR --steps 300
 
 {LAYOUTS}
 """
 
-SHEET_ROWS = 5
+PROMPTS = (*FusionObjective().fused, "a dark image")
+NO_LANGUAGE = "without language"
+
+#: Mean grey level of the fused images, beside the measures of `metrics`.
+BRIGHTNESS = "mean"
+
+#: With fewer training steps the fused images still look like the average of their sources.
+STEPS_TO_SEE = 50
+SHEET_ROWS = 3
 
 Fusion = Callable[[Pair], Tensor]
 
 
 @dataclass
 class Run:
-    """One training, as written to metrics.json."""
+    """One training, as written to metrics.json; `prompt` is None for the one without language."""
 
-    prompt: str
+    prompt: str | None
     seed: int
     metrics: dict[str, float]
     seconds: float
@@ -75,7 +88,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--pairs", type=Path, metavar="DIR", help="your images, laid out as shown below")
+    add(
+        "--pairs",
+        type=Path,
+        metavar="DIR",
+        help="your images, laid out as shown below, or the word rendered for scenes drawn by the "
+        "program that the small CLIP was trained with (default: five pairs of the TNO Image Fusion "
+        "Dataset, A. Toet, CC BY 4.0)",
+    )
     add(
         "--max-pairs",
         type=whole_number,
@@ -87,8 +107,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="what the fused image should be; repeat it to compare prompts, each with a training "
-        f"of its own from the same start (default: {FusionObjective().fused[0]})",
+        help="what the fused image should be; repeat it to compare sentences, each with a training "
+        f"of its own from the same start (default: {' and '.join(map(repr, PROMPTS))})",
     )
     add(
         "--out",
@@ -100,9 +120,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--steps",
         type=whole_number,
-        default=300,
+        default=80,
         metavar="N",
-        help="training steps a prompt; fewer than some 200 show little (default: %(default)s)",
+        help="steps of each training; more show more (default: %(default)s)",
     )
     add(
         "--seed",
@@ -127,47 +147,52 @@ def quickstart(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     pairs = choose_pairs(options.pairs, options.max_pairs)
     generator = torch.Generator()
-    prompts = list(dict.fromkeys(options.prompt or FusionObjective().fused))
+    prompts = list(dict.fromkeys(options.prompt or PROMPTS))
     with warnings_as_notes():
         criterion = build_criterion(options.encoder, generator).to(device)
         for prompt in prompts:  # an unusable one shows itself now, not after an hour's training
             criterion.set_objective(prompt)
     out = make_writable(options.out)
-    print(f"{len(pairs)} pairs, {len(prompts)} x {options.steps} training steps on {device}")
-
-    def new_network() -> AverageResidual:
-        torch.manual_seed(options.seed)
-        return AverageResidual(DenseFuse()).to(device)
-
-    def fusion_by(network: AverageResidual) -> Fusion:
-        return partial(fuse, network, reach=DenseFuse.REACH, device=device)
+    print(f"{len(pairs)} pairs, {1 + len(prompts)} trainings of {options.steps} steps on {device}")
 
     shown = spread(len(pairs), SHEET_ROWS)
-    untrained = fusion_by(new_network())
-    average_metrics, average_images = fuse_all(average, pairs, shown)
+    greys = [to_8bit(luminance(pairs[i].visible)) for i in shown]
+    average_metrics, average_images = fuse_all(average, pairs, shown, "fusing by average")
     columns = {
         "infrared": [pairs[i].infrared for i in shown],
         "visible": [pairs[i].visible for i in shown],
         "average": average_images,
-        "before training": [with_chroma_of(pairs[i].visible, untrained(pairs[i])) for i in shown],
     }
     runs: list[Run] = []
     histories: dict[str, dict[str, list[float]]] = {}
-    for number, prompt in enumerate(prompts, start=1):
-        criterion.set_objective(prompt)
+    for number, prompt in enumerate([None, *prompts]):
+        title = NO_LANGUAGE if prompt is None else f'"{prompt}"'
         generator.manual_seed(options.seed)
-        network = new_network()
+        torch.manual_seed(options.seed)
+        network = AverageResidual(DenseFuse()).to(device)
         start = time.perf_counter()
-        histories[prompt] = train(
-            network, criterion, pairs, steps=options.steps, seed=options.seed, device=device
-        )
+        with objective(criterion, prompt):
+            histories[title] = train(
+                network,
+                criterion,
+                pairs,
+                steps=options.steps,
+                seed=options.seed,
+                device=device,
+                title=f"training {title}",
+            )
         seconds = round(time.perf_counter() - start, 1)
-        folder = out / "fused" / folder_name(number, prompt)
-        quality, images = fuse_all(fusion_by(network), pairs, shown, folder)
+        folder = out / "fused" / folder_name(number, prompt or NO_LANGUAGE)
+        fusion = partial(fuse, network, reach=DenseFuse.REACH, device=device)
+        quality, images = fuse_all(fusion, pairs, shown, f"fusing {title}", folder)
         runs.append(Run(prompt, options.seed, quality, seconds))
-        columns[f'after training: "{prompt}"'] = images
+        if prompt is not None:
+            columns[title] = images
 
-    report.save_contact_sheet(columns, out / "contact_sheet.png")
+    windows = [
+        report.salient_window(grey, pairs[i].infrared) for grey, i in zip(greys, shown, strict=True)
+    ]
+    report.save_sheet(columns, windows, out / "contact_sheet.png", cell_inches=2.2)
     report.save_loss_curves(histories, out / "loss_curves.png")
     settings = {
         "version": __version__,
@@ -176,15 +201,51 @@ def quickstart(options: argparse.Namespace) -> None:
         "pairs": [pair.name for pair in pairs],
     }
     save_metrics(settings, average_metrics, runs, out / "metrics.json")
-    rows = {"average": average_metrics} | {f'"{run.prompt}"': run.metrics for run in runs}
+    rows = {"average": average_metrics}
+    rows |= {run.prompt or NO_LANGUAGE: run.metrics for run in runs}
     print(report.table(rows))
-    print("What is measured: python examples/evaluate.py --help")
+    print("What is measured: python examples/evaluate.py --help\n")
+    for run in runs[1:]:
+        print(f'"{run.prompt}": {in_words(run.metrics, runs[0].metrics)}')
+    if options.steps < STEPS_TO_SEE:
+        print(f"{options.steps} steps are too few to see much: use at least {STEPS_TO_SEE}")
+    print()
     for name in ("contact_sheet.png", "loss_curves.png", "fused", "metrics.json"):
         print(out / name)
 
 
+@contextmanager
+def objective(criterion: LanguageDrivenFusionLoss, prompt: str | None) -> Iterator[None]:
+    """Make `prompt` the objective; for None take the language out of the loss for a while."""
+    weights = criterion.direction_weight, criterion.patch_weight
+    if prompt is None:
+        criterion.direction_weight = criterion.patch_weight = 0.0
+    else:
+        criterion.set_objective(prompt)
+    yield
+    criterion.direction_weight, criterion.patch_weight = weights
+
+
+def in_words(row: dict[str, float], silent: dict[str, float]) -> str:
+    """What a sentence did to the images, against those made without language."""
+
+    def change(name: str) -> float:
+        return 100 * (row[name] / silent[name] - 1) if silent[name] else 0.0
+
+    brightness = change(BRIGHTNESS)
+    word = "brighter" if brightness > 0 else "darker"
+    return (
+        f"{abs(brightness):.0f} % {word} than {NO_LANGUAGE}, contrast (SD) {change('SD'):+.0f} %, "
+        f"sharpness (AG) {change('AG'):+.0f} %"
+    )
+
+
 def fuse_all(
-    fusion: Fusion, pairs: Sequence[Pair], shown: Sequence[int], folder: Path | None = None
+    fusion: Fusion,
+    pairs: Sequence[Pair],
+    shown: Sequence[int],
+    title: str,
+    folder: Path | None = None,
 ) -> tuple[dict[str, float], list[Tensor]]:
     """Fuse all pairs, measure them, and write them to `folder` if there is one.
 
@@ -193,12 +254,11 @@ def fuse_all(
     """
     quality = []
     images = []
-    for index, pair in enumerate(
-        tqdm(pairs, desc="fusing", unit="pair", leave=False, disable=None)
-    ):
+    for index, pair in enumerate(progress(pairs, title, "pair")):
         grey = fusion(pair)
         sources = to_8bit(luminance(pair.visible)), pair.infrared
-        quality.append(metrics.evaluate(*(image[0].numpy() for image in (grey, *sources))))
+        row = metrics.evaluate(*(image[0].numpy() for image in (grey, *sources)))
+        quality.append(row | {BRIGHTNESS: grey.float().mean().item()})
         image = with_chroma_of(pair.visible, grey)
         if index in shown:
             images.append(image)

@@ -5,58 +5,92 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from files import written_whole
 
-CELL_INCHES = 2.8
-DOTS_PER_INCH = 160
+DOTS_PER_INCH = 140
+
+#: A detail shows this share of the image's width and height.
+DETAIL = 0.3
+
+Window = tuple[slice, slice]
 
 
-def save_contact_sheet(columns: Mapping[str, Sequence[Tensor]], path: Path) -> None:
-    """Write columns of uint8 images (1 or 3, H, W) under their titles, one row a scene."""
-    scenes = list(zip(*columns.values(), strict=True))
-    # Tall images are shown narrower, so that none fills the sheet alone.
-    heights = [CELL_INCHES * min(scene[0].shape[1] / scene[0].shape[2], 1.2) for scene in scenes]
-    titles = [textwrap.fill(textwrap.shorten(title, 150), 30) for title in columns]
-    title_inches = 0.2 * (1 + max(title.count("\n") for title in titles)) + 0.1
-    figure = Figure(
-        figsize=(CELL_INCHES * len(titles), sum(heights) + title_inches), dpi=DOTS_PER_INCH
-    )
-    axes = figure.subplots(len(scenes), len(titles), squeeze=False, height_ratios=heights)
-    top = 1 - title_inches / figure.get_figheight()
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=top, wspace=0.01, hspace=0.01)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9, parse_math=False)
-    for row, scene in zip(axes, scenes, strict=True):
-        for axis, image in zip(row, scene, strict=True):
-            axis.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
-            axis.set_axis_off()
-    with written_whole(path) as temporary:
-        figure.savefig(temporary)
+def salient_window(visible: Tensor, infrared: Tensor) -> Window:
+    """Where the sources differ most in small things: usually a warm target in its surroundings.
+
+    Takes uint8 images (1, H, W); the window has `DETAIL` of either side.
+    """
+    height, width = (max(8, round(DETAIL * side)) for side in infrared.shape[1:])
+    difference = (infrared.float() - visible.float())[None]
+    fine = difference - F.avg_pool2d(difference, 31, stride=1, padding=15, count_include_pad=False)
+    # Away from the border, where many images have a frame or a time stamp.
+    margin = 8
+    energy = F.avg_pool2d(fine.square(), (height, width), stride=1)[
+        0, 0, margin:-margin, margin:-margin
+    ]
+    place = int(energy.argmax())
+    top, left = (index + margin for index in divmod(place, energy.shape[1]))
+    return slice(top, top + height), slice(left, left + width)
 
 
-def save_rows(rows: Mapping[str, Sequence[Tensor]], path: Path, cell_inches: float) -> None:
-    """Write rows of uint8 images (1 or 3, H, W), each behind its title, one column a scene."""
-    scenes = next(iter(rows.values()))
-    widths = [min(image.shape[2] / image.shape[1], 1.5) for image in scenes]
-    label_inches = 1.3 * cell_inches
-    width = label_inches + cell_inches * sum(widths)
-    figure = Figure(figsize=(width, cell_inches * len(rows)), dpi=DOTS_PER_INCH)
-    axes = figure.subplots(len(rows), len(scenes), squeeze=False, width_ratios=widths)
+def save_sheet(
+    groups: Mapping[str, Sequence[Tensor]],
+    windows: Sequence[Window],
+    path: Path,
+    *,
+    cell_inches: float = 2.4,
+    as_rows: bool = False,
+) -> None:
+    """Write groups of uint8 images (1 or 3, H, W) of the same scenes, each with an enlarged detail.
+
+    Args:
+        groups: by title; each a column, or a row if `as_rows`.
+        windows: the detail of each scene; it is framed in the whole image, and lies below it, or to
+            its right if `as_rows`.
+        path: where to.
+        cell_inches: width of a column, or height of a row.
+    """
+    shapes = [image.shape[1:] for image in next(iter(groups.values()))]
+    # Whole image and detail alternate along the scenes' axis.
+    lengths: list[float] = []
+    for height, width in shapes:
+        ratio = width / height if as_rows else height / width
+        ratio = min(ratio, 1.6)  # none may fill the sheet alone
+        lengths += 2 * [cell_inches * ratio]
+    label_inches = 1.5 if as_rows else 0.5
+    along, across = sum(lengths), cell_inches * len(groups)
+    size = (along + label_inches, across) if as_rows else (across, along + label_inches)
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
+    shape = (len(groups), len(lengths)) if as_rows else (len(lengths), len(groups))
+    ratios = {"width_ratios" if as_rows else "height_ratios": lengths}
+    axes = figure.subplots(*shape, squeeze=False, **ratios)
+    edge = label_inches / size[0] if as_rows else 1 - label_inches / size[1]
     figure.subplots_adjust(
-        left=label_inches / width, right=1, bottom=0, top=1, wspace=0.01, hspace=0.02
-    )
-    for line, (title, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, images, strict=True):
-            axis.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
-            axis.set_axis_off()
-        label = textwrap.fill(title, round(14 * label_inches))
-        line[0].text(
-            -0.04, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8,
-            parse_math=False,
-        )  # fmt: skip
+        left=edge if as_rows else 0, right=1, bottom=0, top=1 if as_rows else edge,
+        wspace=0.02, hspace=0.02,
+    )  # fmt: skip
+    lines = axes if as_rows else axes.T
+    for line, (title, images) in zip(lines, groups.items(), strict=True):
+        label = textwrap.fill(textwrap.shorten(title, 150), 20 if as_rows else 30)
+        place = {"x": -0.05, "y": 0.5, "ha": "right", "va": "center"}
+        if not as_rows:
+            place = {"x": 0.5, "y": 1.04, "ha": "center", "va": "bottom"}
+        line[0].text(**place, s=label, transform=line[0].transAxes, fontsize=9, parse_math=False)
+        for whole, detail, image, window in zip(
+            line[::2], line[1::2], images, windows, strict=True
+        ):
+            for axis, shown in ((whole, image), (detail, image[(slice(None), *window)])):
+                axis.imshow(shown.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+                axis.set_axis_off()
+            rows, columns = window
+            frame = (columns.start, rows.start)
+            sides = (columns.stop - columns.start, rows.stop - rows.start)
+            whole.add_patch(Rectangle(frame, *sides, fill=False, color="C1"))
     with written_whole(path) as temporary:
         figure.savefig(temporary)
 

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import trange
 
 from clip_fusion_loss import LanguageDrivenFusionLoss
+from command_line import progress
 from images import luminance
 from pairs import Pair
 
+#: The crops have the size at which the embedded CLIP sees images, so that it sees every pixel.
 BATCH_SIZE = 4
-CROP_SIDE = 112
+CROP_SIDE = 96
 LEARNING_RATE = 1e-3
 
 
@@ -26,11 +27,13 @@ def train(
     title: str = "training",
     amp: bool = False,
     learning_rate: float = LEARNING_RATE,
+    batch_size: int | None = None,
 ) -> dict[str, list[float]]:
     """Train `network(visible, infrared) -> fused` in place; returns every step's loss terms.
 
     `seed` decides which crops are seen; with `amp` the network computes in bfloat16.
-    `learning_rate` is that of the start and falls to 0 on a cosine.
+    `learning_rate` is that of the start and falls to 0 on a cosine. A step takes `batch_size`
+    crops, by default `BATCH_SIZE`.
     """
     crops = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
@@ -38,9 +41,9 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history: dict[str, list[float]] = {}
     network.train()
-    progress = trange(steps, desc=title, unit="step")
-    for _ in progress:
-        visible, infrared = (batch.to(device) for batch in random_crops(pairs, crops))
+    bar = progress(range(steps), title, "step", keep=True)
+    for _ in bar:
+        visible, infrared = (batch.to(device) for batch in random_crops(pairs, crops, batch_size))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             fused = network(visible, infrared)
         terms = criterion.terms(fused, visible, infrared)
@@ -53,16 +56,18 @@ def train(
         values = dict(zip(terms._fields, torch.stack(terms).tolist(), strict=True))
         for name, value in values.items():
             history.setdefault(name, []).append(value)
-        progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+        bar.set_postfix({"loss": values["total"], "kept": values.get("kept")}, refresh=False)
     return history
 
 
-def random_crops(pairs: Sequence[Pair], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_crops(
+    pairs: Sequence[Pair], generator: torch.Generator, count: int | None = None
+) -> tuple[Tensor, Tensor]:
     """A batch of grey crops, visible and infrared, each (N, 1, S, S) in [0, 1].
 
     S is `CROP_SIDE`, or less where one of the images drawn is smaller.
     """
-    drawn = [pairs[_below(len(pairs), generator)] for _ in range(BATCH_SIZE)]
+    drawn = [pairs[_below(len(pairs), generator)] for _ in range(count or BATCH_SIZE)]
     side = min(CROP_SIDE, *(min(pair.infrared.shape[1:]) for pair in drawn))
     visible, infrared = [], []
     for pair in drawn:

@@ -7,12 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metrics
 from adapters import reconstruct
-from choices import PATCHES
-from clip_fusion_loss import FrozenCLIP, FusionObjective, IntensityGradientLoss
+from clip_fusion_loss import (
+    FrozenCLIP,
+    FusionObjective,
+    IntensityGradientLoss,
+    StructureLoss,
+)
 from clip_fusion_loss import LanguageDrivenFusionLoss as Loss
 from files import written_whole
 from fusing import fuse_with
@@ -22,15 +27,17 @@ from networks.residual import AverageResidual
 from networks.u2fusion import U2Fusion
 from original_losses import ReconstructionLoss, ReconstructionTerms, U2FusionLoss, VGGInformation
 from pairs import Pair
-from training import train
+from training import BATCH_SIZE, train
 
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {"densefuse": DenseFuse, "u2fusion": U2Fusion}
 
 #: At 1e-3 some trainings of U2Fusion collapse within 200 steps; its own has 1e-4.
 LEARNING_RATES = {"densefuse": 1e-3, "u2fusion": 3e-4}
 
-#: In a trial's `metrics.json`, beside the measures of `metrics`.
+#: Beside the measures of `metrics`: mean grey level, and correlation with the brighter source after
+#: means over 16 x 16 pixels, which says whether the scene is still there.
 BRIGHTNESS = "mean"
+LAYOUT = "layout"
 
 
 @dataclass(frozen=True)
@@ -39,27 +46,41 @@ class Trial:
 
     network: str = "densefuse"
     loss: str = "language"
-    """Or "original", for which only network, seed, steps and amp count."""
+    """Or "original", for which only network, seed, steps, crops and amp count."""
     seed: int = 0
-    steps: int = 300
+    steps: int = 150
+    crops: int = BATCH_SIZE
     prompt: str = FusionObjective().fused[0]
     direction: float = 0.0
     patch: float = 0.0
     similarity: float = 0.0
     regularizer: float = 0.0
-    patches: int = PATCHES
+    structure: bool = True
+    """Whether `StructureLoss` is the regularizer, or else `IntensityGradientLoss`."""
+    window: int = 9
+    flat_energy: float = 0.05
+    layout_weight: float = 1.0
+    patches: int = 4
     min_entropy: float | None = 6.0
     reduction: str = "kept"
+    learning_rate: float = 0.0
+    """0 is that of `LEARNING_RATES`."""
     amp: bool = False
 
     def weighted_like(self, criterion: Loss) -> "Trial":
-        """The same with the weights of `criterion`, and its mean over the patches."""
+        """The same with the weights of `criterion`, its patches and its `StructureLoss`."""
+        structure = criterion.regularizer
         return replace(
             self,
             direction=criterion.direction_weight,
             patch=criterion.patch_weight,
             similarity=criterion.similarity_weight,
             regularizer=criterion.regularizer_weight,
+            window=structure.window,
+            flat_energy=structure.flat_energy,
+            layout_weight=structure.layout_weight,
+            patches=criterion.num_patches,
+            min_entropy=criterion.min_patch_entropy,
             reduction=criterion.patch_reduction,
         )
 
@@ -69,7 +90,8 @@ class Trial:
 
     def with_original_loss(self) -> "Trial":
         """The network as it was published, trained with the loss that it was published with."""
-        kept = {name: getattr(self, name) for name in ("network", "seed", "steps", "amp")}
+        names = ("network", "seed", "steps", "crops", "amp")
+        kept = {name: getattr(self, name) for name in names}
         return Trial(loss="original", **kept)
 
     @property
@@ -104,12 +126,17 @@ class Bench:
         elif json.loads(content.read_text(encoding="utf-8")) != names:
             raise ValueError(f"{self.folder} holds runs with other pairs; choose another --out")
 
-    def run(self, trial: Trial) -> dict[str, float]:
-        """Mean measures of the test pairs as `trial` fuses them, trained now or before."""
+    def run(self, trial: Trial, part: str = "test") -> dict[str, float]:
+        """Mean measures of the "test" or "shown" pairs as `trial` fuses them, trained now or
+        before."""
+        return metrics.mean(self.rows(trial, part))
+
+    def rows(self, trial: Trial, part: str = "test") -> list[dict[str, float]]:
+        """The measures of each of those pairs."""
         report = self.folder / trial.key / "metrics.json"
         if not report.is_file():
             self._train(trial)
-        return json.loads(report.read_text(encoding="utf-8"))["metrics"]
+        return json.loads(report.read_text(encoding="utf-8"))[part]
 
     def images(self, trial: Trial) -> list[Tensor]:
         """The fused test images of a trial that was run, uint8 (1, H, W) each."""
@@ -122,14 +149,11 @@ class Bench:
         folder = self.folder / trial.key
         return [read_image(folder / f"shown_{index}.png") for index in range(len(self.shown))]
 
-    def measure(self, images: Sequence[Tensor]) -> dict[str, float]:
-        """Mean measures of fused test images, uint8 (1, H, W) each."""
-        rows = []
-        for pair, image in zip(self.test, images, strict=True):
-            sources = to_8bit(luminance(pair.visible)), pair.infrared
-            row = metrics.evaluate(*(grey[0].numpy() for grey in (image, *sources)))
-            rows.append(row | {BRIGHTNESS: image.float().mean().item()})
-        return metrics.mean(rows)
+    def measure(self, images: Sequence[Tensor], part: str = "test") -> list[dict[str, float]]:
+        """Measures of fused test (or shown) images, uint8 (1, H, W) each."""
+        return [
+            measure(pair, image) for pair, image in zip(getattr(self, part), images, strict=True)
+        ]
 
     def _train(self, trial: Trial) -> None:
         torch.manual_seed(trial.seed)
@@ -137,8 +161,7 @@ class Bench:
             self._original(trial) if trial.loss == "original" else self._ours(trial)
         )
         history = train(
-            # Convolutions of few channels are faster so.
-            network.to(self.device, memory_format=torch.channels_last),
+            network.to(self.device),
             criterion.to(self.device),
             self.training,
             steps=trial.steps,
@@ -146,18 +169,18 @@ class Bench:
             device=self.device,
             title=trial.key,
             amp=trial.amp,
-            learning_rate=LEARNING_RATES[trial.network],
+            learning_rate=trial.learning_rate or LEARNING_RATES[trial.network],
+            batch_size=trial.crops,
         )
         folder = self.folder / trial.key
-        images = [fuse_with(network, pair, self.device) for pair in self.test]
-        for index, image in enumerate(images):
-            save_image(image, folder / f"{index:03d}.png")
-        for index, pair in enumerate(self.shown):
-            image = fuse_with(network, pair, self.device)
-            save_image(image, folder / f"shown_{index}.png")
+        content = {"trial": asdict(trial)}
+        for part, name in (("test", "{:03d}.png"), ("shown", "shown_{}.png")):
+            images = [fuse_with(network, pair, self.device) for pair in getattr(self, part)]
+            for index, image in enumerate(images):
+                save_image(image, folder / name.format(index))
+            content[part] = self.measure(images, part)
         last = max(1, trial.steps // 10)
-        losses = {name: sum(values[-last:]) / last for name, values in history.items()}
-        content = {"trial": asdict(trial), "metrics": self.measure(images), "losses": losses}
+        content["losses"] = {name: sum(values[-last:]) / last for name, values in history.items()}
         with written_whole(folder / "metrics.json") as temporary:  # last: it says that all is there
             temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
@@ -171,7 +194,15 @@ class Bench:
             direction_weight=trial.direction,
             patch_weight=trial.patch,
             similarity_weight=trial.similarity,
-            regularizer=IntensityGradientLoss(),
+            regularizer=(
+                StructureLoss(
+                    window=trial.window,
+                    flat_energy=trial.flat_energy,
+                    layout_weight=trial.layout_weight,
+                )
+                if trial.structure
+                else IntensityGradientLoss()
+            ),
             regularizer_weight=trial.regularizer,
             num_patches=trial.patches,
             min_patch_entropy=trial.min_entropy,
@@ -184,6 +215,18 @@ class Bench:
         if trial.network == "densefuse":
             return AveragedFeatures(), OfBothSources(ReconstructionLoss())
         return U2Fusion(), U2FusionLoss(VGGInformation(self.vgg16))
+
+
+def measure(pair: Pair, image: Tensor) -> dict[str, float]:
+    """All measures of a fused uint8 (1, H, W) image."""
+    visible = to_8bit(luminance(pair.visible))
+    greys = (image[0].numpy() for image in (image, visible, pair.infrared))
+    brighter = torch.maximum(visible, pair.infrared)
+    coarse = [F.avg_pool2d(grey.float()[None], 16, 8).flatten() for grey in (image, brighter)]
+    return metrics.evaluate(*greys) | {
+        BRIGHTNESS: image.float().mean().item(),
+        LAYOUT: torch.corrcoef(torch.stack(coarse))[0, 1].nan_to_num().item(),
+    }
 
 
 class AveragedFeatures(nn.Module):

@@ -15,6 +15,7 @@ from clip_fusion_loss import (
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
     SourceEmbeddings,
+    StructureLoss,
     VGGMaxFeatureLoss,
     functional,
 )
@@ -208,6 +209,11 @@ OTHERS = [
     (lambda h: IntensityGradientLoss()(GREY[0], GREY, GREY), ValueError, "`fused`"),
     (lambda h: IntensityGradientLoss()(GREY, GREY[:1], GREY), ValueError, "`visible`"),
     (lambda h: IntensityGradientLoss()(GREY, GREY, None), TypeError, "`images`"),
+    (lambda h: StructureLoss(window=0), ValueError, "`window`"),
+    (lambda h: StructureLoss(flat_energy=0), ValueError, "`flat_energy`"),
+    (lambda h: StructureLoss(layout_weight="1"), TypeError, "`layout_weight`"),
+    (lambda h: StructureLoss()(GREY[0], GREY, GREY), ValueError, "`fused`"),
+    (lambda h: StructureLoss()(GREY, GREY[:1], GREY), ValueError, "`visible`"),
     # functional
     (lambda h: functional.direction([0.0], D), TypeError, "`start`"),
     (lambda h: functional.direction(D, D[:, :2]), ValueError, "`end`"),
@@ -224,6 +230,8 @@ OTHERS = [
     (lambda h: functional.max_feature_loss([GREY], [GREY[:1]], [GREY]), ValueError, "`visible`"),
     (lambda h: functional.intensity_gradient_loss(GREY, GREY, GREY[0]), ValueError, "`infrared`"),
     (lambda h: functional.intensity_gradient_loss(GREY, GREY, GREY, -1), ValueError, "`gradient"),
+    (lambda h: functional.structure_loss(GREY, GREY, GREY[0]), ValueError, "`infrared`"),
+    (lambda h: functional.structure_loss(GREY, GREY, GREY, window=1.5), TypeError, "`window`"),
     (lambda h: functional.match_channels(GREY, 2), ValueError, "`channels`"),
     (lambda h: functional.match_channels(GREY[0], 3), ValueError, "`images`"),
     (lambda h: functional.resize_images(GREY, (0, 5)), ValueError, "`size`"),

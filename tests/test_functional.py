@@ -233,6 +233,105 @@ class TestIntensityGradientLoss:
         assert inverted > 1
 
 
+def field_of(image):
+    """Forward differences along both axes, (C, H, W) -> (2 C, H - 1, W - 1)."""
+    across, down = np.diff(image, axis=2)[:, :-1], np.diff(image, axis=1)[:, :, :-1]
+    return np.concatenate([across, down])
+
+
+def structure_of(f, v, r, window, flat_energy, layout_weight):
+    """`structure_loss` of one sample of (C, H, W) arrays, window by window."""
+    of_f, of_v, of_r = map(field_of, (f, v, r))
+    g = np.where(np.abs(of_v) >= np.abs(of_r), of_v, of_r)
+    of_f, g = (field / np.sqrt((field**2).mean()) for field in (of_f, g))
+    height, width = min(window, g.shape[1]), min(window, g.shape[2])
+    losses, weights = [], []
+    for top in range(g.shape[1] - height + 1):
+        for left in range(g.shape[2] - width + 1):
+            seen = (slice(None), slice(top, top + height), slice(left, left + width))
+            ff, gg, fg = (
+                (a[seen] * b[seen]).mean() + flat_energy
+                for a, b in ((of_f, of_f), (g, g), (of_f, g))
+            )
+            losses.append(1 - fg / np.sqrt(ff * gg))
+            weights.append(np.sqrt(gg))
+    edges = np.average(losses, weights=weights)
+
+    def means(image):
+        height, width = min(16, image.shape[1]), min(16, image.shape[2])
+        return np.array(
+            [
+                channel[top : top + height, left : left + width].mean()
+                for channel in image
+                for top in range(0, image.shape[1] - height + 1, 8)
+                for left in range(0, image.shape[2] - width + 1, 8)
+            ]
+        )
+
+    of_f, of_maximum = (m - m.mean() for m in (means(f), means(np.maximum(v, r))))
+    scale = np.linalg.norm(of_f) * np.linalg.norm(of_maximum)
+    return edges + layout_weight * (1 - of_f @ of_maximum / scale)
+
+
+class TestStructureLoss:
+    @pytest.mark.parametrize("size", [(24, 33), (41, 24)])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_equals_the_definition(self, size, channels):
+        images = torch.rand(3, 2, channels, *size, dtype=torch.float64)
+        options = {"window": 7, "flat_energy": 0.1, "layout_weight": 0.7}
+        expected = [structure_of(*sample, **options) for sample in images.transpose(0, 1).numpy()]
+        actual = functional.structure_loss(*images, **options)
+        torch.testing.assert_close(actual, torch.tensor(expected))
+
+    def test_gain_and_bias_of_the_fused_image_change_nothing(self):
+        fused, visible, infrared = torch.rand(3, 2, 1, 40, 40, dtype=torch.float64)
+        expected = functional.structure_loss(fused, visible, infrared)
+        for gain, bias in ((0.1, 0.0), (0.4, 0.5), (3.0, -0.2)):
+            actual = functional.structure_loss(gain * fused + bias, visible, infrared)
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=0)
+
+    def test_the_best_image_is_the_one_with_the_edges_and_the_layout(self):
+        visible = torch.rand(1, 1, 48, 48, dtype=torch.float64)
+        black = torch.zeros_like(visible)
+        assert functional.structure_loss(0.5 * visible, visible, black) < 1e-9
+        inverted = functional.structure_loss(1 - visible, visible, black)
+        assert inverted > 1.5 + functional.structure_loss(visible, visible, black)
+
+    def test_detail_in_flat_regions_costs(self):
+        """Noise and relief where neither source has anything."""
+        source = torch.zeros(1, 1, 64, 64)
+        source[..., 40:, 40:] = torch.rand(24, 24)
+        losses = [
+            functional.structure_loss(source + amount * torch.rand(64, 64), source, 0 * source)
+            for amount in (0.0, 0.1, 0.2, 0.4)
+        ]
+        assert losses == sorted(losses)
+        assert losses[1] > losses[0] + 0.05
+
+    @pytest.mark.parametrize("size", [(2, 2), (16, 16), (17, 40)])
+    def test_constant_and_equal_images(self, size):
+        noise = torch.rand(1, 1, *size)
+        black, white = torch.zeros_like(noise), torch.ones_like(noise)
+        for images in (
+            [black] * 3, [white, black, black], [noise] * 3, [black, noise, noise],
+            [noise, black, white], [black, black, noise],
+        ):  # fmt: skip
+            fused = images[0].clone().requires_grad_()
+            loss = functional.structure_loss(fused, *images[1:])
+            loss.backward()
+            assert loss.isfinite()
+            assert fused.grad.isfinite().all()
+        assert functional.structure_loss(black, black, black) < 1e-6
+        assert functional.structure_loss(noise, noise, noise) < 1e-5
+
+    def test_gradient(self):
+        images = torch.rand(3, 1, 1, 18, 17, dtype=torch.float64)
+        fused = images[0].detach().requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda f: functional.structure_loss(f, images[1], images[2]), (fused,)
+        )
+
+
 def test_max_feature_loss():
     fused, visible, infrared = ([torch.rand(2, 3, 4, 4), torch.rand(2, 5, 2, 2)] for _ in range(3))
     expected = torch.zeros(2)

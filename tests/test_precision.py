@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clip_fusion_loss import IntensityGradientLoss
+from clip_fusion_loss import IntensityGradientLoss, StructureLoss
 from conftest import build_clip, draw_images, make_criterion, same_transforms
 from reference import Reference
 
@@ -127,9 +127,12 @@ def test_a_thousand_steps_on_adversarial_images_stay_finite(encoder):
             num_patches=2,
             min_patch_entropy=threshold,
             patch_reduction=reduction,
-            regularizer=IntensityGradientLoss(),
+            regularizer=regularizer,
         )
-        for threshold, reduction in ((None, "all"), (6.0, "kept"))
+        for threshold, reduction, regularizer in (
+            (None, "all", IntensityGradientLoss()),
+            (6.0, "kept", StructureLoss()),
+        )
     ]
     generator = torch.Generator().manual_seed(0)
     shape = (1, 1, 16, 18)
@@ -146,3 +149,20 @@ def test_a_thousand_steps_on_adversarial_images_stay_finite(encoder):
         loss.backward()
         assert loss.isfinite(), names
         assert fused.grad.isfinite().all(), names
+
+
+@pytest.mark.parametrize("module", [IntensityGradientLoss(), StructureLoss()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_regularizers_do_not_lose_precision_under_autocast(encoder, module, dtype):
+    images = draw_images(size=(40, 40))
+    criterion = make_criterion(encoder, patch_weight=0.0, regularizer=module)
+    slopes, values = [], []
+    for enabled in (False, True):
+        fused = images[0].clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            terms = criterion.terms(fused, *images[1:])
+        terms.regularizer.backward()
+        values.append(terms.regularizer.detach())
+        slopes.append(fused.grad)
+    torch.testing.assert_close(values[1], values[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-5, atol=1e-9)

@@ -1,12 +1,18 @@
 """The terms beside the language."""
 
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from torchvision.models import vgg19
 
-from clip_fusion_loss import IntensityGradientLoss, VGGMaxFeatureLoss, functional
+from clip_fusion_loss import (
+    IntensityGradientLoss,
+    StructureLoss,
+    VGGMaxFeatureLoss,
+    functional,
+)
 from conftest import draw_images
 
 
@@ -94,14 +100,26 @@ def refuse(*_, **__):
     raise OSError("no network")
 
 
+@pytest.mark.parametrize(
+    ("module", "formula"),
+    [
+        (
+            IntensityGradientLoss(3.0),
+            partial(functional.intensity_gradient_loss, gradient_weight=3),
+        ),
+        (
+            StructureLoss(window=5, flat_energy=0.2, layout_weight=0.5),
+            partial(functional.structure_loss, window=5, flat_energy=0.2, layout_weight=0.5),
+        ),
+    ],
+)
 @pytest.mark.parametrize("channels", [(1, 1, 1), (1, 3, 1), (3, 1, 1), (3, 3, 3)])
-def test_intensity_gradient_loss_brings_sources_to_the_channels_of_fused(channels):
+def test_sources_are_brought_to_the_channels_of_fused(module, formula, channels):
     fused, visible, infrared = draw_images(channels=channels)
     matched = [functional.match_channels(image, channels[0]) for image in (visible, infrared)]
-    expected = functional.intensity_gradient_loss(fused, *matched, 2.0)
-    losses = IntensityGradientLoss()(fused, visible, infrared)
+    losses = module(fused, visible, infrared)
     assert losses.shape == (2,)
-    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(losses, formula(fused, *matched))
 
 
 def test_intensity_gradient_loss_is_zero_for_a_fusion_that_has_all():

@@ -1,0 +1,99 @@
+"""A search for the weights of the loss: what sentences change, against what stays of the scene."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from files import written_whole
+from trials import BRIGHTNESS, Bench, Trial
+
+#: Ranges to draw from, evenly on a logarithmic scale.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "direction": (1.0, 4.0),
+    "patch": (0.5, 4.0),
+    "similarity": (1.0, 8.0),
+    "regularizer": (1.5, 6.0),
+    "flat_energy": (0.03, 0.4),
+    "layout_weight": (0.3, 3.0),
+    "learning_rate": (7e-4, 2e-3),
+}
+CHOICES: Mapping[str, Sequence[int]] = {"window": (5, 9, 13), "patches": (2, 4, 8)}
+
+#: Sentences to try, and the measure and the change in percent that each is to reach.
+WANTED: Mapping[str, tuple[str, float]] = {
+    Trial.prompt: ("AG", 60.0),
+    "a dark image": (BRIGHTNESS, -30.0),
+    "a noisy image": ("AG", 40.0),
+}
+
+Point = tuple[float, float]
+
+
+def settings(base: Trial, count: int) -> list[Trial]:
+    """`base` and `count` settings around it from a Sobol sequence, which is always the same."""
+    draws = torch.quasirandom.SobolEngine(len(RANGES) + len(CHOICES), scramble=True, seed=0)
+    drawn = [base]
+    for numbers in draws.draw(count).tolist():
+        values: dict[str, float] = {}
+        for (name, (low, high)), share in zip(RANGES.items(), numbers, strict=False):
+            values[name] = float(f"{low * (high / low) ** share:.2g}")
+        for (name, options), share in zip(CHOICES.items(), numbers[len(RANGES) :], strict=True):
+            values[name] = options[int(share * len(options))]
+        drawn.append(replace(base, **values))
+    return drawn
+
+
+def score(bench: Bench, trial: Trial) -> Point:
+    """Steering and structure of a setting, each from 0 to 1.
+
+    Steering is the mean share of the wanted changes that the sentences reach, against the same
+    loss without language. Structure is the mean of SSIM and Qabf under the paper's sentence.
+    """
+    silent = bench.run(trial.without_language())
+    shares = []
+    for prompt, (measure, wanted) in WANTED.items():
+        row = bench.run(replace(trial, prompt=prompt))
+        change = 100 * (row[measure] / silent[measure] - 1)
+        shares.append(min(1.0, max(0.0, change / wanted)))
+        if prompt == Trial.prompt:
+            structure = (row["SSIM"] + row["Qabf"]) / 2
+    return sum(shares) / len(shares), structure
+
+
+def front(points: Sequence[Point]) -> list[int]:
+    """The points that no other one surpasses in one coordinate without falling behind in the
+    other."""
+    return [
+        index
+        for index, (x, y) in enumerate(points)
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
+    ]
+
+
+def calibrate(
+    bench: Bench, base: Trial, count: int, folder: Path
+) -> tuple[list[Trial], list[Point]]:
+    """Score all settings and draw them to `folder`; the first is `base`."""
+    trials = settings(base, count)
+    points = [score(bench, trial) for trial in trials]
+    figure = Figure(figsize=(6, 4.5), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    best = sorted(front(points), key=lambda index: points[index])
+    axes.plot(*zip(*points, strict=True), "o", color="0.7", label="settings")
+    axes.plot(*zip(*(points[i] for i in best), strict=True), "o-", color="C0", label="front")
+    axes.plot(*points[0], "*", color="C1", markersize=16, label="tiny()")
+    axes.set_xlabel("steering: share of the wanted change that the sentences reach")
+    axes.set_ylabel("structure: mean of SSIM and Qabf")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with written_whole(folder / "calibration.png") as temporary:
+        figure.savefig(temporary)
+    return trials, points
+
+
+def described(trial: Trial) -> dict[str, float]:
+    """The values that were searched for."""
+    return {name: value for name, value in asdict(trial).items() if name in {**RANGES, **CHOICES}}
