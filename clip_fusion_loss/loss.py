@@ -259,11 +259,11 @@ class LanguageDrivenFusionLoss(nn.Module):
         if "encoder" not in options:
             options["encoder"] = FrozenCLIP.tiny()
         defaults: dict[str, Any] = {
-            "direction_weight": 2.5,
-            "patch_weight": 1.5,
-            "similarity_weight": 4.0,
-            "regularizer": StructureLoss(flat_energy=0.15),
-            "regularizer_weight": 3.0,
+            "direction_weight": 2.8,
+            "patch_weight": 0.5,
+            "similarity_weight": 6.0,
+            "regularizer": StructureLoss(window=13, layout_weight=2.0),
+            "regularizer_weight": 4.0,
             "num_patches": 4,
             "min_patch_entropy": 5.0,
             "patch_reduction": "kept",

@@ -120,7 +120,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--steps",
         type=whole_number,
-        default=80,
+        default=100,
         metavar="N",
         help="steps of each training; more show more (default: %(default)s)",
     )
@@ -232,11 +232,12 @@ def in_words(row: dict[str, float], silent: dict[str, float]) -> str:
     def change(name: str) -> float:
         return 100 * (row[name] / silent[name] - 1) if silent[name] else 0.0
 
-    brightness = change(BRIGHTNESS)
-    word = "brighter" if brightness > 0 else "darker"
+    percent = round(change(BRIGHTNESS))
+    brightness = f"{abs(percent)} % {'brighter' if percent > 0 else 'darker'} than {NO_LANGUAGE}"
+    if percent == 0:
+        brightness = f"as bright as {NO_LANGUAGE}"
     return (
-        f"{abs(brightness):.0f} % {word} than {NO_LANGUAGE}, contrast (SD) {change('SD'):+.0f} %, "
-        f"sharpness (AG) {change('AG'):+.0f} %"
+        f"{brightness}, contrast (SD) {change('SD'):+.0f} %, sharpness (AG) {change('AG'):+.0f} %"
     )
 
 

@@ -28,11 +28,11 @@ def salient_window(visible: Tensor, infrared: Tensor) -> Window:
     height, width = (max(8, round(DETAIL * side)) for side in infrared.shape[1:])
     difference = (infrared.float() - visible.float())[None]
     fine = difference - F.avg_pool2d(difference, 31, stride=1, padding=15, count_include_pad=False)
+    energy = F.avg_pool2d(fine.square(), (height, width), stride=1)[0, 0]
     # Away from the border, where many images have a frame or a time stamp.
-    margin = 8
-    energy = F.avg_pool2d(fine.square(), (height, width), stride=1)[
-        0, 0, margin:-margin, margin:-margin
-    ]
+    margin = min(8, (min(energy.shape) - 1) // 2)
+    rows, columns = (slice(margin, length - margin) for length in energy.shape)
+    energy = energy[rows, columns]
     place = int(energy.argmax())
     top, left = (index + margin for index in divmod(place, energy.shape[1]))
     return slice(top, top + height), slice(left, left + width)

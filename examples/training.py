@@ -11,9 +11,9 @@ from images import luminance
 from pairs import Pair
 
 #: The crops have the size at which the embedded CLIP sees images, so that it sees every pixel.
-BATCH_SIZE = 4
+BATCH_SIZE = 3
 CROP_SIDE = 96
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1.5e-3
 
 
 def train(

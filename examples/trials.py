@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from clip_fusion_loss import (
     StructureLoss,
 )
 from clip_fusion_loss import LanguageDrivenFusionLoss as Loss
+from controls import matched
 from files import written_whole
 from fusing import fuse_with
 from images import luminance, read_image, save_image, to_8bit
@@ -32,7 +35,7 @@ from training import BATCH_SIZE, train
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {"densefuse": DenseFuse, "u2fusion": U2Fusion}
 
 #: At 1e-3 some trainings of U2Fusion collapse within 200 steps; its own has 1e-4.
-LEARNING_RATES = {"densefuse": 1e-3, "u2fusion": 3e-4}
+LEARNING_RATES = {"densefuse": 1.5e-3, "u2fusion": 3e-4}
 
 #: Beside the measures of `metrics`: mean grey level, and correlation with the brighter source after
 #: means over 16 x 16 pixels, which says whether the scene is still there.
@@ -113,6 +116,8 @@ class Bench:
     device: torch.device
     vgg16: Path | None = None
     """Weights for U2Fusion's own loss."""
+    names: tuple[str, str] = ("test", "shown")
+    """What to call the test and the shown pairs."""
 
     def __post_init__(self) -> None:
         names = {
@@ -155,23 +160,39 @@ class Bench:
             measure(pair, image) for pair, image in zip(getattr(self, part), images, strict=True)
         ]
 
+    def filtered(
+        self, trial: Trial, control: Callable[[Tensor, float], Tensor], gradient: float
+    ) -> dict[str, float]:
+        """Mean measures of a trial's test images, filtered to this mean average gradient."""
+        name = f"{control.__name__}-{gradient:.4f}.json"
+        report = self.folder / trial.key / name
+        if not report.is_file():
+            rows = self.measure(matched(control, self.images(trial), gradient))
+            with written_whole(report) as temporary:
+                temporary.write_text(json.dumps(metrics.mean(rows)), encoding="utf-8")
+        return json.loads(report.read_text(encoding="utf-8"))
+
+    def seconds_a_step(self, trial: Trial) -> float:
+        """Time of a training step, a median; measured once and kept, like all else."""
+        report = self.folder / trial.key / "seconds.json"
+        if not report.is_file():
+            seconds = []
+            torch.manual_seed(trial.seed)
+            network, criterion = (part.to(self.device) for part in self._ours(trial))
+            for _ in range(9):
+                start = time.perf_counter()
+                self._fit(network, criterion, replace(trial, steps=1))
+                seconds.append(time.perf_counter() - start)
+            with written_whole(report) as temporary:
+                temporary.write_text(json.dumps(statistics.median(seconds)), encoding="utf-8")
+        return json.loads(report.read_text(encoding="utf-8"))
+
     def _train(self, trial: Trial) -> None:
         torch.manual_seed(trial.seed)
         network, criterion = (
             self._original(trial) if trial.loss == "original" else self._ours(trial)
         )
-        history = train(
-            network.to(self.device),
-            criterion.to(self.device),
-            self.training,
-            steps=trial.steps,
-            seed=trial.seed,
-            device=self.device,
-            title=trial.key,
-            amp=trial.amp,
-            learning_rate=trial.learning_rate or LEARNING_RATES[trial.network],
-            batch_size=trial.crops,
-        )
+        history = self._fit(network.to(self.device), criterion.to(self.device), trial)
         folder = self.folder / trial.key
         content = {"trial": asdict(trial)}
         for part, name in (("test", "{:03d}.png"), ("shown", "shown_{}.png")):
@@ -183,6 +204,22 @@ class Bench:
         content["losses"] = {name: sum(values[-last:]) / last for name, values in history.items()}
         with written_whole(folder / "metrics.json") as temporary:  # last: it says that all is there
             temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+    def _fit(
+        self, network: nn.Module, criterion: nn.Module, trial: Trial
+    ) -> dict[str, list[float]]:
+        return train(
+            network,
+            criterion,
+            self.training,
+            steps=trial.steps,
+            seed=trial.seed,
+            device=self.device,
+            title=trial.key,
+            amp=trial.amp,
+            learning_rate=trial.learning_rate or LEARNING_RATES[trial.network],
+            batch_size=trial.crops,
+        )
 
     def _ours(self, trial: Trial) -> tuple[nn.Module, nn.Module]:
         inner = NETWORKS[trial.network]()

@@ -9,8 +9,9 @@ import torch
 from drawn import draw_pairs, save_pairs
 from PIL import Image
 
-import choices
+import calibration
 import evidence
+import metrics
 import training
 from clip_fusion_loss import FrozenCLIP, FusionObjective
 from controls import clahe, matched, unsharp
@@ -48,47 +49,85 @@ def run(out, folder, *arguments):
 
 
 def test_the_page(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(choices, "PATCHES", 2)
-    monkeypatch.setattr(
-        evidence, "PROMPTS", {"a blurry dark image": {"mean": -1}, "a purple elephant": {}}
-    )
-    sections = ["--sections", "steering", "ranking", "sweep"]
-    page = run(tmp_path, folder, *sections)
-    assert '| "a blurry dark image" | less mean | ' in page
-    assert "does not know: elephant, purple." in page
-    assert "| language x 4 |" in page
-    for name in ("steering.jpg", "ranking.jpg", "weights.jpg", "embedding-space.png"):
+    monkeypatch.setattr(calibration, "CHOICES", {"window": (5,), "patches": (1,)})
+    monkeypatch.setattr(evidence, "CALIBRATION_SETTINGS", 1)
+    monkeypatch.setattr(Bench, "_train", pretend_training)
+    page = run(tmp_path, folder)
+    assert page.startswith("# Results\n\n**The sentence decides what the image looks like.**")
+    assert '| "a dark image" | mean -30 % | +0.0 % | 0 of 2 | +0.0 % | 0 of 2 |' in page
+    assert '| "a purple elephant dancing" | every measure within 3 % | +0.0 % | 2 of 2 |' in page
+    assert "does not know: dancing, elephant, purple." in page
+    for row in (
+        "average of the sources", "its original loss", "structure", evidence.FULL,
+        "no language, then CLAHE to the same AG", "language x 4", "32 patches", "**tiny()** *",
+        "Laplacian pyramid",
+    ):  # fmt: skip
+        assert f"| {row} | " in page
+    for name in (
+        "steering.jpg", "ablation.jpg", "ranking.jpg", "weights.jpg", "embedding-space.png",
+        "calibration.png",
+    ):  # fmt: skip
         assert f"(images/{name})" in page
         assert read_image(tmp_path / "page" / "images" / name).shape[2] > 300
 
     monkeypatch.setattr(Bench, "_train", None)  # nothing is trained twice
-    assert run(tmp_path, folder, *sections) == page
+    assert run(tmp_path, folder) == page
     with pytest.raises(SystemExit, match="holds runs with other pairs"):
         run(tmp_path, folder, "--max-pairs", "1")
 
 
-def test_ablation_and_peers(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(Bench, "_train", pretend_training)
-    page = run(tmp_path, folder, "--sections", "ablation", "peers")
-    densefuse, u2fusion = page.split("### u2fusion")
-    for row in ("average of the sources", "regularizer", evidence.NO_LANGUAGE, evidence.FULL):
-        assert f"| {row} | " in densefuse
-        assert f"| {row} | " in u2fusion
-    assert "| its original loss | " in densefuse
-    assert "| its original loss | " not in u2fusion  # VGG-16 was not given
-    assert "then CLAHE to the same AG | " in u2fusion
-    assert "| Laplacian pyramid | " in page
+def test_a_section_that_trains(tmp_path, folder):
+    page = run(tmp_path, folder, "--sections", "peers", "--seeds", "1")
+    assert "| DenseFuse, the paper's sentence | " in page
 
 
 def pretend_training(bench, trial):
     """Leave behind what a training does, of average images."""
     folder = bench.folder / trial.key
-    for title, pairs in (("{:03d}", bench.test), ("shown_{}", bench.shown)):
-        for index, pair in enumerate(pairs):
+    content = {}
+    for part, title in (("test", "{:03d}"), ("shown", "shown_{}")):
+        images = [average(pair) for pair in getattr(bench, part)]
+        for index, image in enumerate(images):
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(average(pair)[0].numpy()).save(folder / f"{title.format(index)}.png")
-    metrics = bench.measure([average(pair) for pair in bench.test])
-    (folder / "metrics.json").write_text(json.dumps({"metrics": metrics}))
+            Image.fromarray(image[0].numpy()).save(folder / f"{title.format(index)}.png")
+        content[part] = bench.measure(images, part)
+    (folder / "metrics.json").write_text(json.dumps(content))
+
+
+def test_the_front_is_what_nothing_surpasses():
+    points = [(0.5, 0.5), (0.6, 0.4), (0.4, 0.4), (0.6, 0.5), (0.1, 0.9), (0.1, 0.9)]
+    assert calibration.front(points) == [3, 4, 5]
+
+
+def test_settings_are_drawn_within_their_ranges():
+    base = Trial(steps=1)
+    drawn = calibration.settings(base, 6)
+    assert drawn == calibration.settings(base, 6)
+    assert drawn[0] == base
+    assert len({trial.key for trial in drawn}) == 7
+    for trial in drawn[1:]:
+        for name, (low, high) in calibration.RANGES.items():
+            assert low <= getattr(trial, name) <= high
+        for name, options in calibration.CHOICES.items():
+            assert getattr(trial, name) in options
+
+
+def test_the_score_of_a_setting():
+    """The share of the wanted changes, and what is left of the scene under the sentences."""
+    silent = {"AG": 4.0, "mean": 100.0, "SSIM": 0.7, "Qabf": 0.5, "layout": 1.0}
+    prompts = {
+        Trial.prompt: silent | {"AG": 5.2, "SSIM": 0.6, "Qabf": 0.4},  # + 30 of 60 %
+        "a dark image": silent | {"mean": 50.0, "layout": 0.8},  # more than wanted
+        "a noisy image": silent | {"AG": 3.0},  # the wrong way
+    }
+
+    class Known:
+        def run(self, trial):
+            return prompts[trial.prompt] if trial.direction else silent
+
+    steering, structure = calibration.score(Known(), Trial(direction=1.0))
+    assert steering == pytest.approx((0.5 + 1.0 + 0.0) / 3)
+    assert structure == pytest.approx((0.6 + 0.4 + 0.8) / 3)
 
 
 def test_trials_have_folders_of_their_own():
@@ -114,7 +153,7 @@ def test_a_trial_is_what_its_settings_and_seed_make(bench, tmp_path, network, am
     first = bench.run(trial), bench.images(trial)
     bench.folder = tmp_path / "again"
     again = bench.run(trial), bench.images(trial)
-    assert first[0] == again[0] == bench.measure(first[1])
+    assert first[0] == again[0] == metrics.mean(bench.measure(first[1]))
     torch.testing.assert_close(again[1], first[1], rtol=0, atol=0)
     other = replace(trial, seed=1)
     assert bench.run(other) != first[0]
@@ -166,19 +205,35 @@ def test_gains_and_spreads():
     )
 
 
-def test_prompts_that_work_in_part():
-    silent = [{"AG": 4.0, "SF": 10.0, "mean": 100.0}] * 2
-    paper = [{"AG": 5.0, "SF": 12.0, "mean": 100.0}] * 2
-    dark = [{"AG": 4.0, "SF": 10.0, "mean": 90.0}, {"AG": 4.0, "SF": 10.0, "mean": 102.0}]
-    rows = {"no language": silent, '"clear"': paper, '"a dark image"': dark}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evidence, "PROMPTS", {"a dark image": {"mean": -1}})
-        lines = evidence.verdicts("clear", rows).splitlines()[2:]
-    assert lines == [
-        '| "clear" | more SF | +20.0 % | 2 of 2 |',
-        '| "clear" | more AG | +25.0 % | 2 of 2 |',
-        '| "a dark image" | less mean | -4.0 % | 1 of 2 |',
+def test_sentences_that_work_in_part(bench, monkeypatch):
+    silent = {"AG": 4.0, "mean": 100.0, "layout": 0.9}
+    measured = {
+        "no language": [[silent, silent], [silent, silent]],
+        '"a dark image"': [[silent | {"mean": 60.0}] * 2, [silent | {"mean": 80.0}] * 2],
+        '"a bright image"': [
+            [silent | {"mean": 120.0}] * 2,
+            [silent | {"mean": 99.0}, silent | {"mean": 141.0}],
+        ],
+        '"xyz"': [[silent | {"AG": 4.1}] * 2, [silent | {"AG": 4.2}] * 2],
+    }
+    bench.shown = []
+    monkeypatch.setattr(bench, "rows", lambda trial, part: measured[trial.prompt][trial.seed])
+    trials = {name: Trial(prompt=name) for name in measured}
+    wanted = {"a dark image": {"mean": -30}, "a bright image": {"mean": 15}, "xyz": None}
+    monkeypatch.setattr(evidence, "WANTED", wanted)
+    assert evidence.verdicts(bench, trials, range(2)).splitlines()[2:] == [
+        '| "a dark image" | mean -30 % | -30.0 % | 1 of 2 |',
+        '| "a bright image" | mean +15 % | +20.0 % | 2 of 2 |',
+        '| "xyz" | every measure within 3 % | +3.7 % | 1 of 2 |',
     ]
+    # One image of four is as bright as without language.
+    assert "brighter in 3 of 4 single images" in evidence.order(bench, trials, range(2))
+
+
+def test_wins_against_a_filter():
+    row = dict.fromkeys(("EN", "SD", "SF", "AG"), 2.0) | {"mean": 9.0, "layout": 1.0}
+    other = dict.fromkeys(row, 1.0) | {"AG": 1.999, "SF": 3.0}
+    assert evidence.wins([row], [other]) == [2]
 
 
 def test_embedding_space(tmp_path):
