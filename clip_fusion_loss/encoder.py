@@ -6,7 +6,7 @@ import copy
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ class FrozenCLIP(FrozenModule):
         keep_text: False drops the text tower to free its memory, after its first use or when
             a loss is given its objective as vectors; only texts embedded by then can be used
             later.
-        vocabulary: lower-case words that the model knows; others in a text raise a warning.
-            None: every word is taken as known.
+        vocabulary: lower-case words that the model knows; others in a text, and symbols, raise
+            a warning. None: every word is taken as known.
 
     Raises:
         TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` cannot be
@@ -80,7 +80,7 @@ class FrozenCLIP(FrozenModule):
         *,
         name: str = "custom",
         keep_text: bool = True,
-        vocabulary: frozenset[str] | None = None,
+        vocabulary: Collection[str] | None = None,
     ) -> None:
         visual = getattr(model, "visual", None)
         if not isinstance(visual, nn.Module) or not hasattr(model, "encode_text"):
@@ -97,7 +97,7 @@ class FrozenCLIP(FrozenModule):
         speed_up(visual)
         self.name = name
         self.keep_text = keep_text
-        self.vocabulary = vocabulary
+        self.vocabulary = None if vocabulary is None else frozenset(vocabulary)
         self.image_size, mean, std = _preprocessing(visual)
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -224,7 +224,7 @@ class FrozenCLIP(FrozenModule):
             RuntimeError: new texts after the text tower was dropped.
 
         Warns:
-            UserWarning: words outside the model's vocabulary, where that is known.
+            UserWarning: words or symbols outside the model's vocabulary, where that is known.
         """
         texts = as_texts("texts", texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._text_embeddings]
