@@ -33,8 +33,10 @@ def _regularizer(name: str, value: Any) -> Any:
 
 
 def _patch_chunk(name: str, value: Any) -> Any:
-    if value is None or (isinstance(value, str) and value == "auto"):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "auto":
+        return "auto"
     return checks.check_number(name, value, minimum=1, whole=True)
 
 
