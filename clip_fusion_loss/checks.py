@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ __all__ = [
     "check_axes",
     "check_choice",
     "check_embeddings",
+    "check_flag",
     "check_fused_values",
     "check_images",
     "check_interval",
@@ -274,16 +276,42 @@ def check_fused_values(fused: Tensor, data_range: tuple[float, float]) -> None:
 
 def check_number(
     name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, whole: bool = False
-) -> None:
-    """Raise unless `value` is a finite number (a whole one if asked) within the bounds."""
+) -> Any:
+    """`value`, an `int` or a `float`, within the bounds; NumPy's and tensors' single ones too."""
+    given, value = value, _plain(value)
     kind = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise TypeError(f"`{name}` must be {kind}, got {shown(value)}")
+        raise TypeError(f"`{name}` must be {kind}, got {shown(given)}{_number_remedy(given)}")
     if not (minimum <= value <= maximum and math.isfinite(value)):
         bounds = f"at least {minimum:g}" + (
             f" and at most {maximum:g}" if maximum < math.inf else ""
         )
         raise ValueError(f"`{name}` must be finite and {bounds}, got {value!r}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """The Python value of a NumPy scalar or of a tensor or array without axes."""
+    learnt = isinstance(value, Tensor) and value.requires_grad
+    if getattr(value, "ndim", None) != 0 or learnt or not hasattr(value, "item"):
+        return value
+    return value.item()  # a device is waited for at an assignment, not in a step
+
+
+def _number_remedy(value: Any) -> str:
+    if isinstance(value, Tensor) and value.requires_grad:
+        return "; options carry no gradient: pass value.item()"
+    if isinstance(value, str):
+        return "; a number that a file gave as text is float(text)"
+    return ""
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value` as a bool; NumPy's is one too."""
+    given, value = value, _plain(value)
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {shown(given)}")
+    return value
 
 
 def check_interval(
@@ -296,7 +324,8 @@ def check_interval(
 ) -> tuple[float, float]:
     """`value` as a pair (low, high) of floats within the bounds; low == high only if `empty`."""
     try:
-        if not isinstance(value, (tuple, list)):  # an iterator would be empty from now on
+        # Any kind of list, but none that has no order, and no iterator, which would be used up.
+        if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__getitem__"):
             raise TypeError
         low, high = (float(bound) for bound in value)
     except (TypeError, ValueError):
@@ -312,21 +341,23 @@ def check_interval(
     return low, high
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """That of `choices` which `value` is; a ValueError if it is none."""
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
         )
+    return choices[choices.index(value)]
 
 
-def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> None:
-    """Raise a TypeError unless `value` is a `kind` (or None, if `optional`)."""
+def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> Any:
+    """`value`; a TypeError unless it is a `kind` (or None, if `optional`)."""
     if not (isinstance(value, kind) or (optional and value is None)):
         raise TypeError(
             f"`{name}` must be a {kind.__name__}{' or None' if optional else ''}, got "
             f"{shown(value)}"
         )
+    return value
 
 
 def check_path(name: str, value: Any) -> Path:
@@ -348,7 +379,7 @@ def check_per_sample(name: str, losses: Any, batch: int) -> None:
 
 def warn(message: str) -> None:
     """A UserWarning at the caller's line that led here, not at one of ours or of torch's."""
-    inside = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))
+    inside = (*(str(Path(file).parent) for file in (__file__, torch.__file__)), contextlib.__file__)
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         level, frame = level + 1, frame.f_back

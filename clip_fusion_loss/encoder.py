@@ -6,7 +6,7 @@ import copy
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks
-from .frozen import FrozenModule
-from .functional import match_channels, resize_images
+from .building import building
+from .frozen import FrozenModule, computes_in_float16
+from .functional import match_channels, resize_images, soften_outliers
 from .layers import speed_up
 from .objective import as_texts
 
@@ -34,6 +35,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Largest value of the gradient that enters a float16 tower: far from both ends of float16's range,
 # 6e-5 and 65504, since it grows and shrinks on its way.
 GRADIENT_PEAK = 64.0
+
+# Words, numbers and runs of symbols such as emoji; ordinary punctuation is none of them.
+WORDS = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s.,;:!?'\"()\u2018\u2019\u201c\u201d-]|_)+")
 
 HUB_TIMEOUT = 5.0  # seconds
 
@@ -56,8 +60,8 @@ class FrozenCLIP(FrozenModule):
         keep_text: False drops the text tower to free its memory, after its first use or when
             a loss is given its objective as vectors; only texts embedded by then can be used
             later.
-        vocabulary: lower-case words that the model knows; others in a text raise a warning.
-            None: every word is taken as known.
+        vocabulary: lower-case words that the model knows; others in a text, and symbols, raise
+            a warning. None: every word is taken as known.
 
     Raises:
         TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` cannot be
@@ -68,6 +72,7 @@ class FrozenCLIP(FrozenModule):
     _mean: Tensor
     _std: Tensor
 
+    @building()
     def __init__(
         self,
         model: nn.Module,
@@ -75,7 +80,7 @@ class FrozenCLIP(FrozenModule):
         *,
         name: str = "custom",
         keep_text: bool = True,
-        vocabulary: frozenset[str] | None = None,
+        vocabulary: Collection[str] | None = None,
     ) -> None:
         visual = getattr(model, "visual", None)
         if not isinstance(visual, nn.Module) or not hasattr(model, "encode_text"):
@@ -92,7 +97,7 @@ class FrozenCLIP(FrozenModule):
         speed_up(visual)
         self.name = name
         self.keep_text = keep_text
-        self.vocabulary = vocabulary
+        self.vocabulary = None if vocabulary is None else frozenset(vocabulary)
         self.image_size, mean, std = _preprocessing(visual)
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -103,6 +108,7 @@ class FrozenCLIP(FrozenModule):
         self._text_embeddings: dict[str, Tensor] = {}
 
     @classmethod
+    @building()
     def from_pretrained(
         cls,
         model_name: str = "ViT-B-32-quickgelu",
@@ -142,6 +148,7 @@ class FrozenCLIP(FrozenModule):
         return cls(model, tokenizer, name=name, keep_text=keep_text).to(device)
 
     @classmethod
+    @building()
     def tiny(cls) -> FrozenCLIP:
         """The CLIP that comes with the package, for demonstrations and continuous integration.
 
@@ -188,9 +195,11 @@ class FrozenCLIP(FrozenModule):
         checks.check_choice("precision", precision, PRECISIONS)
         # Geometry and statistics in float32 whatever the network's precision is.
         images = match_channels(resize_images(images.float(), self.image_size), 3)
-        images = (images - self._mean) / self._std
         network = self.network_on(images.device)
         with self._autocast(precision):
+            if computes_in_float16(network, images.device):
+                images = soften_outliers(images)
+            images = (images - self._mean) / self._std
             features = network(images.to(_compute_dtype(network)))
         if isinstance(features, tuple):  # (pooled, tokens), as CoCa's tower returns
             features = features[0]
@@ -199,6 +208,7 @@ class FrozenCLIP(FrozenModule):
             _rescale_gradient(images, features)
         return F.normalize(features, dim=-1)
 
+    @building()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Embed texts. Each is computed once; later calls reuse its vector.
 
@@ -214,7 +224,7 @@ class FrozenCLIP(FrozenModule):
             RuntimeError: new texts after the text tower was dropped.
 
         Warns:
-            UserWarning: words outside the model's vocabulary, where that is known.
+            UserWarning: words or symbols outside the model's vocabulary, where that is known.
         """
         texts = as_texts("texts", texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._text_embeddings]
@@ -253,7 +263,6 @@ class FrozenCLIP(FrozenModule):
                 "move one of them with .to(device)"
             )
 
-    @torch.no_grad()
     def _embed(self, texts: list[str]) -> Tensor:
         if self._text is None:
             raise RuntimeError(
@@ -274,8 +283,7 @@ class FrozenCLIP(FrozenModule):
     def _warn_of_unknown_words(self, texts: list[str]) -> None:
         if self.vocabulary is None:
             return
-        words = re.findall(r"[^\W\d_]+|\d+", " ".join(texts).lower())
-        unknown = sorted(set(words) - self.vocabulary)
+        unknown = sorted(set(WORDS.findall(" ".join(texts).lower())) - self.vocabulary)
         if unknown:
             checks.warn(
                 f"the model {self.name!r} was not trained on {', '.join(map(repr, unknown))}; "
@@ -321,14 +329,17 @@ def _rescale_gradient(images: Tensor, features: Tensor) -> None:
     it enters the tower with `GRADIENT_PEAK` as its largest value and leaves it as it should be.
     The factor is a power of two, so that nothing is rounded.
     """
-    exponents = []
+    factors = []
 
     def enter(gradient: Tensor) -> Tensor:
-        exponents.append(torch.frexp(gradient.detach().abs().max() / GRADIENT_PEAK).exponent)
-        return torch.ldexp(gradient, -exponents[-1])
+        peak = gradient.detach().abs().max() / GRADIENT_PEAK
+        # Not torch.ldexp, which multiplies by a power of two in torch's default dtype.
+        factor = peak / torch.frexp(peak).mantissa
+        factors.append(torch.where(peak > 0, factor, torch.ones_like(factor)))
+        return gradient / factors[-1]
 
     def leave(gradient: Tensor) -> Tensor:
-        return torch.ldexp(gradient, exponents.pop())
+        return gradient * factors.pop()
 
     features.register_hook(enter)
     images.register_hook(leave)

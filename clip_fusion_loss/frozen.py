@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FixedBuffers", "FrozenModule", "drop_traces"]
+__all__ = ["FixedBuffers", "FrozenModule", "computes_in_float16", "drop_traces"]
 
 
 def drop_traces(state: dict[str, Any], prefix: str) -> None:
@@ -36,6 +37,25 @@ def _destination(
     return probe.device, probe.dtype
 
 
+def computes_in_float16(network: nn.Module, device: torch.device) -> bool:
+    """Whether `network`, if called here and now on `device`, overflows at 65504."""
+    autocast = torch.is_autocast_enabled(device.type)
+    half = autocast and torch.get_autocast_dtype(device.type) == torch.float16
+    return half or any(p.dtype == torch.float16 for p in network.parameters())
+
+
+def _outlast(module: nn.Module) -> None:
+    """Replace tensors that were made under `torch.inference_mode`: no training could use them."""
+    with torch.inference_mode(False):
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None and parameter.is_inference():
+                    part._parameters[name] = nn.Parameter(parameter.clone(), False)
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    part._buffers[name] = buffer.clone()
+
+
 class FixedBuffers(nn.Module):
     """Its buffers follow the owner's device but keep their values and their precision.
 
@@ -46,6 +66,11 @@ class FixedBuffers(nn.Module):
         """Nothing is saved: what was given as `destination`, untouched."""
         return OrderedDict() if destination is None else destination
 
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of copy and pickle
+        super().__setstate__(state)
+        _outlast(self)
+
+    @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBuffers:
         for name, buffer in self._buffers.items():
             if buffer is not None:
@@ -66,6 +91,16 @@ class FrozenModule(FixedBuffers):
         super().__init__()
         # nn.Module registers what it is assigned directly, but does not look into a list.
         self._hidden = [network.eval().requires_grad_(False)]
+        _outlast(network)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for network in self._hidden:
+            _outlast(network)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        _refuse_as_hyperparameter(self)
+        return super().__reduce_ex__(protocol)
 
     @property
     def network(self) -> nn.Module:
@@ -81,10 +116,12 @@ class FrozenModule(FixedBuffers):
         for network in list(self._hidden):
             if _device(network) in (device, None):
                 return network
-        replica = copy.deepcopy(self.network).to(device)
+        with torch.inference_mode(False):
+            replica = copy.deepcopy(self.network).to(device)
         self._hidden.append(replica)
         return replica
 
+    @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModule:
         super()._apply(fn, recurse)
         del self._hidden[1:]
@@ -95,6 +132,22 @@ class FrozenModule(FixedBuffers):
             if dtype != first.dtype:  # towers of mixed precision stay mixed on a mere move
                 self.network.to(dtype=dtype)
         return self
+
+
+def _refuse_as_hyperparameter(module: nn.Module) -> None:
+    """Raise a TypeError while Lightning collects what to write into every checkpoint."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        library = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if frame.f_code.co_name == "save_hyperparameters" and "lightning" in library:
+            raise TypeError(
+                f"`save_hyperparameters` must leave out the loss, got one with a frozen "
+                f"{type(module).__name__}: every checkpoint would hold its weights, and "
+                "torch.load would refuse to read it; call "
+                "self.save_hyperparameters(ignore=['criterion']), by the argument's name, and "
+                "give it again to load_from_checkpoint(path, criterion=criterion)"
+            )
 
 
 def _device(network: nn.Module) -> torch.device | None:

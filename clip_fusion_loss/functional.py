@@ -34,6 +34,7 @@ __all__ = [
     "sample_patches",
     "shrink_images",
     "similarity_loss",
+    "soften_outliers",
     "structure_loss",
     "total_loss",
 ]
@@ -347,6 +348,24 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
+def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
+    """Values beyond `limit`, either way, become ``limit * (1 + log(|x| / limit))`` with their sign.
+
+    What goes into a float16 network must not overflow in its first layer, and clamping would
+    leave no gradient. 1e4 becomes 35, the largest float32 becomes 360.
+
+    Args:
+        images: any tensor; images in [0, 1] are far from the limit and come back as they are.
+        limit: positive.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    size = images.abs()
+    softened = images.sign() * limit * (1 + (size.clamp(min=limit) / limit).log())
+    return torch.where(size <= limit, images, softened)
+
+
 def shrink_images(images: Tensor, short_side: int) -> Tensor:
     """Bring the short side of larger images down to `short_side` pixels, anti-aliased.
 
@@ -377,7 +396,7 @@ def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
     pixels = patches.detach().flatten(-2)
     levels = (pixels * bins).long().clamp(0, bins - 1)
     counts = torch.zeros(*levels.shape[:-1], bins, dtype=torch.float32, device=patches.device)
-    counts.scatter_add_(-1, levels, torch.ones((), device=patches.device).expand_as(levels))
+    counts.scatter_add_(-1, levels, counts.new_ones(()).expand_as(levels))
     # entr(p) = -p ln p, and 0 at p = 0.
     return torch.special.entr(counts / pixels.shape[-1]).sum(-1) / math.log(2)
 
@@ -415,7 +434,7 @@ def random_patch_transforms(
     scale = checks.check_interval("scale", scale, minimum=0.0, maximum=1.0, empty=True)
     checks.check_type("generator", generator, torch.Generator, optional=True)
     device = generator.device if generator is not None else torch.device("cpu")
-    draws = torch.rand(7, batch, patches, generator=generator, device=device)
+    draws = torch.rand(7, batch, patches, generator=generator, device=device, dtype=torch.float32)
     side, left, top, turn, shift, zoom, shear = draws.unbind()
 
     # The window, as half-sides and centre in image coordinates.
@@ -456,14 +475,17 @@ def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) ->
     checks.check_axes("images", images, "(B, C, H, W)")
     checks.check_axes("transforms", transforms, f"({len(images)}, N, 2, 3)")
     checks.check_size("size", size)
-    batch, count = transforms.shape[:2]
-    height, width = size
-    # Under autocast affine_grid would place the samples with the 8 bits of bfloat16.
-    with torch.autocast(images.device.type, enabled=False):
-        maps = transforms.flatten(0, 1).to(images.dtype)
-        grid = F.affine_grid(maps, [batch * count, 1, height, width], align_corners=False)
+    count, (height, width) = transforms.shape[1], size
+    # Not F.affine_grid: its matrix product would place the samples with the 8 or 10 bits that
+    # autocast, TF32 or torch.set_float32_matmul_precision allow.
+    x_axis, y_axis, origin = transforms.to(images.dtype)[:, :, None, None].unbind(-1)
+    x, y = (
+        torch.arange(1, 2 * side, 2, dtype=images.dtype, device=images.device) / side - 1
+        for side in (width, height)
+    )
+    grid = x_axis * x[:, None] + (y_axis * y[:, None, None] + origin)
     # The patches of an image are stacked into one tall output: no copies of the image.
-    grid = grid.view(batch, count * height, width, 2)
+    grid = grid.flatten(1, 2)
     tall = F.grid_sample(
         images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )

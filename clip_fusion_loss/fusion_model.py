@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks, functional
+from .building import building
 from .encoder import FrozenCLIP
 from .frozen import FixedBuffers
 from .objective import FusionObjective
@@ -53,6 +54,7 @@ class EmbeddedFusionModel(FixedBuffers):
     visible_direction: Tensor
     infrared_direction: Tensor
 
+    @building()
     def __init__(self, objective: FusionObjective, encoder: FrozenCLIP) -> None:
         super().__init__()
         checks.check_type("objective", objective, FusionObjective)
@@ -127,6 +129,7 @@ class EmbeddedFusionModel(FixedBuffers):
         _write_whole(checks.check_path("path", path), safetensors.torch.save(tensors, metadata))
 
     @classmethod
+    @building()
     def load(cls, path: str | Path, encoder: FrozenCLIP | None = None) -> EmbeddedFusionModel:
         """Read what `save` wrote; neither texts nor a text tower are needed.
 

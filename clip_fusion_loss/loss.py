@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,11 +14,15 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from . import checks, functional, patches
-from .encoder import PRECISIONS, FrozenCLIP
+from .building import building
+from .encoder import FrozenCLIP
 from .frozen import drop_traces
 from .fusion_model import EmbeddedFusionModel
 from .objective import FusionObjective
-from .regularizers import StructureLoss, VGGMaxFeatureLoss
+from .options import OPTIONS
+from .patch_history import PatchHistory
+from .presets import with_the_papers_networks
+from .regularizers import StructureLoss
 
 __all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss", "SourceEmbeddings"]
 
@@ -50,50 +53,6 @@ class FusionLossTerms(NamedTuple):
     """Fraction of the patches that passed the entropy filter; a mean also under "sum"."""
 
 
-def _check_regularizer(name: str, value: Any) -> None:
-    checks.check_type(name, value, nn.Module, optional=True)
-    if value is None:
-        return
-    try:
-        inspect.signature(value.forward).bind("fused", "visible", "infrared")
-    except TypeError as error:
-        raise TypeError(
-            f"`{name}` must be called (fused, visible, infrared), got {type(value).__name__}, "
-            f"whose forward does not take that: {error}; wrap it in a module that does"
-        ) from None
-    except ValueError:  # compiled ones may have no signature
-        pass
-
-
-def _check_patch_chunk(name: str, value: Any) -> None:
-    if value is not None and value != "auto":
-        checks.check_number(name, value, minimum=1, whole=True)
-
-
-def _check_min_patch_entropy(name: str, value: Any) -> None:
-    if value is not None:
-        checks.check_number(name, value, maximum=8)
-
-
-# What may be assigned to which option: at construction, or by a schedule at any time after.
-OPTION_CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "direction_weight": checks.check_number,
-    "patch_weight": checks.check_number,
-    "similarity_weight": checks.check_number,
-    "regularizer": _check_regularizer,
-    "regularizer_weight": checks.check_number,
-    "num_patches": partial(checks.check_number, minimum=1, whole=True),
-    "patch_scale": partial(checks.check_interval, minimum=0.05, maximum=1.0, empty=True),
-    "min_patch_entropy": _check_min_patch_entropy,
-    "patch_reduction": partial(checks.check_choice, choices=("all", "kept")),
-    "data_range": checks.check_interval,
-    "reduction": partial(checks.check_choice, choices=("mean", "sum", "none")),
-    "generator": partial(checks.check_type, kind=torch.Generator, optional=True),
-    "patch_chunk": _check_patch_chunk,
-    "precision": partial(checks.check_choice, choices=PRECISIONS),
-}
-
-
 class LanguageDrivenFusionLoss(nn.Module):
     """A sentence says what the fused image should be; a frozen CLIP makes it a training signal.
 
@@ -115,7 +74,7 @@ class LanguageDrivenFusionLoss(nn.Module):
     weights on a schedule are; only `encoder` and `compile` are settled at construction.
 
     Args:
-        objective: the texts; or one text, for `FusionObjective(fused=text)`; or an
+        objective: the texts; or a text or several, for `FusionObjective(fused=texts)`; or an
             `EmbeddedFusionModel` made with this encoder, which needs no text tower.
         encoder: the CLIP; None loads the paper's ViT-B/32 (`FrozenCLIP.from_pretrained()`).
         direction_weight: weight of the direction term (paper: 2).
@@ -156,7 +115,7 @@ class LanguageDrivenFusionLoss(nn.Module):
 
     def __init__(
         self,
-        objective: FusionObjective | EmbeddedFusionModel | str = FusionObjective(),
+        objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str] = FusionObjective(),
         *,
         encoder: FrozenCLIP | None = None,
         direction_weight: float = 2.0,
@@ -191,18 +150,19 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.generator = generator
         self.patch_chunk = patch_chunk
         self.precision = precision
-        self.compile_encoder = compile
+        self.compile_encoder = checks.check_flag("compile", compile)
         self.encoder = FrozenCLIP.from_pretrained() if encoder is None else encoder
-        if compile:
+        if self.compile_encoder:
             # Patches come in one shape, whole images in another, sources in a third.
             self.encoder.compile(dynamic=False)
         self.set_objective(objective)
         self._source_values_checked = False
+        self._patch_history = PatchHistory()
 
     @classmethod
     def paper(
         cls,
-        objective: FusionObjective | EmbeddedFusionModel | str = FusionObjective(),
+        objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str] = FusionObjective(),
         **options: Any,
     ) -> LanguageDrivenFusionLoss:
         """The paper's loss: CLIP ViT-B/32, VGG-19 regularizer, weights 2 / 10 / 6 / 10.
@@ -216,33 +176,12 @@ class LanguageDrivenFusionLoss(nn.Module):
         """
         # A misspelt option shall not come to light after a download.
         inspect.signature(cls).bind(objective, **options)
-        problems = []
-        loaders: dict[str, Callable[[], nn.Module]] = {
-            "encoder": FrozenCLIP.from_pretrained,
-            "regularizer": VGGMaxFeatureLoss,
-        }
-        for name, load in loaders.items():
-            try:
-                options[name] = options[name] if name in options else load()
-            except FileNotFoundError as error:
-                problems.append(f"`{name}`: {error}")
-        if problems:
-            raise FileNotFoundError(
-                "the paper's loss needs weights that are not here. With the files it is\n"
-                "    LanguageDrivenFusionLoss.paper(\n"
-                "        encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
-                "        regularizer=VGGMaxFeatureLoss(VGG_FILE),\n"
-                "    )\n"
-                "or, without the VGG file, regularizer=IntensityGradientLoss(); and without any, "
-                "LanguageDrivenFusionLoss.tiny(), for a first try. What is missing:\n- "
-                + "\n- ".join(problems)
-            ) from None
-        return cls(objective, **options)
+        return cls(objective, **with_the_papers_networks(options))
 
     @classmethod
     def tiny(
         cls,
-        objective: FusionObjective | EmbeddedFusionModel | str = FusionObjective(),
+        objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str] = FusionObjective(),
         **options: Any,
     ) -> LanguageDrivenFusionLoss:
         """The loss with the embedded CLIP and weights that suit it: no download, no network.
@@ -276,24 +215,29 @@ class LanguageDrivenFusionLoss(nn.Module):
         return self.fusion_model.objective
 
     @objective.setter
-    def objective(self, objective: FusionObjective | EmbeddedFusionModel | str) -> None:
+    def objective(
+        self, objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str]
+    ) -> None:
         self.set_objective(objective)
 
-    def set_objective(self, objective: FusionObjective | EmbeddedFusionModel | str) -> None:
+    @building()
+    def set_objective(
+        self, objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str]
+    ) -> None:
         """Swap the objective, at any time; the next call uses it.
 
         Vectors of texts that this encoder has seen before are reused. On an error the old
         objective stays.
 
         Args:
-            objective: as in the class. A plain text is one for the fused image; those of the
-                modalities stay as they are.
+            objective: as in the class. A plain text, or several, are those for the fused image;
+                those of the modalities stay as they are.
 
         Raises:
             TypeError, ValueError: see `FusionObjective` and `EmbeddedFusionModel`.
             RuntimeError: new texts, but the encoder's text tower was dropped.
         """
-        if isinstance(objective, str):
+        if isinstance(objective, Sequence):
             settled = "fusion_model" in self._modules
             before = self.objective if settled else FusionObjective()
             objective = replace(before, fused=objective)
@@ -312,8 +256,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.fusion_model = fusion_model.to(self.encoder.device)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in OPTION_CHECKS:
-            OPTION_CHECKS[name](name, value)
+        if name in OPTIONS:
+            value = OPTIONS[name](name, value)
         if name == "compile":
             raise TypeError(
                 f"`compile` is settled at construction, got an assignment of {value!r}; build the "
@@ -352,6 +296,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         checks.check_source_values({"visible": visible, "infrared": infrared}, self.data_range)
         checks.check_fused_values(fused, self.data_range)
 
+    @torch.inference_mode(False)
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
         """Embed whole source images once, to pass back in with each call on the same batch.
 
@@ -454,21 +399,7 @@ class LanguageDrivenFusionLoss(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        names = (
-            "direction_weight",
-            "patch_weight",
-            "similarity_weight",
-            "regularizer_weight",
-            "num_patches",
-            "patch_scale",
-            "min_patch_entropy",
-            "patch_reduction",
-            "data_range",
-            "reduction",
-            "patch_chunk",
-            "precision",
-            "compile_encoder",
-        )
+        names = [name for name in OPTIONS if name not in ("regularizer", "generator")]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _check_source_values_once(self, visible: Tensor, infrared: Tensor) -> None:
@@ -509,29 +440,24 @@ class LanguageDrivenFusionLoss(nn.Module):
 
         # At this size the smallest patch still has a source pixel for each of its own.
         short_side = round(max(size) / self.patch_scale[0])
-        fused = functional.shrink_images(fused, short_side)
-        transforms = functional.random_patch_transforms(
-            len(fused),
+        fused, visible, infrared = (
+            functional.shrink_images(images, short_side) for images in (fused, visible, infrared)
+        )
+        transforms = patches.draw_patches(
+            fused,
             count,
-            (fused.shape[2], fused.shape[3]),
             scale=self.patch_scale,
             generator=self.generator,
-        ).to(device, non_blocking=True)
-        if self.min_patch_entropy is None:
-            kept = torch.ones(len(fused), count, dtype=torch.bool, device=device)
-            index = torch.arange(len(fused) * count, device=device)
-        else:
-            with record_function("clip_fusion_loss.filter"):
-                kept = patches.informative_patches(
-                    functional.shrink_images(visible, short_side),
-                    functional.shrink_images(infrared, short_side),
-                    transforms,
-                    size,
-                    min_entropy=self.min_patch_entropy,
-                )
-                # The one synchronisation of a step: the host must know how many patches to
-                # encode, and encoding those alone saves far more than the wait costs.
-                index = kept.flatten().nonzero().squeeze(1)
+            training=self.training,
+        )
+        if self.training:
+            self._patch_history.check_draw(transforms)
+        transforms = transforms.to(device, non_blocking=True)
+        kept, index = patches.choose_patches(
+            visible, infrared, transforms, size, min_entropy=self.min_patch_entropy
+        )
+        if self.training and self.min_patch_entropy is not None:
+            self._patch_history.count(len(index), self.min_patch_entropy)
 
         def score(images: Tensor, owners: Tensor) -> Tensor:
             embedding = self._encode(images)
@@ -570,4 +496,4 @@ def _objective_remedy(objective: object) -> str:
         return "a saved one is EmbeddedFusionModel.load(path)"
     if isinstance(objective, Mapping):
         return "texts by role are FusionObjective(**texts)"
-    return "several texts are FusionObjective(fused=[...])"
+    return "several texts are a list"

@@ -64,4 +64,4 @@ def as_texts(name: str, value: object) -> tuple[str, ...]:
                 "EmbeddedFusionModel.load(path) reads a saved objective, and other files are "
                 "yours to read"
             )
-    return tuple(texts)
+    return tuple(map(str, texts))  # NumPy's texts become Python's, which any checkpoint may hold

@@ -11,7 +11,7 @@ from torch.profiler import record_function
 
 from . import functional
 
-__all__ = ["default_chunk", "informative_patches", "sum_over_patches"]
+__all__ = ["choose_patches", "default_chunk", "draw_patches", "sum_over_patches"]
 
 # Patches to encode at a time. ViT-B/32 keeps about 18 MiB of float32 activations for each. An
 # accelerator needs many to be busy and has memory for them, a CPU is busy with few.
@@ -27,15 +27,40 @@ def default_chunk(device: torch.device) -> int:
     return CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
 
 
+def draw_patches(
+    images: Tensor,
+    count: int,
+    *,
+    scale: tuple[float, float],
+    generator: torch.Generator | None,
+    training: bool,
+) -> Tensor:
+    """Maps of `count` random patches of each of the (B, C, H, W) `images`: (B, N, 2, 3).
+
+    Out of training every image has the same ones, at each call, whatever the batch that it is in
+    and whoever else draws random numbers; and nothing is taken from the training's.
+    """
+    if not training:
+        generator = torch.Generator("cpu").manual_seed(0)
+    transforms = functional.random_patch_transforms(
+        len(images) if training else 1,
+        count,
+        (images.shape[2], images.shape[3]),
+        scale=scale,
+        generator=generator,
+    )
+    return transforms.expand(len(images), -1, -1, -1)
+
+
 @torch.no_grad()
-def informative_patches(
+def choose_patches(
     visible: Tensor,
     infrared: Tensor,
     transforms: Tensor,
     size: tuple[int, int],
     *,
-    min_entropy: float,
-) -> Tensor:
+    min_entropy: float | None,
+) -> tuple[Tensor, Tensor]:
     """Which patches show more than `min_entropy` bits of grey levels in both sources.
 
     Args:
@@ -43,11 +68,28 @@ def informative_patches(
         infrared: (B, 1 | 3, H, W) in [0, 1].
         transforms: (B, N, 2, 3) maps of the patches.
         size: height and width at which the patches are taken.
-        min_entropy: in bits.
+        min_entropy: in bits; None chooses all.
 
     Returns:
-        (B, N) boolean.
+        (B, N) boolean, and the same as (K,) numbers b * N + n.
     """
+    if min_entropy is None:
+        kept = torch.ones(transforms.shape[:2], dtype=torch.bool, device=visible.device)
+        return kept, torch.arange(kept.numel(), device=visible.device)
+    with record_function("clip_fusion_loss.filter"):
+        kept = _informative(visible, infrared, transforms, size, min_entropy)
+        # The one synchronisation of a step: the host must know how many patches to encode, and
+        # encoding those alone saves far more than the wait costs.
+        return kept, kept.flatten().nonzero().squeeze(1)
+
+
+def _informative(
+    visible: Tensor,
+    infrared: Tensor,
+    transforms: Tensor,
+    size: tuple[int, int],
+    min_entropy: float,
+) -> Tensor:
     grey = torch.cat([functional.match_channels(images, 1) for images in (visible, infrared)], 1)
     kept = []
     for part in transforms.split(max(1, FILTER_CHUNK // len(grey)), dim=1):

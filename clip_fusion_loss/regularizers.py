@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, functional
-from .frozen import FrozenModule
+from .building import building
+from .frozen import FrozenModule, computes_in_float16
 
 __all__ = ["IntensityGradientLoss", "StructureLoss", "VGGMaxFeatureLoss"]
 
@@ -41,6 +42,7 @@ class VGGMaxFeatureLoss(FrozenModule):
         ValueError: the file does not hold VGG-19 weights.
     """
 
+    @building()
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__(_vgg19_features(weights))
 
@@ -70,6 +72,8 @@ class VGGMaxFeatureLoss(FrozenModule):
 
     def _features(self, images: Tensor) -> list[Tensor]:
         network = self.network_on(images.device)
+        if computes_in_float16(network, images.device):
+            images = functional.soften_outliers(images)
         images = images.to(next(network.parameters()).dtype)
         features = []
         for index, layer in enumerate(network.children()):
@@ -97,8 +101,7 @@ class IntensityGradientLoss(nn.Module):
 
     def __init__(self, gradient_weight: float = 2.0) -> None:
         super().__init__()
-        checks.check_number("gradient_weight", gradient_weight)
-        self.gradient_weight = gradient_weight
+        self.gradient_weight = checks.check_number("gradient_weight", gradient_weight)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         """See the class; all images (B, 1 | 3, H, W) in [0, 1].

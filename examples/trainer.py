@@ -130,7 +130,10 @@ class Trainer:
                 writer.writerow(row)
                 log.flush()
                 progress.update()
-                progress.set_postfix(loss=f"{row['total']:.4g}", rate=f"{row['rate']:.2g}")
+                shown = {"loss": f"{row['total']:.4g}", "rate": f"{row['rate']:.2g}"}
+                if "language_kept" in row:  # near 0 the language has next to nothing to go by
+                    shown["kept"] = f"{row['language_kept']:.2f}"
+                progress.set_postfix(shown)
                 last = self.step == self.plan.steps
                 if last or stopping or _is_multiple(self.step, self.plan.save_every):
                     self._save()

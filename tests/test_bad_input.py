@@ -92,13 +92,19 @@ OPTIONS = [
     ("patch_weight", float("inf"), ValueError),
     ("patch_weight", "10", TypeError),
     ("similarity_weight", None, TypeError),
+    ("similarity_weight", nn.Parameter(torch.ones(())), TypeError),
+    ("similarity_weight", torch.ones(1), TypeError),
     ("regularizer_weight", True, TypeError),
     ("num_patches", 0, ValueError),
     ("num_patches", 2.5, TypeError),
+    ("num_patches", torch.tensor(True), TypeError),
     ("patch_scale", (0.8, 0.5), ValueError),
     ("patch_scale", (0.0, 0.5), ValueError),
     ("patch_scale", (0.5, 1.1), ValueError),
     ("patch_scale", 0.5, TypeError),
+    ("patch_scale", "23", TypeError),
+    ("patch_scale", {0.5, 0.8}, TypeError),
+    ("patch_scale", torch.tensor(0.5), TypeError),
     ("patch_scale", (0.5, 0.6, 0.7), TypeError),
     ("min_patch_entropy", 9, ValueError),
     ("min_patch_entropy", "6", TypeError),
@@ -114,6 +120,8 @@ OPTIONS = [
     ("data_range", 255, TypeError),
     ("reduction", "average", ValueError),
     ("reduction", None, ValueError),
+    ("reduction", torch.zeros(2), ValueError),
+    ("compile", "no", TypeError),
     ("regularizer", lambda *images: 0, TypeError),
     ("regularizer", nn.L1Loss(), TypeError),
     ("generator", 42, TypeError),
@@ -144,7 +152,10 @@ GREY = torch.rand(2, 1, 20, 20)
 OTHERS = [
     # The other methods of the loss.
     (lambda h: h.criterion.set_objective(None), TypeError, "`objective`"),
-    (lambda h: h.criterion.set_objective(["a"]), TypeError, "`objective`"),
+    (lambda h: h.criterion.set_objective({"a"}), TypeError, "`objective`.*list"),
+    (lambda h: h.criterion.set_objective(["a", 3]), TypeError, "`fused`"),
+    (lambda h: h.criterion.set_objective(()), ValueError, "`fused`"),
+    (lambda h: h.criterion.set_objective(b"a"), TypeError, "`fused`"),
     (lambda h: h.criterion.set_objective(""), ValueError, "`fused`"),
     (lambda h: h.criterion.set_objective("an infrared image"), ValueError, "`fused`"),
     (lambda h: h.criterion.set_objective({"fused": "a"}), TypeError, r"FusionObjective\(\*\*"),
@@ -324,7 +335,7 @@ def test_paper_without_a_network_names_all_that_is_missing(monkeypatch):
         raise FileNotFoundError("fetch this")
 
     monkeypatch.setattr(FrozenCLIP, "from_pretrained", unreachable)
-    monkeypatch.setattr("clip_fusion_loss.loss.VGGMaxFeatureLoss", unreachable)
+    monkeypatch.setattr("clip_fusion_loss.presets.VGGMaxFeatureLoss", unreachable)
     with pytest.raises(FileNotFoundError) as caught:
         LanguageDrivenFusionLoss.paper()
     message = str(caught.value)

@@ -109,6 +109,33 @@ class TestEncodeText:
         with pytest.warns(UserWarning, match="'elephant', 'purple'"):
             encoder.encode_text("a purple elephant image")
 
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("a clear image \N{FIRE}", "\N{FIRE}"),
+            (
+                "a clear image\N{WHITE MEDIUM STAR}\N{VARIATION SELECTOR-16}",
+                "\N{WHITE MEDIUM STAR}",
+            ),
+            ("a clear \N{RIGHTWARDS ARROW} image", "\N{RIGHTWARDS ARROW}"),
+            ("a clear+image", "\\+"),
+            ("a_clear_image", "_"),
+            ("a clear image @ 100 %", "%', '100', '@"),
+            ("a clear \N{CJK UNIFIED IDEOGRAPH-56FE}", "\N{CJK UNIFIED IDEOGRAPH-56FE}"),
+        ],
+    )
+    def test_symbols_are_named_like_words(self, clip_model, tokenizer, text, named):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "clear", "image"})
+        with pytest.warns(UserWarning, match=f"not trained on '{named}"):
+            encoder.encode_text(text)
+
+    def test_ordinary_punctuation_is_not(self, clip_model, tokenizer, recwarn):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary=["a", "clear", "image"])
+        encoder.encode_text(
+            "(A clear, clear-clear image: 'a image'; \u201ca image\u201d? a image!)"
+        )
+        assert not recwarn
+
     def test_float32_text_tower_whatever_the_image_tower_is(self, encoder):
         expected = encoder.encode_text("one")
         encoder._text_embeddings.clear()

@@ -82,6 +82,43 @@ class TestLightning:
         assert next(encoder.network.parameters()).requires_grad is False
         assert not encoder.network.training
 
+    @pytest.mark.parametrize("what", ["criterion", "encoder"])
+    def test_as_a_hyperparameter_it_is_refused_with_the_remedy(
+        self, lightning, encoder, data, tmp_path, what
+    ):
+        given = {"criterion": make_criterion(encoder), "encoder": encoder}[what]
+
+        class Careless(lightning.LightningModule):
+            def __init__(self, criterion, rate=1e-2):
+                super().__init__()
+                self.save_hyperparameters()
+
+        with pytest.raises(TypeError, match=r"save_hyperparameters\(ignore=\['criterion'\]\)"):
+            Careless(given)
+
+    def test_the_remedy_gives_small_checkpoints_that_load(self, lightning, encoder, data, tmp_path):
+        class Careful(lightning.LightningModule):
+            def __init__(self, criterion, rate=1e-2):
+                super().__init__()
+                self.save_hyperparameters(ignore=["criterion"])
+                self.network = network()
+                self.criterion = criterion
+
+            def training_step(self, batch, _):
+                return self.criterion(fuse(self.network, *batch), *batch)
+
+            def configure_optimizers(self):
+                return torch.optim.Adam(self.parameters(), self.hparams.rate)
+
+        criterion = make_criterion(encoder)
+        trainer = self.fit(lightning, Careful(criterion), data, tmp_path, 1)
+        path = tmp_path / "last.ckpt"
+        trainer.save_checkpoint(path)
+        assert path.stat().st_size < 50_000
+        loaded = Careful.load_from_checkpoint(path, criterion=criterion, weights_only=True)
+        assert loaded.hparams == {"rate": 1e-2}
+        assert loaded.criterion is criterion
+
 
 @pytest.mark.filterwarnings("ignore")
 class TestAccelerate:

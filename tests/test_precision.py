@@ -1,13 +1,22 @@
 """Mixed and reduced precision around the loss, and images that could break the arithmetic."""
 
+import math
 from contextlib import nullcontext
 
 import pytest
 import torch
+from open_clip.model import CLIP
 from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
 
-from clip_fusion_loss import IntensityGradientLoss, StructureLoss
-from conftest import build_clip, draw_images, make_criterion, same_transforms
+from clip_fusion_loss import (
+    FrozenCLIP,
+    IntensityGradientLoss,
+    StructureLoss,
+    VGGMaxFeatureLoss,
+    functional,
+)
+from conftest import MODEL_CONFIG, build_clip, draw_images, make_criterion, same_transforms
 from reference import Reference
 
 TEXTS = (
@@ -101,6 +110,71 @@ def test_tf32(criterion, tokenizer, allowed):
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+class TestFarOutOfRangeInFloat16:
+    """Someone forgot to divide by 255; float16 ends at 65504."""
+
+    @pytest.fixture(params=["vit", "resnet", "tiny"])
+    def encoder(self, request, clip_model, tokenizer):
+        if request.param == "tiny":
+            return FrozenCLIP.tiny()
+        if request.param == "resnet":
+            tower = {"image_size": 64, "layers": [1] * 4, "width": 16, "head_width": 32}
+            torch.manual_seed(0)
+            clip_model = CLIP(**{**MODEL_CONFIG, "vision_cfg": tower})
+        return FrozenCLIP(clip_model, tokenizer)
+
+    @pytest.mark.parametrize("how", ["precision", "autocast", "weights"])
+    def test_finite_with_a_gradient(self, encoder, how):
+        criterion = make_criterion(encoder, num_patches=1, min_patch_entropy=None)
+        if how == "precision":
+            criterion.precision = "fp16"
+        elif how == "weights":
+            criterion.half()
+        images = draw_images(batch=1, size=(24, 24))
+        for factor in (20, -200, 1e4):
+            fused = (factor * images[0]).requires_grad_()
+            with torch.autocast("cpu", torch.float16, enabled=how == "autocast"):
+                loss = criterion(fused, *images[1:])
+            loss.backward()
+            assert loss.isfinite()
+            assert fused.grad.isfinite().all()
+            assert (fused.grad != 0).any()
+
+    @pytest.mark.parametrize("how", ["autocast", "weights"])
+    def test_vgg(self, monkeypatch, how):
+        def features(_):
+            return make_layers(cfgs["E"][:14], batch_norm=False)[:23]
+
+        monkeypatch.setattr("clip_fusion_loss.regularizers._vgg19_features", features)
+        regularizer = VGGMaxFeatureLoss()
+        with torch.no_grad():  # features as large as those of trained weights
+            for layer in regularizer.network.children():
+                if isinstance(layer, nn.Conv2d):
+                    layer.weight.mul_(2.5)
+        if how == "weights":
+            regularizer.half()
+        fused, *sources = draw_images(batch=1, size=(16, 16))
+        fused = (1e4 * fused).requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=how == "autocast"):
+            loss = regularizer(fused, *sources).sum()
+        loss.backward()
+        assert loss.isfinite()
+        assert fused.grad.isfinite().all()
+        assert (fused.grad != 0).any()
+
+    def test_images_in_range_are_left_as_they_are(self):
+        images = torch.linspace(-4, 4, 101)
+        assert torch.equal(functional.soften_outliers(images), images)
+
+    def test_beyond_it_grows_with_a_slope(self):
+        values = torch.tensor([4.0, 8.0, -8.0, 200.0, 3e38], requires_grad=True)
+        softened = functional.soften_outliers(values)
+        expected = [4 * math.copysign(1 + math.log(abs(v) / 4), v) for v in values.tolist()]
+        torch.testing.assert_close(softened.tolist(), expected, rtol=1e-5, atol=0)
+        (slope,) = torch.autograd.grad(softened.sum(), values)
+        torch.testing.assert_close(slope, torch.tensor([1, 0.5, 0.5, 0.02, 4 / 3e38]))
+
+
 def one_pixel(images):
     images[..., 0, 0] = 1 - images[..., 0, 0]
     return images
@@ -120,6 +194,8 @@ ADVERSARIES = {
 SOURCES = [name for name in ADVERSARIES if name != "far out"]  # refused as sources
 
 
+# Of the filter, that it lets too little pass.
+@pytest.mark.filterwarnings("ignore:no patch passed")
 def test_a_thousand_steps_on_adversarial_images_stay_finite(encoder):
     criteria = [
         make_criterion(
@@ -144,7 +220,8 @@ def test_a_thousand_steps_on_adversarial_images_stay_finite(encoder):
             names = names[1], *names[1:]
             fused = visible.clone()
         fused.requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=step % 3 == 0):
+        dtype = (torch.bfloat16, torch.float16, None)[step % 3]
+        with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
             loss = criteria[step % 2](fused, visible, infrared)
         loss.backward()
         assert loss.isfinite(), names

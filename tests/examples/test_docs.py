@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import vgg19
 
 from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss
+from clip_fusion_loss.options import OPTIONS
 from conftest import build_clip
 from networks.densefuse import DenseFuse
 
@@ -127,3 +128,28 @@ def test_table_of_options_is_that_of_the_signature():
     }
     parameters = inspect.signature(LanguageDrivenFusionLoss).parameters.values()
     assert table == {parameter.name: parameter.default for parameter in parameters}
+
+
+def test_table_of_constructors_is_what_they_build(stand_ins):
+    page = (ROOT / "docs" / "api.md").read_text()
+    table = page.split("### The three constructors")[1].split("###")[0]
+    loss = LanguageDrivenFusionLoss
+    criteria = [build() for build in (loss, loss.paper, loss.tiny)]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE))
+    for name, cells in rows.items():
+        said = [cell.strip("` ") for cell in cells.split("|")]
+        if name == "encoder":
+            assert [criterion.encoder.name == "tiny" for criterion in criteria] == [
+                cell == "embedded" for cell in said
+            ]
+        elif name == "regularizer":
+            kinds = [type(criterion.regularizer).__name__ + "()" for criterion in criteria]
+            assert [kind.replace("NoneType()", "None") for kind in kinds] == said
+        else:
+            assert [repr(getattr(criterion, name)) for criterion in criteria] == said
+    differ = {
+        name
+        for name in OPTIONS
+        if len({repr(getattr(criterion, name)) for criterion in criteria}) > 1
+    }
+    assert differ <= set(rows), "the page says that all other options are the same"

@@ -134,7 +134,9 @@ def test_every_network_trains(tmp_path, folder, network, capsys):
     ]
     with Image.open(tmp_path / "samples" / "step_0000002.png") as sheet:
         assert min(sheet.size) > 200
-    assert "finished" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "finished" in captured.out
+    assert "kept=" in captured.err, "the progress bar says how many patches count"
     fused = load_network(tmp_path / "checkpoint.pt")(*torch.rand(2, 1, 1, 32, 32))
     assert fused.isfinite().all()
 

@@ -1,0 +1,65 @@
+"""Options of the loss: what may be assigned to each, and as what it is kept."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import checks
+from .encoder import PRECISIONS
+
+__all__ = ["OPTIONS"]
+
+
+def _regularizer(name: str, value: Any) -> Any:
+    checks.check_type(name, value, nn.Module, optional=True)
+    if value is None:
+        return None
+    try:
+        inspect.signature(value.forward).bind("fused", "visible", "infrared")
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` must be called (fused, visible, infrared), got {type(value).__name__}, "
+            f"whose forward does not take that: {error}; wrap it in a module that does"
+        ) from None
+    except ValueError:  # compiled ones may have no signature
+        pass
+    return value
+
+
+def _patch_chunk(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    return checks.check_number(name, value, minimum=1, whole=True)
+
+
+def _min_patch_entropy(name: str, value: Any) -> Any:
+    return None if value is None else checks.check_number(name, value, maximum=8)
+
+
+# From what is assigned, at construction or by a schedule at any time after, to what is kept: plain
+# Python values, also of NumPy's scalars and of lists from configuration files.
+OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "direction_weight": checks.check_number,
+    "patch_weight": checks.check_number,
+    "similarity_weight": checks.check_number,
+    "regularizer": _regularizer,
+    "regularizer_weight": checks.check_number,
+    "num_patches": partial(checks.check_number, minimum=1, whole=True),
+    "patch_scale": partial(checks.check_interval, minimum=0.05, maximum=1.0, empty=True),
+    "min_patch_entropy": _min_patch_entropy,
+    "patch_reduction": partial(checks.check_choice, choices=("all", "kept")),
+    "data_range": checks.check_interval,
+    "reduction": partial(checks.check_choice, choices=("mean", "sum", "none")),
+    "generator": partial(checks.check_type, kind=torch.Generator, optional=True),
+    "patch_chunk": _patch_chunk,
+    "precision": partial(checks.check_choice, choices=PRECISIONS),
+    "compile_encoder": checks.check_flag,
+}

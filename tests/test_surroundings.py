@@ -1,0 +1,363 @@
+"""What the process around the loss has set does not change it, and it changes nothing of that."""
+
+import copy
+import io
+import logging
+import pickle
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models import vgg
+
+from clip_fusion_loss import (
+    EmbeddedFusionModel,
+    FrozenCLIP,
+    FusionObjective,
+    LanguageDrivenFusionLoss,
+    VGGMaxFeatureLoss,
+    functional,
+)
+from clip_fusion_loss.building import building
+from conftest import build_clip, draw_images, make_criterion
+
+
+def build() -> LanguageDrivenFusionLoss:
+    return LanguageDrivenFusionLoss.tiny(
+        num_patches=3, min_patch_entropy=5.0, generator=torch.Generator("cpu").manual_seed(1)
+    )
+
+
+def step(criterion, images):
+    """Value and gradient, with the same patches each time."""
+    criterion.generator.manual_seed(1)
+    fused = images[0].detach().clone().requires_grad_()
+    loss = criterion(fused, *images[1:])
+    loss.backward()
+    return loss.detach(), fused.grad
+
+
+@pytest.fixture(scope="module")
+def images():
+    return draw_images(batch=1, size=(64, 72))
+
+
+@pytest.fixture(scope="module")
+def expected(images):
+    criterion = build()
+    first = step(criterion, images)
+    criterion.set_objective("a dark image")
+    return first, step(criterion, images)
+
+
+@contextmanager
+def setting(change, back):
+    change()
+    try:
+        yield
+    finally:
+        back()
+
+
+def default_dtype(dtype):
+    return setting(
+        lambda: torch.set_default_dtype(dtype), lambda: torch.set_default_dtype(torch.float32)
+    )
+
+
+def matmul_precision(name):
+    return setting(
+        lambda: torch.set_float32_matmul_precision(name),
+        lambda: torch.set_float32_matmul_precision("highest"),
+    )
+
+
+#: Under which the loss is called with a gradient, and those under which there is none.
+SETTINGS = {
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "float16 by default": lambda: default_dtype(torch.float16),
+    "another default device": lambda: setting(
+        lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)
+    ),
+    "another device in a block": lambda: torch.device("meta"),
+    "deterministic": lambda: setting(
+        lambda: torch.use_deterministic_algorithms(True),
+        lambda: torch.use_deterministic_algorithms(False),
+    ),
+    "anomalies looked for": lambda: torch.autograd.set_detect_anomaly(True, check_nan=True),
+}
+#: On a CPU or GPU with units for it these round the towers' products, as they do any network's.
+ROUNDING = {
+    "matmul precision high": lambda: matmul_precision("high"),
+    "matmul precision medium": lambda: matmul_precision("medium"),
+}
+WITHOUT_GRADIENT = {
+    "inference mode": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "grad mode off": lambda: torch.set_grad_enabled(False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+class TestSettingsOfTorch:
+    @pytest.mark.parametrize("name", [*SETTINGS, *WITHOUT_GRADIENT, "autocast"])
+    def test_what_is_built_under_them_is_the_same_afterwards(self, name, images, expected):
+        autocast = {"autocast": lambda: torch.autocast("cpu", torch.bfloat16)}
+        with (SETTINGS | WITHOUT_GRADIENT | autocast)[name]():
+            criterion = build()
+        first = step(criterion, images)
+        with (SETTINGS | WITHOUT_GRADIENT | autocast)[name]():
+            criterion.set_objective("a dark image")
+        torch.testing.assert_close((first, step(criterion, images)), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("name", SETTINGS)
+    def test_calls_under_them_are_the_same(self, name, images, expected):
+        criterion = build()
+        with SETTINGS[name]():
+            first = step(criterion, images)
+            criterion.set_objective("a dark image")
+            torch.testing.assert_close((first, step(criterion, images)), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+    def test_values_without_a_gradient_are_the_same(self, name, images, expected):
+        criterion = build()
+        with WITHOUT_GRADIENT[name]():
+            value = criterion(*images)
+        assert torch.equal(value, expected[0][0])
+        # The step after such a value, as after a validation.
+        torch.testing.assert_close(step(criterion, images), expected[0], rtol=0, atol=0)
+
+    @pytest.mark.parametrize("name", ROUNDING)
+    def test_what_rounds_products_rounds_no_more_than_that(self, name, images, expected):
+        with ROUNDING[name]():
+            first = step(build(), images)
+        torch.testing.assert_close(first[0], expected[0][0], rtol=0.02, atol=0)
+        assert (first[1] - expected[0][1]).norm() < 0.1 * expected[0][1].norm()
+
+    def test_float64_by_default_in_float16(self, images):
+        criterion = build()
+        criterion.precision = "fp16"
+        value, gradient = step(criterion, images)
+        for dtype in (torch.float64, torch.float16):
+            with default_dtype(dtype):
+                torch.testing.assert_close(
+                    step(criterion, images), (value, gradient), rtol=0, atol=0
+                )
+
+    def test_places_and_cosines_are_no_matrix_products(self):
+        """So that nothing may round them: not autocast, TF32 or the matmul precision."""
+        operations = set()
+
+        class Noting(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                operations.add(function.overloadpacket.__name__)
+                return function(*args, **(kwargs or {}))
+
+        with Noting():
+            images = torch.rand(2, 1, 40, 40)
+            maps = functional.random_patch_transforms(2, 3, (40, 40))
+            functional.patch_entropy(functional.sample_patches(images, maps, (20, 30)))
+            vectors = torch.rand(5, 2, 8)
+            functional.direction_loss(*vectors[:3], vectors[3, 0], vectors[4, 0])
+            functional.similarity_loss(*vectors[:3])
+        assert "grid_sampler_2d" in operations
+        products = {"mm", "bmm", "addmm", "baddbmm", "matmul", "mv", "dot", "addmv", "linear"}
+        assert not operations & products
+
+
+def plain(tensors):
+    tensors = list(tensors)
+    assert tensors
+    return not any(tensor.is_inference() for tensor in tensors)
+
+
+def through_pickle(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def through_torch_save(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+class TestLastingStateMadeInInferenceMode:
+    """As in a validation hook; training goes on with it."""
+
+    def test_an_encoder_of_ones_own(self, tokenizer, images, encoder):
+        with torch.inference_mode():
+            mine = FrozenCLIP(build_clip(), tokenizer)
+            criterion = make_criterion(mine)
+        assert plain([*mine.network.parameters(), *mine.buffers()])
+        expected = step(make_criterion(encoder), images)
+        torch.testing.assert_close(step(criterion, images), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_torch_save])
+    def test_copies(self, encoder, images, copied):
+        criterion = make_criterion(encoder, generator=None)
+        trainer = nn.ModuleDict({"criterion": criterion})
+        with torch.inference_mode():
+            copied = copied(trainer)["criterion"]
+        # No generator here: torch's cannot be pickled before 2.6.
+        losses = []
+        for one in (criterion, copied):
+            torch.manual_seed(1)
+            fused = images[0].clone().requires_grad_()
+            loss = one(fused, *images[1:])
+            loss.backward()
+            losses.append((loss.detach(), fused.grad))
+        torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0)
+
+    def test_loaded_vectors(self, encoder, images, tmp_path):
+        criterion = make_criterion(encoder)
+        criterion.fusion_model.save(tmp_path / "objective.safetensors")
+        expected = step(criterion, images)
+        with torch.inference_mode():
+            loaded = EmbeddedFusionModel.load(tmp_path / "objective.safetensors")
+            embedded = EmbeddedFusionModel(FusionObjective("a dark image"), encoder)
+        assert plain([*loaded.buffers(), *embedded.buffers()])
+        assert plain([encoder.encode_text("a dark image")])
+        criterion.set_objective(loaded)
+        torch.testing.assert_close(step(criterion, images), expected, rtol=0, atol=0)
+
+    def test_embedded_sources(self, encoder, images):
+        criterion = make_criterion(encoder)
+        expected = step(criterion, images)
+        with torch.inference_mode():
+            batch = [image.clone() for image in images]  # a loader's, under it too
+            sources = criterion.embed_sources(*batch[1:])
+        assert plain(sources)
+        criterion.generator.manual_seed(1)
+        fused = images[0].clone().requires_grad_()
+        loss = criterion(fused, *batch[1:], sources=sources)
+        loss.backward()
+        torch.testing.assert_close((loss.detach(), fused.grad), expected, rtol=0, atol=0)
+
+    def test_casts_and_moves(self, encoder, images):
+        criterion = make_criterion(encoder)
+        expected = step(criterion, images)
+        with torch.inference_mode():
+            criterion.double().float()
+            replica = encoder.network_on(torch.device("meta"))
+        assert plain(replica.parameters())
+        torch.testing.assert_close(step(criterion, images), expected, rtol=0, atol=0)
+
+    def test_vgg(self, monkeypatch, images):
+        def features(_):
+            return vgg.make_layers(vgg.cfgs["E"][:14], batch_norm=False)[:23]
+
+        monkeypatch.setattr("clip_fusion_loss.regularizers._vgg19_features", features)
+        with torch.inference_mode(), default_dtype(torch.float64):
+            regularizer = VGGMaxFeatureLoss()
+        fused = images[0].clone().requires_grad_()
+        regularizer(fused, *images[1:]).sum().backward()
+        assert fused.grad.isfinite().all()
+        assert {p.dtype for p in regularizer.network.parameters()} == {torch.float32}
+
+
+NEW_PROCESS = """
+import logging, random, signal, sys, warnings
+import torch
+
+def state():
+    loggers = logging.root.manager.loggerDict.items()
+    return {
+        "root": (list(logging.root.handlers), logging.root.level, logging.root.filters[:]),
+        "disabled": logging.root.manager.disable,
+        "class": logging.getLoggerClass(),
+        "loggers": {
+            name: (logger.level, list(logger.handlers), logger.propagate, logger.disabled)
+            for name, logger in loggers if isinstance(logger, logging.Logger)
+        },
+        "hooks": (sys.excepthook, warnings.showwarning, signal.getsignal(signal.SIGINT)),
+        "random": (random.getstate(), torch.get_rng_state().tolist()),
+        "torch": (
+            torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(),
+            torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
+            torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
+        ),
+    }
+
+mine = logging.getLogger("mine")
+mine.setLevel(logging.INFO)
+before = state()
+import clip_fusion_loss
+from clip_fusion_loss import LanguageDrivenFusionLoss
+filters = list(warnings.filters)
+criterion = LanguageDrivenFusionLoss.tiny(num_patches=2, min_patch_entropy=None)
+criterion.set_objective("a dark image")
+after = state()
+# Libraries that are imported on the way have loggers of their own.
+after["loggers"] = {name: after["loggers"][name] for name in before["loggers"]}
+assert after == before, [name for name in before if after[name] != before[name]]
+criterion(*torch.rand(3, 1, 1, 40, 40))
+logging.basicConfig(filename=sys.argv[1], level=logging.INFO)
+assert len(logging.root.handlers) == 1
+handler = logging.StreamHandler(sys.stdout)
+mine.addHandler(handler)
+mine.info("epoch 1")
+"""
+
+
+class TestLogging:
+    def test_a_process_and_its_log_are_as_without_the_loss(self, tmp_path):
+        log = tmp_path / "train.log"
+        command = [sys.executable, "-c", NEW_PROCESS, str(log)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert log.read_text() == "INFO:mine:epoch 1\n"
+        assert result.stdout == "epoch 1\n", "once, by the handler that the program gave it"
+        assert result.stderr == ""
+
+    @pytest.mark.parametrize("load", [FrozenCLIP.tiny, build])
+    def test_no_handler_is_left(self, load):
+        with root_without_handlers() as root:
+            load()
+            assert root.handlers == []
+
+    def test_nor_by_what_fails(self, tmp_path):
+        with root_without_handlers() as root:
+            with pytest.raises(FileNotFoundError):
+                FrozenCLIP.from_pretrained(f"local-dir:{tmp_path}")
+            assert root.handlers == []
+        assert torch.get_default_dtype() == torch.float32
+
+    def test_warnings_in_there_are_still_seen(self, capsys):
+        with root_without_handlers() as root:
+            with building(), building():  # as in two threads
+                logging.info("not worth a line")
+                logging.warning("look here")
+            assert root.handlers == []
+        assert "look here" in capsys.readouterr().err
+
+    def test_the_callers_own_handlers_get_what_is_logged(self):
+        file = io.StringIO()
+        with root_without_handlers() as root:
+            root.addHandler(logging.StreamHandler(file))
+            with building():
+                logging.warning("look here")
+            assert len(root.handlers) == 1
+        assert file.getvalue() == "look here\n"
+
+
+@contextmanager
+def root_without_handlers():
+    """The root logger as a program finds it; pytest has given it handlers."""
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        yield root
+    finally:
+        root.handlers = handlers
+
+
+def test_warnings_still_name_the_callers_line():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build().set_objective("a zebra")
+    assert [warning.filename for warning in caught] == [__file__]
