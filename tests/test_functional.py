@@ -284,7 +284,8 @@ class TestStructureLoss:
         torch.testing.assert_close(actual, torch.tensor(expected))
 
     def test_gain_and_bias_of_the_fused_image_change_nothing(self):
-        fused, visible, infrared = torch.rand(3, 2, 1, 40, 40, dtype=torch.float64)
+        ramp = torch.linspace(0, 0.5, 40, dtype=torch.float64)  # contrast on a coarse scale, too
+        fused, visible, infrared = ramp + 0.5 * torch.rand(3, 2, 1, 40, 40, dtype=torch.float64)
         expected = functional.structure_loss(fused, visible, infrared)
         for gain, bias in ((0.1, 0.0), (0.4, 0.5), (3.0, -0.2)):
             actual = functional.structure_loss(gain * fused + bias, visible, infrared)
