@@ -156,6 +156,9 @@ class _Inert(dict[Any, Any]):
         super().__init__()
         self.arguments = arguments
 
+    def __call__(self, *arguments: Any) -> _Inert:
+        return _Inert()
+
     def __setstate__(self, state: Any) -> None:
         self.state = state
 

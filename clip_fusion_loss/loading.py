@@ -36,6 +36,7 @@ def load_clip(
     state = _read_state(source)
     model = _build(source, cache_dir)
     _fill(model, state, source)
+    _check_config_beside(source)
     return source.name, model, tokenize
 
 
@@ -73,8 +74,8 @@ def _read_state(source: Source) -> dict[str, Tensor]:
         if any(name.startswith("vision_model.") for name in state):
             if not states.is_transformers(state):
                 raise ValueError(states.describe(state))
-            _check_config_beside(source)
             state = states.from_transformers(state)
+            source.kind = "a transformers CLIPModel"
     except ValueError as error:
         raise ValueError(f"{refusal}{error}") from error
     if states.is_openai(state):
@@ -87,12 +88,16 @@ def _read_state(source: Source) -> dict[str, Tensor]:
 
 
 def _check_config_beside(source: Source) -> None:
-    """A transformers file passed by itself: its folder may still say the activation."""
+    """A file passed by itself: transformers' config beside it may still say the activation."""
     beside = source.weights.parent / "config.json"
-    if source.given_as == "pretrained" and beside.is_file():
+    if source.given_as != "pretrained" or not beside.is_file():
+        return
+    try:
         theirs = states.config_from_transformers(read_json(beside))
-        model_name = source.name.partition("/")[0]
-        check_activation(model_name, source.config, str(source.weights), theirs["quick_gelu"])
+    except (AttributeError, TypeError, ValueError):  # of something else
+        return
+    model_name = source.name.partition("/")[0]
+    check_activation(model_name, source.config, str(source.weights), theirs["quick_gelu"])
 
 
 def _build(source: Source, cache_dir: str | None) -> nn.Module:
@@ -125,8 +130,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: Source) -> None:
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
-    what = states.describe(state)
-    expected = model.state_dict()
+    expected, given = model.state_dict(), state
     state = convert_state_dict(model, state)  # of Apple's MobileCLIP
     if not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
@@ -140,7 +144,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: Source) -> None:
     if difference:
         raise ValueError(
             f"`{source.given_as}` must hold weights that fit {source.name!r}, got "
-            f"{source.weights}; it is {what}: {difference}; pass the name of the model that the "
+            f"{source.weights}; it is {states.describe(given, source.kind)}: {difference}; pass the name of the model that the "
             "weights are of"
         )
     model.load_state_dict(state)

@@ -53,6 +53,8 @@ class Source:
     """A folder with the tokenizer's files, where they need not come from the hub."""
     given_as: str = "pretrained"
     """The argument that named it."""
+    kind: str = "a CLIP"
+    """What the file turned out to be."""
 
 
 def find_source(model_name: str, pretrained: str | Path | None, cache_dir: str | None) -> Source:

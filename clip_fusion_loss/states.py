@@ -176,29 +176,23 @@ def config_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe(state: Mapping[str, Any]) -> str:
-    """What a state dict is of; the values may be anything unless it is a CLIP's."""
+def describe(state: Mapping[str, Any], kind: str = "a CLIP") -> str:
+    """What a state dict is of; the values may be anything unless it is a CLIP's, said as `kind`."""
     if any(name.startswith("vision_model.") for name in state):
         if any(name.startswith("vision_model.head.") for name in state):
             return "a transformers SiglipModel; open_clip has its own files of those"
         if any(name.startswith("text_model.encoder.layer.") for name in state):
             return "a transformers ChineseCLIPModel"
-        if not is_transformers(state):
-            return "a transformers CLIPVisionModel: it has no text tower"
-        return _with_names("a transformers CLIPModel", from_transformers(state))
+        return "a transformers CLIPVisionModel: it has no text tower"
     if any(name.startswith("visual.trunk.") for name in state):
         return "an open_clip model whose image tower is timm's"
     if any(name.startswith("visual.") for name in state):
-        return _with_names("a CLIP", state)
+        names = model_names(state)
+        return f"{kind}, with the weights of {' or '.join(names)}" if names else kind
     for pattern, words in OTHERS.items():
         if any(re.search(pattern, name) for name in state):
             return words
     return f"weights of another kind (of names such as {', '.join(list(state)[:3]) or 'none'})"
-
-
-def _with_names(kind: str, state: Mapping[str, Tensor]) -> str:
-    names = model_names(state)
-    return f"{kind}, with the weights of {' or '.join(names)}" if names else kind
 
 
 def model_names(state: Mapping[str, Tensor]) -> list[str]:
