@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,9 @@ from . import checks
 from .building import building
 from .frozen import FrozenModule, computes_in_float16
 from .functional import match_channels, resize_images, soften_outliers
+from .identity import fingerprint_of
 from .layers import speed_up
+from .loading import check_digests, load_clip
 from .objective import as_texts
 
 __all__ = ["PRECISIONS", "FrozenCLIP"]
@@ -38,10 +38,6 @@ GRADIENT_PEAK = 64.0
 
 # Words, numbers and runs of symbols such as emoji; ordinary punctuation is none of them.
 WORDS = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s.,;:!?'\"()\u2018\u2019\u201c\u201d-]|_)+")
-
-HUB_TIMEOUT = 5.0  # seconds
-
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz")
 
 
 class FrozenCLIP(FrozenModule):
@@ -94,17 +90,17 @@ class FrozenCLIP(FrozenModule):
                 "open_clip.get_tokenizer(name)"
             )
         super().__init__(visual)
-        speed_up(visual)
         self.name = name
         self.keep_text = keep_text
         self.vocabulary = None if vocabulary is None else frozenset(vocabulary)
         self.image_size, mean, std = _preprocessing(visual)
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.fingerprint = _fingerprint(visual)
         # Hidden like the image tower, and not moved with it.
         self._text: tuple[Any, Callable[..., Tensor]] | None
         self._text = (_without_image_tower(model), tokenizer)
+        self.fingerprint = fingerprint_of(visual, self._text[0], self.image_size, mean, std)
+        speed_up(visual)  # only now: it may change what the fingerprint is of
         self._text_embeddings: dict[str, Tensor] = {}
 
     @classmethod
@@ -115,37 +111,45 @@ class FrozenCLIP(FrozenModule):
         pretrained: str | Path | None = "openai",
         *,
         cache_dir: str | Path | None = None,
+        tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
         keep_text: bool = True,
     ) -> FrozenCLIP:
-        """Load a pretrained CLIP through open_clip; the default is the paper's ViT-B/32.
+        """Load a pretrained CLIP, as float32; the default is the paper's ViT-B/32.
+
+        No code in a file is run. docs/encoders.md has a table of files and what to write.
 
         Args:
-            model_name: one of `open_clip.list_models()`, ``local-dir:FOLDER`` (a folder with
-                ``open_clip_config.json`` and weights) or ``hf-hub:ORG/REPO``.
-            pretrained: a tag of `open_clip.list_pretrained()` or the path of a checkpoint file
-                (read without unpickling code). Ignored with ``local-dir:`` and ``hf-hub:``,
-                which bring their own weights.
+            model_name: one of `open_clip.list_models()` or of OpenAI's names (``ViT-B/32``); or a
+                folder, ``local-dir:FOLDER``, or a repository, ``hf-hub:ORG/REPO``, of open_clip
+                or of a transformers CLIPModel.
+            pretrained: a tag of `open_clip.list_pretrained()`, or the path of a file with weights
+                of that model: a state dict, a training checkpoint, OpenAI's TorchScript archive
+                or a transformers CLIPModel. Folders and repositories bring their own.
             cache_dir: where downloads are kept; None is the hub's default.
+            tokenizer: a folder with the tokenizer's files, for models whose tokenizer would come
+                from the hub (SigLIP and others); None: CLIP's own or the hub's.
             device: where the image tower goes; the text tower stays on the CPU.
             keep_text: see the class.
 
         Raises:
             TypeError: an argument of another type.
-            ValueError: unknown model or tag; a file that does not fit the model; an activation
-                (QuickGELU or GELU) other than the weights were trained with.
-            FileNotFoundError: the file does not exist, or the weights are neither in the cache
-                nor within reach; the message says what to fetch and how to pass it.
+            ValueError: unknown model or tag; a file that does not fit the model or is none; an
+                activation (QuickGELU or GELU) other than the weights were trained with.
+            FileNotFoundError: the file does not exist, or the weights or the tokenizer are
+                neither in the cache nor within reach; the message says what to fetch and how to
+                pass it.
+            ImportError: the tokenizer needs transformers.
         """
         checks.check_type("model_name", model_name, str)
         if pretrained is not None:
             checks.check_path("pretrained", pretrained)
         if cache_dir is not None:
             checks.check_path("cache_dir", cache_dir)
-        model, tokenizer = _load(model_name, pretrained, cache_dir)
-        from_file = model_name.startswith(("local-dir:", "hf-hub:"))
-        name = model_name if from_file else f"{model_name}/{pretrained}"
-        return cls(model, tokenizer, name=name, keep_text=keep_text).to(device)
+        if tokenizer is not None and not checks.check_path("tokenizer", tokenizer).is_dir():
+            raise FileNotFoundError(f"`tokenizer` must be an existing folder, got {tokenizer}")
+        name, model, tokenize = load_clip(model_name, pretrained, cache_dir, tokenizer)
+        return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
 
     @classmethod
     @building()
@@ -158,8 +162,8 @@ class FrozenCLIP(FrozenModule):
         Raises:
             ValueError: its files are damaged.
         """
-        _check_digests(TINY_FOLDER)
-        model, tokenizer = _load(f"local-dir:{TINY_FOLDER}", None, None)
+        check_digests(TINY_FOLDER)
+        _, model, tokenizer = load_clip(f"local-dir:{TINY_FOLDER}", None, None, None)
         words = (TINY_FOLDER / "vocabulary.txt").read_text(encoding="utf-8").split()
         return cls(model, tokenizer, name="tiny", vocabulary=frozenset(words))
 
@@ -305,15 +309,6 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
     return (height, width), config.get("mean", CLIP_MEAN), config.get("std", CLIP_STD)
 
 
-def _fingerprint(visual: nn.Module) -> str:
-    """A digest that tells models with other weights apart; it reads a few values of each tensor."""
-    digest = hashlib.sha256()
-    for name, weight in visual.state_dict().items():
-        values = weight.flatten()[:16].double().cpu()
-        digest.update(f"{name}{tuple(weight.shape)}{values.tolist()}".encode())
-    return digest.hexdigest()
-
-
 def _without_image_tower(model: nn.Module) -> nn.Module:
     """A view of `model` that shares its text weights and leaves the image tower alone."""
     text_model = copy.copy(model)
@@ -364,150 +359,3 @@ def _tokenize(tokenizer: Callable[..., Tensor], texts: list[str]) -> Tensor:
                 f"got {checks.shown(text)}; shorten it, or split it into an ensemble of texts"
             )
     return tokens
-
-
-def _load(
-    model_name: str, pretrained: str | Path | None, cache_dir: str | Path | None
-) -> tuple[nn.Module, Callable[..., Tensor]]:
-    """Model and tokenizer from open_clip, or an error that says what to do."""
-    # Imported here: it takes seconds, and users who bring their own model have it already.
-    import open_clip
-
-    brings_weights = model_name.startswith(("local-dir:", "hf-hub:"))
-    if brings_weights:
-        pretrained = None
-        if model_name.startswith("local-dir:"):
-            _check_folder(Path(model_name.removeprefix("local-dir:")))
-    else:
-        _check_name(model_name, open_clip.list_models())
-        _check_pretrained(model_name, pretrained)
-
-    from_file = pretrained is not None and Path(pretrained).is_file()
-    local = from_file or model_name.startswith("local-dir:")
-    cache = None if cache_dir is None else str(cache_dir)
-    try:
-        with (
-            nullcontext() if local else _offline_unless_the_hub_answers(),
-            # Weights are drawn before they are loaded; the caller's random numbers stay.
-            torch.random.fork_rng(devices=()),
-        ):
-            model = open_clip.create_model(
-                model_name,
-                None if pretrained is None else str(pretrained),
-                cache_dir=cache,
-                require_pretrained=True,
-                # No towers from elsewhere on the way: the checkpoint has all weights.
-                pretrained_text=False,
-            )
-            tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache)
-    except Exception as error:
-        if local:
-            source = pretrained if from_file else model_name
-            raise ValueError(
-                f"the weights in {source} do not fit or cannot be read as {model_name!r}: {error}"
-            ) from error
-        raise FileNotFoundError(f"{_how_to_fetch(model_name, pretrained)}: {error}") from error
-    return model, tokenizer
-
-
-@contextmanager
-def _offline_unless_the_hub_answers() -> Iterator[None]:
-    """Without a network the hub's client retries for most of a minute, even what is cached."""
-    from huggingface_hub import constants, get_session
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # whatever the client raises: it could not be reached
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "open_clip_config.json").is_file():
-        raise FileNotFoundError(
-            f"`model_name` must be a folder with open_clip_config.json and weights, got {folder}; "
-            "open_clip.push_to_hf_hub.save_for_hf writes such folders"
-        )
-
-
-def _check_digests(folder: Path) -> None:
-    """Raise a ValueError unless the files are those that SHA256SUMS lists."""
-    try:
-        for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
-            digest, name = line.split()
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise ValueError(f"{name} is not as it was shipped")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the embedded CLIP in {folder} is damaged: {error}; install the package again"
-        ) from error
-
-
-def _check_name(model_name: str, known: list[str]) -> None:
-    if model_name not in known:
-        close = difflib.get_close_matches(model_name, known) or known[:5]
-        raise ValueError(
-            f"`model_name` must be one of open_clip.list_models(), 'local-dir:FOLDER' or "
-            f"'hf-hub:ORG/REPO', got {model_name!r}; close names: {', '.join(close)}"
-        )
-
-
-def _check_pretrained(model_name: str, pretrained: str | Path | None) -> None:
-    """Refuse missing files, unknown tags and an activation that the weights do not have."""
-    import open_clip
-
-    if pretrained is None:
-        raise ValueError(
-            "`pretrained` must be a tag or a checkpoint file, got None: a CLIP without trained "
-            "weights gives no training signal"
-        )
-    if Path(pretrained).is_file():
-        return
-    if isinstance(pretrained, Path) or pretrained.endswith(CHECKPOINT_SUFFIXES):
-        raise FileNotFoundError(f"`pretrained` must be an existing file or a tag, got {pretrained}")
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if pretrained not in tags:
-        raise ValueError(
-            f"`pretrained` must be a checkpoint file or a tag of {model_name!r} "
-            f"({', '.join(tags) or 'it has none'}), got {pretrained!r}"
-        )
-    trained_with = bool(open_clip.get_pretrained_cfg(model_name, pretrained).get("quick_gelu"))
-    runs_with = bool((open_clip.get_model_config(model_name) or {}).get("quick_gelu"))
-    if trained_with != runs_with:
-        activation, remedy = "GELU", model_name.removesuffix("-quickgelu")
-        if trained_with:
-            activation, remedy = "QuickGELU", f"{model_name}-quickgelu"
-        raise ValueError(
-            f"`model_name` must have the activation that {pretrained!r} was trained with "
-            f"({activation}), got {model_name!r}, whose vectors would be wrong without notice; "
-            f"use {remedy!r}"
-        )
-
-
-def _how_to_fetch(model_name: str, pretrained: str | Path | None) -> str:
-    import open_clip
-
-    if pretrained is None:
-        repository = model_name.removeprefix("hf-hub:")
-        remedy = f"FrozenCLIP.from_pretrained('local-dir:FOLDER') with a copy of {repository}"
-        source = f"all files of {repository}"
-        tag = ""
-    else:
-        tag = f" ({pretrained})"
-        config = open_clip.get_pretrained_cfg(model_name, str(pretrained))
-        repository = str(config.get("hf_hub", "")).strip("/")
-        source = (
-            config["url"]
-            if not repository
-            else (f"open_clip_model.safetensors (or open_clip_pytorch_model.bin) of {repository}")
-        )
-        remedy = f"FrozenCLIP.from_pretrained({model_name!r}, '/path/to/that/file')"
-    return (
-        f"the weights of {model_name!r}{tag} are not in the cache and could not be "
-        f"downloaded. Without a network: on a machine that has one, fetch {source}, copy it here "
-        f"and call {remedy}; or copy the hub's cache folder and pass it as cache_dir"
-    )

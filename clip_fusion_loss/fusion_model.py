@@ -21,6 +21,7 @@ from . import checks, functional
 from .building import building
 from .encoder import FrozenCLIP
 from .frozen import FixedBuffers
+from .identity import is_current, same_clip
 from .objective import FusionObjective
 
 __all__ = ["EmbeddedFusionModel"]
@@ -101,10 +102,18 @@ class EmbeddedFusionModel(FixedBuffers):
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
         """Raise a ValueError unless `encoder` is the one whose space the directions lie in."""
-        if encoder.fingerprint != self.encoder_fingerprint:
+        if not is_current(self.encoder_fingerprint):
+            raise ValueError(
+                "`objective` must be saved by this version, got a file of an older one, which does "
+                "not say the CLIP's activation and text tower; where the text tower is, make it "
+                "anew with EmbeddedFusionModel(EmbeddedFusionModel.load(path).objective, "
+                "encoder).save(path)"
+            )
+        if not same_clip(encoder.fingerprint, self.encoder_fingerprint):
             raise ValueError(
                 f"`encoder` must be the CLIP that embedded the objective, {self.encoder_name!r}, "
-                f"got {encoder.name!r} with other weights; embed the objective anew with "
+                f"got {encoder.name!r} with another activation, input size, mean or std, or other "
+                "weights of the image or text tower; embed the objective anew with "
                 "EmbeddedFusionModel(objective, encoder)"
             )
 

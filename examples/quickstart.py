@@ -19,7 +19,14 @@ from torch import Tensor
 
 import metrics
 import report
-from choices import build_criterion, choose_device, choose_pairs, make_writable, warnings_as_notes
+from choices import (
+    ENCODERS,
+    build_criterion,
+    choose_device,
+    choose_pairs,
+    make_writable,
+    warnings_as_notes,
+)
 from clip_fusion_loss import FusionObjective, LanguageDrivenFusionLoss, __version__
 from command_line import errors_as_messages, progress, whole_number
 from files import written_whole
@@ -135,9 +142,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--encoder",
         default="tiny",
-        help="the CLIP that judges: tiny, which comes with the package; MODEL/TAG as open_clip "
-        "names them, say ViT-B-32-quickgelu/openai, downloaded once and slow without a GPU; a "
-        "file with weights of ViT-B-32-quickgelu; local-dir:FOLDER; hf-hub:NAME "
+        help=f"the CLIP that judges, all but the first slow without a GPU: {ENCODERS} "
         "(default: %(default)s)",
     )
     return parser.parse_args(arguments)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from checkpoints import Checkpoint, load_checkpoint
-from choices import CHECKPOINT_MODEL, load_clip, make_writable, warnings_as_notes
+from choices import CHECKPOINT_MODEL, ENCODERS, load_clip, make_writable, warnings_as_notes
 from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
@@ -142,9 +142,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--encoder",
         default="tiny",
-        help="the CLIP that judges: tiny, which comes with the package; MODEL/TAG as open_clip "
-        f"names them, say {CHECKPOINT_MODEL}/openai; a file with weights of {CHECKPOINT_MODEL}; "
-        f"local-dir:FOLDER; hf-hub:NAME {shown}",
+        help=f"the CLIP that judges: {ENCODERS} {shown}",
     )
     add("--patches", type=whole_number, default=32, metavar="N", help=f"of a crop {shown}")
     for name in WEIGHTS:

@@ -31,6 +31,13 @@ def clip_model() -> CLIP:
     return build_clip()
 
 
+@pytest.fixture
+def small_architecture(monkeypatch) -> str:
+    """`small` as a name that open_clip knows."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small", MODEL_CONFIG)
+    return "small"
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return open_clip.tokenizer.SimpleTokenizer(context_length=24)

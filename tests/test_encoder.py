@@ -175,13 +175,6 @@ class TestFrozen:
         assert FrozenCLIP(build_clip(seed=1), tokenizer).fingerprint != encoder.fingerprint
 
 
-@pytest.fixture
-def small_architecture(monkeypatch):
-    """`small` as a name that open_clip knows."""
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small", MODEL_CONFIG)
-    return "small"
-
-
 def vectors(encoder):
     images = torch.linspace(0, 1, 3 * 40 * 40).view(1, 3, 40, 40)
     return encoder.encode_image(images), encoder.encode_text(["a", "b c"])

@@ -1,0 +1,98 @@
+"""What makes two CLIPs one: the weights of both towers, and what computes with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["fingerprint_of", "is_current", "same_clip"]
+
+VERSION = "2"
+
+# Values that are read of each tensor, evenly spaced: training changes all of them, and hashing a
+# model in full would take as long as loading it.
+SAMPLES = 1024
+
+
+def fingerprint_of(
+    visual: nn.Module, text: nn.Module, size: tuple[int, int], mean: Iterable[float],
+    std: Iterable[float],
+) -> str:  # fmt: skip
+    """Who a CLIP is, as a short text; `same_clip` compares two of them.
+
+    It covers the weights of the image tower and of the text tower, the activations, the numbers
+    of attention heads, the epsilons of the normalisations, and the size, mean and std of input
+    images. Take it before anything changes the layers.
+    """
+    numbers = [f"{number:.6g}" for number in (*size, *mean, *std)]
+    image = f"{_arithmetic(visual)}{numbers}"
+    weights = {
+        name: weight
+        for name, weight in text.state_dict().items()
+        if not name.startswith("logit_")  # scale and bias of a score that no loss here takes
+    }
+    return "/".join(
+        (VERSION, _digests(visual.state_dict(), image), _digests(weights, _arithmetic(text)))
+    )
+
+
+def same_clip(first: str, second: str) -> bool:
+    """Whether two fingerprints are of one CLIP, be it cast to float16 or bfloat16.
+
+    Text towers are compared where both have one.
+    """
+    if not (is_current(first) and is_current(second)):
+        return first == second
+    pairs = zip(first.split("/")[1:], second.split("/")[1:], strict=True)
+    return all("" in pair or _agree(*pair) for pair in pairs)
+
+
+def is_current(fingerprint: str) -> bool:
+    """Whether it is of the kind that `fingerprint_of` makes now."""
+    return fingerprint.startswith(f"{VERSION}/") and fingerprint.count("/") == 2
+
+
+def _agree(first: str, second: str) -> bool:
+    return any(a == b for a, b in zip(first.split("."), second.split("."), strict=False))
+
+
+def _digests(weights: dict[str, Tensor], arithmetic: str) -> str:
+    """Digests of the weights as rounded to float16 and to bfloat16; nothing if there are none.
+
+    Rounding twice to one type is rounding once. So a model and its copy in float16 agree in the
+    first digest, and a model and its copy in bfloat16 in the second.
+    """
+    weights = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
+    if not weights:
+        return ""
+    digests = []
+    for dtype in (torch.float16, torch.bfloat16):
+        digest = hashlib.sha256(arithmetic.encode())
+        for name, weight in weights.items():
+            step = max(1, weight.numel() // SAMPLES) | 1  # odd: even ones may stay in a column
+            values = weight.flatten()[::step].to("cpu", dtype).contiguous()
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(bytes(values.view(torch.uint8).tolist()))
+        digests.append(digest.hexdigest()[:24])
+    return ".".join(digests)
+
+
+def _arithmetic(tower: nn.Module) -> str:
+    """What the layers do that their weights do not say."""
+    found = set()
+    for module in tower.modules():
+        kind = type(module).__name__.lstrip("_")  # `speed_up` names its own so
+        has_weights = next(module.parameters(), None) is not None
+        if not has_weights and ("GELU" in kind or _is_activation(module)):
+            found.add(f"{kind}({module.extra_repr()})")
+        for name in ("num_heads", "eps"):
+            if hasattr(module, name):
+                found.add(f"{name}={getattr(module, name)}")
+    return str(sorted(found))
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation"
