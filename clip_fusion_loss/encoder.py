@@ -39,6 +39,9 @@ GRADIENT_PEAK = 64.0
 # Words, numbers and runs of symbols such as emoji; ordinary punctuation is none of them.
 WORDS = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s.,;:!?'\"()\u2018\u2019\u201c\u201d-]|_)+")
 
+# Words that say nothing by themselves.
+FUNCTION_WORDS = frozenset(("a", "an", "and", "at", "in", "of", "on", "or", "the", "to", "with"))
+
 
 class FrozenCLIP(FrozenModule):
     """A CLIP that turns images and texts into unit vectors and is never trained.
@@ -56,8 +59,8 @@ class FrozenCLIP(FrozenModule):
         keep_text: False drops the text tower to free its memory, after its first use or when
             a loss is given its objective as vectors; only texts embedded by then can be used
             later.
-        vocabulary: lower-case words that the model knows; others in a text, and symbols, raise
-            a warning. None: every word is taken as known.
+        vocabulary: lower-case words that the model knows; others in a text, and symbols, are
+            left out of it with a warning. None: every word is taken as known.
 
     Raises:
         TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` cannot be
@@ -228,13 +231,20 @@ class FrozenCLIP(FrozenModule):
             RuntimeError: new texts after the text tower was dropped.
 
         Warns:
-            UserWarning: words or symbols outside the model's vocabulary, where that is known.
+            UserWarning: words or symbols outside the model's vocabulary, where that is known;
+                they are left out.
         """
         texts = as_texts("texts", texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._text_embeddings]
         if new:
             self._text_embeddings.update(zip(new, self._embed(new), strict=True))
         return torch.stack([self._text_embeddings[text] for text in texts]).to(self.device)
+
+    def says_nothing(self, text: str) -> bool:
+        """Whether the model knows no word of `text`, articles and prepositions aside."""
+        if self.vocabulary is None:
+            return False
+        return not self.vocabulary.difference(FUNCTION_WORDS) & set(WORDS.findall(text.lower()))
 
     def drop_text(self) -> None:
         """Free the text tower; texts embedded by now stay usable, others are a RuntimeError."""
@@ -277,7 +287,8 @@ class FrozenCLIP(FrozenModule):
             )
         self._warn_of_unknown_words(texts)
         model, tokenizer = self._text
-        tokens = _tokenize(tokenizer, texts).to(next(model.parameters()).device)
+        known = [WORDS.sub(self._known, text) for text in texts]
+        tokens = _tokenize(tokenizer, known).to(next(model.parameters()).device)
         with torch.autocast(tokens.device.type, enabled=False):
             embeddings = F.normalize(model.encode_text(tokens).float(), dim=-1).cpu()
         if not self.keep_text:
@@ -291,9 +302,12 @@ class FrozenCLIP(FrozenModule):
         if unknown:
             checks.warn(
                 f"the model {self.name!r} was not trained on {', '.join(map(repr, unknown))}; "
-                "such words mean nothing to it, so expect no effect from them. Use words of "
-                "encoder.vocabulary, or a real CLIP: FrozenCLIP.from_pretrained()"
+                "such words mean nothing to it and are left out. Use words of encoder.vocabulary, "
+                "or a real CLIP: FrozenCLIP.from_pretrained()"
             )
+
+    def _known(self, word: re.Match[str]) -> str:
+        return word[0] if self.vocabulary is None or word[0].lower() in self.vocabulary else ""
 
 
 def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:

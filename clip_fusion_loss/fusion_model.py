@@ -46,8 +46,9 @@ class EmbeddedFusionModel(FixedBuffers):
             no direction between them.
 
     Attributes:
-        visible_direction: (D,) float32 unit vector.
-        infrared_direction: (D,) float32 unit vector.
+        visible_direction: (D,) float32 unit vector; zero if the encoder has a vocabulary and
+            knows no word of `fused`, so that the sentence has no effect.
+        infrared_direction: likewise.
         objective: the texts.
         encoder_name: what the encoder is called.
     """
@@ -199,6 +200,10 @@ def _text_directions(objective: FusionObjective, encoder: FrozenCLIP) -> tuple[T
     fused, visible, infrared = (
         F.normalize(texts.mean(0), dim=-1) for texts in embeddings.split([len(t) for t in roles])
     )
+    if all(map(encoder.says_nothing, objective.fused)):
+        # Where words mean nothing there is no direction, and then no gradient; any other vector
+        # would pull at random.
+        return torch.zeros_like(visible), torch.zeros_like(infrared)
     for name, embedding in (("visible", visible), ("infrared", infrared)):
         if torch.dist(fused, embedding) < functional.DIRECTION_EPS:
             raise ValueError(
@@ -218,7 +223,8 @@ def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
 def _as_direction(tensor: Tensor) -> Tensor:
     if tensor.dtype != torch.float32 or tensor.ndim != 1:
         raise ValueError(f"a direction has dtype {tensor.dtype} and shape {tuple(tensor.shape)}")
-    if not abs(tensor.norm().item() - 1) < 1e-3:  # NaN fails too
+    norm = tensor.norm().item()
+    if norm != 0 and not abs(norm - 1) < 1e-3:  # NaN fails too
         raise ValueError("a direction is not a unit vector")
     return tensor
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from clip_fusion_loss import FrozenCLIP, IntensityGradientLoss, LanguageDrivenFusionLoss
+from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, StructureLoss
 from images import to_8bit
 from pairs import Pair, open_pairs
 from tiny_clip.renderer import render_pairs
@@ -93,7 +93,7 @@ def build_criterion(encoder: str, generator: torch.Generator) -> LanguageDrivenF
         return LanguageDrivenFusionLoss.tiny(generator=generator)
     return LanguageDrivenFusionLoss(
         encoder=load_clip(encoder),
-        regularizer=IntensityGradientLoss(),
+        regularizer=StructureLoss(),
         num_patches=PATCHES,
         generator=generator,
     )

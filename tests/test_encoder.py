@@ -109,6 +109,21 @@ class TestEncodeText:
         with pytest.warns(UserWarning, match="'elephant', 'purple'"):
             encoder.encode_text("a purple elephant image")
 
+    @pytest.mark.filterwarnings("ignore:the model")
+    def test_unknown_words_are_left_out(self, clip_model, tokenizer):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "clear", "image"})
+        both = encoder.encode_text(["a Clear purple image \N{FIRE}", "a Clear image"])
+        assert torch.equal(both[0], both[1])
+        everything = FrozenCLIP(clip_model, tokenizer)
+        both = everything.encode_text(["a clear purple image", "a clear image"])
+        assert not torch.allclose(both[0], both[1])
+
+    def test_what_says_nothing(self, clip_model, tokenizer):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "the", "clear", "image"})
+        assert encoder.says_nothing("a purple elephant dancing to the 7 \N{FIRE}")
+        assert not encoder.says_nothing("A purple Image")
+        assert not FrozenCLIP(clip_model, tokenizer).says_nothing("the a")
+
     @pytest.mark.parametrize(
         ("text", "named"),
         [

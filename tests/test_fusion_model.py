@@ -44,6 +44,23 @@ def test_equal_vectors_are_refused_with_both_texts(encoder):
         EmbeddedFusionModel(FusionObjective("An INFRARED image"), encoder)
 
 
+@pytest.mark.filterwarnings("ignore:the model")
+def test_a_sentence_of_unknown_words_has_no_direction(tmp_path, clip_model, tokenizer):
+    encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "visible", "infrared", "image"})
+    nothing = EmbeddedFusionModel(FusionObjective("a purple elephant"), encoder)
+    nothing.save(tmp_path / "nothing.safetensors")
+    for model in (nothing, EmbeddedFusionModel.load(tmp_path / "nothing.safetensors")):
+        vectors = torch.nn.functional.normalize(torch.randn(3, 2, 24), dim=-1)
+        fused = vectors[0].requires_grad_()
+        loss = model(fused, *vectors[1:])
+        (gradient,) = torch.autograd.grad(loss.sum(), fused)
+        assert torch.equal(loss, torch.ones(2))
+        assert not gradient.any()
+    # One text of an ensemble that says something is enough.
+    some = EmbeddedFusionModel(FusionObjective(["a purple elephant", "an image"]), encoder)
+    assert some.visible_direction.norm() > 0.99
+
+
 def test_directions_stay_float32(encoder):
     model = EmbeddedFusionModel(ENSEMBLE, encoder)
     before = model.visible_direction.clone()

@@ -50,9 +50,13 @@ def test_says_what_it_is_for():
 
 
 def test_options_win_over_the_calibrated_weights(tiny):
-    criterion = LanguageDrivenFusionLoss.tiny(encoder=tiny, patch_weight=1.5, num_patches=3)
+    calibrated = LanguageDrivenFusionLoss.tiny(encoder=tiny)
+    criterion = LanguageDrivenFusionLoss.tiny(encoder=tiny, patch_weight=7.5, num_patches=3)
     assert criterion.encoder is tiny
-    assert (criterion.direction_weight, criterion.patch_weight) == (0.45, 1.5)
+    assert (criterion.patch_weight, criterion.num_patches) == (7.5, 3)
+    for name in ("direction_weight", "similarity_weight", "regularizer_weight", "patch_reduction"):
+        assert getattr(criterion, name) == getattr(calibrated, name)
+    assert calibrated.patch_weight != 7.5
 
 
 @pytest.mark.parametrize(
