@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add(
         "--steps",
         type=whole_number,
-        default=100,
+        default=150,
         metavar="N",
         help=f"of each training {shown}",
     )
@@ -405,15 +405,13 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
         table(accuracy, digits=2),
     ]
     if bench.shown:
-        made = [hand_made(*squared(pair)) for pair in pictured(bench)]
+        pairs = [squared(bench.shown[i]) for i in spread(len(bench.shown), PICTURED_PAIRS)]
+        made = [hand_made(*pair) for pair in pairs]
         pictures = {
             f"{name}: {row['total']:.2f}": [to_8bit(images[name][0]) for images in made]
             for name, [row] in ordered.items()
         }
-        windows = [
-            report.salient_window(*(to_8bit(image[0]) for image in squared(pair)))
-            for pair in pictured(bench)
-        ]
+        windows = [report.salient_window(*(to_8bit(i[0]) for i in pair)) for pair in pairs]
         path = folder / "images" / "ranking.jpg"
         report.save_sheet(pictures, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
         parts.append("![From least loss to most](images/ranking.jpg)")
@@ -523,28 +521,32 @@ SECTIONS: dict[str, Callable[[Bench, Trial, Sequence[int], Path], str]] = {
 }
 
 
-def pictured(bench: Bench) -> list[Pair]:
-    return [bench.shown[i] for i in spread(len(bench.shown), PICTURED_PAIRS)]
-
-
 def picture(bench: Bench, trials: Mapping[str, Trial], path: Path) -> list[str]:
     """Write a row of the shown pairs for each trial; returns the Markdown for it, or nothing."""
-    pairs = pictured(bench)
-    if not pairs:
+    if not bench.shown:
         return []
+    rows, windows = shown_groups(bench, trials, PICTURED_PAIRS)
+    report.save_sheet(rows, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
+    names = ", ".join(rows).replace('"', "'")
+    return [f"![From top to bottom: {names}]({path.parent.name}/{path.name})"]
+
+
+def shown_groups(
+    bench: Bench, trials: Mapping[str, Trial], count: int
+) -> tuple[dict[str, list[Tensor]], list[report.Window]]:
+    """Sources and fused images of some shown pairs by title, and their details."""
+    indices = spread(len(bench.shown), count)
+    pairs = [bench.shown[index] for index in indices]
     visible = [to_8bit(luminance(pair.visible)) for pair in pairs]
-    rows = {"infrared": [pair.infrared for pair in pairs], "visible": visible}
-    indices = spread(len(bench.shown), PICTURED_PAIRS)
+    groups = {"infrared": [pair.infrared for pair in pairs], "visible": visible}
     for name, trial in trials.items():
         images = bench.shown_images(trial)
-        rows[name] = [images[index] for index in indices]
+        groups[name] = [images[index] for index in indices]
     windows = [
         report.salient_window(grey, pair.infrared)
         for grey, pair in zip(visible, pairs, strict=True)
     ]
-    report.save_sheet(rows, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
-    names = ", ".join(rows).replace('"', "'")
-    return [f"![From top to bottom: {names}]({path.parent.name}/{path.name})"]
+    return groups, windows
 
 
 def over_seeds(bench: Bench, trial: Trial, seeds: Sequence[int], part: str = "test") -> list[Row]:
