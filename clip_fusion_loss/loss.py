@@ -186,10 +186,12 @@ class LanguageDrivenFusionLoss(nn.Module):
     ) -> LanguageDrivenFusionLoss:
         """The loss with the embedded CLIP and weights that suit it: no download, no network.
 
-        For demonstrations and continuous integration; see `FrozenCLIP.tiny`. The regularizer
-        is `IntensityGradientLoss()`. The weights, 0.45 / 2.25 / 6 / 10 with ``patch_reduction=
-        "kept"``, were found by training DenseFuse with this very model: it has its own scale,
-        and the paper's weights over-drive it.
+        For demonstrations and continuous integration; see `FrozenCLIP.tiny`. The regularizer is a
+        `StructureLoss`, which leaves brightness and contrast to the sentence. For more or less
+        language, turn `direction_weight` and `patch_weight` up or down together. The weights come
+        from a search with DenseFuse and this very model (docs/results.md): it has its own scale,
+        and the paper's weights over-drive it. On its small crops 5 bits of entropy keep most
+        patches, 6 few.
 
         Args:
             objective: see the class.
@@ -198,11 +200,11 @@ class LanguageDrivenFusionLoss(nn.Module):
         if "encoder" not in options:
             options["encoder"] = FrozenCLIP.tiny()
         defaults: dict[str, Any] = {
-            "direction_weight": 2.8,
-            "patch_weight": 0.5,
-            "similarity_weight": 6.0,
-            "regularizer": StructureLoss(window=13, layout_weight=2.0),
-            "regularizer_weight": 4.0,
+            "direction_weight": 3.2,
+            "patch_weight": 1.0,
+            "similarity_weight": 5.0,
+            "regularizer": StructureLoss(window=11, flat_energy=0.12, layout_weight=2.0),
+            "regularizer_weight": 2.4,
             "num_patches": 4,
             "min_patch_entropy": 5.0,
             "patch_reduction": "kept",

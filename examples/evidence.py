@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add(
         "--steps",
         type=whole_number,
-        default=150,
+        default=100,
         metavar="N",
         help=f"of each training {shown}",
     )
