@@ -152,6 +152,7 @@ def quickstart(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     pairs = choose_pairs(options.pairs, options.max_pairs)
     generator = torch.Generator()
+    print(f"loading the CLIP {options.encoder}", file=sys.stderr, flush=True)
     prompts = list(dict.fromkeys(options.prompt or PROMPTS))
     with warnings_as_notes():
         criterion = build_criterion(options.encoder, generator).to(device)
@@ -194,6 +195,7 @@ def quickstart(options: argparse.Namespace) -> None:
         if prompt is not None:
             columns[title] = images
 
+    print("drawing the contact sheet", file=sys.stderr, flush=True)
     windows = [
         report.salient_window(grey, pairs[i].infrared) for grey, i in zip(greys, shown, strict=True)
     ]

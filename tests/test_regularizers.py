@@ -125,3 +125,12 @@ def test_sources_are_brought_to_the_channels_of_fused(module, formula, channels)
 def test_intensity_gradient_loss_is_zero_for_a_fusion_that_has_all():
     visible = torch.rand(1, 1, 16, 16)
     assert IntensityGradientLoss()(visible, visible, torch.zeros_like(visible)) == 0
+
+
+@pytest.mark.parametrize("module", [IntensityGradientLoss(), StructureLoss()])
+def test_other_precisions_of_the_images(module):
+    images = [image.bfloat16() for image in draw_images(size=(40, 40))]
+    exact = module(*(image.double() for image in images))
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(module(*(image.float() for image in images)).double(), exact)
+    torch.testing.assert_close(module(*images).double(), exact, rtol=0.05, atol=0)

@@ -153,3 +153,10 @@ def test_table_of_constructors_is_what_they_build(stand_ins):
         if len({repr(getattr(criterion, name)) for criterion in criteria}) > 1
     }
     assert differ <= set(rows), "the page says that all other options are the same"
+
+
+def test_the_readme_has_the_results_of_the_page():
+    page = (ROOT / "docs" / "results.md").read_text()
+    summary = " ".join(page.split("\n\n")[1].split())
+    assert summary.startswith("**The sentence decides")
+    assert summary in " ".join((ROOT / "README.md").read_text().split())
