@@ -397,6 +397,9 @@ class LanguageDrivenFusionLoss(nn.Module):
             TypeError, ValueError: shapes, dtypes or devices that do not go together (every
                 call); sources outside `data_range` or NaN (first call only, since looking
                 costs a synchronisation with the device; see `check_values`).
+
+        Warns:
+            UserWarning: on the first call, of `mistakes` that raise no error, say swapped roles.
         """
         return self.terms(fused, visible, infrared, sources=sources).total
 
