@@ -220,13 +220,8 @@ def check_source_values(images: Mapping[str, Tensor], data_range: tuple[float, f
 
     Raises:
         ValueError: as said, naming the image.
-
-    Warns:
-        UserWarning: images that lie in [0, 1] where [0, 255] or [-1, 1] was announced. Around
-            zero one bright source may do so; it takes all of them.
     """
     low, high = data_range
-    in_unit_range = []
     for name, image in images.items():
         smallest, largest = (value.item() for value in torch.aminmax(image.detach()))
         if math.isnan(smallest) or math.isnan(largest):
@@ -237,13 +232,6 @@ def check_source_values(images: Mapping[str, Tensor], data_range: tuple[float, f
                 f"`{name}` must lie in [{low:g}, {high:g}], got values from {smallest:g} to "
                 f"{largest:g}; {_range_remedy(smallest, largest)}"
             )
-        if smallest >= 0 and 0 < largest <= 1:
-            in_unit_range.append(f"`{name}`")
-    if in_unit_range and (high >= 255 or (low <= -1 and len(in_unit_range) == len(images))):
-        warn(
-            f"{' and '.join(in_unit_range)} in [0, 1] although data_range={data_range} was "
-            "announced; pass data_range=(0, 1) if that is how your images are"
-        )
 
 
 def _range_remedy(smallest: float, largest: float) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from . import checks, functional, patches
+from . import checks, functional, mistakes, patches
 from .building import building
 from .encoder import FrozenCLIP
 from .frozen import drop_traces
@@ -297,6 +297,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         checks.check_images(images, self.encoder.device)
         checks.check_source_values({"visible": visible, "infrared": infrared}, self.data_range)
         checks.check_fused_values(fused, self.data_range)
+        mistakes.warn_of_mistakes(self, fused, visible, infrared)
 
     @torch.inference_mode(False)
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
@@ -345,6 +346,9 @@ class LanguageDrivenFusionLoss(nn.Module):
             TypeError, ValueError: shapes, dtypes or devices that do not go together (every
                 call); sources outside `data_range` or NaN (first call only, since looking
                 costs a synchronisation with the device; see `check_values`).
+
+        Warns:
+            UserWarning: on the first call, of `mistakes` that raise no error, say swapped roles.
         """
         return self.terms(fused, visible, infrared, sources=sources).total
 
@@ -365,7 +369,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
-        self._check_source_values_once(visible, infrared)
+        self._check_source_values_once(visible, infrared, fused)
         if sources is None:
             sources = self._embed_sources(visible, infrared)
         else:
@@ -404,10 +408,15 @@ class LanguageDrivenFusionLoss(nn.Module):
         names = [name for name in OPTIONS if name not in ("regularizer", "generator")]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def _check_source_values_once(self, visible: Tensor, infrared: Tensor) -> None:
+    def _check_source_values_once(
+        self, visible: Tensor, infrared: Tensor, fused: Tensor | None = None
+    ) -> None:
         if not self._source_values_checked:
             checks.check_source_values({"visible": visible, "infrared": infrared}, self.data_range)
             self._source_values_checked = True
+            # `fused` too is read here, in the first step alone: a loop that scales it otherwise
+            # than its sources does so from the start.
+            mistakes.warn_of_mistakes(self, fused, visible, infrared)
 
     def _to_unit_range(self, images: Tensor) -> Tensor:
         low, high = self.data_range

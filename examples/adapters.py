@@ -1,12 +1,11 @@
 """Put the language-driven loss into training loops as they are in the wild.
 
 Code bases for infrared-visible fusion agree on little: which image comes first, what a criterion
-returns, which range grey levels have. Mixing up visible and infrared changes the loss by 1 to 3 %
-and raises no error, so here names carry the meaning: every adapter's signature says which
-argument is which, in the order of the code base it is made for, and passes them on by keyword.
+returns, which range grey levels have. Mixing up visible and infrared changes the loss little, so
+here names carry the meaning: every adapter's signature says which argument is which, in the order
+of the code base it is made for, and passes them on by keyword.
 
-Each docstring holds the lines to change in that code base. `docs/adapters.md` tells the same
-story in full.
+`docs/adapters.md` has the lines to change in each code base.
 """
 
 from __future__ import annotations
@@ -24,12 +23,19 @@ class Parts(NamedTuple):
     """A loss taken apart for a log; each () and as weighted, so that the parts add up to it."""
 
     total: Tensor
-    language: Tensor
-    """The steps in CLIP's space, of the whole image and of its patches."""
+    direction: Tensor
+    """The steps in CLIP's space, of the whole image."""
+    patch: Tensor
+    """Those of its patches."""
     similarity: Tensor
     """Nearness to the sources in CLIP's space."""
     regularizer: Tensor
     """Nearness to the sources in pixels or features, and what was mixed in."""
+
+    @property
+    def language(self) -> Tensor:
+        """All steps in CLIP's space."""
+        return self.direction + self.patch
 
 
 class Criterion(Protocol):
@@ -56,8 +62,8 @@ def parts_of(
     terms = criterion.terms(fused, visible, infrared)
     return Parts(
         total=terms.total,
-        language=criterion.direction_weight * terms.direction
-        + criterion.patch_weight * terms.patch,
+        direction=criterion.direction_weight * terms.direction,
+        patch=criterion.patch_weight * terms.patch,
         similarity=criterion.similarity_weight * terms.similarity,
         regularizer=criterion.regularizer_weight * terms.regularizer,
     )
@@ -111,18 +117,10 @@ class Mixed(nn.Module):
 
 
 class SwinFusionCriterion(nn.Module):
-    """For loops that call ``criterion(infrared, visible, fused)`` and unpack four values.
+    """For SwinFusion's ``criterion(infrared, visible, fused)``, which gives four values.
 
-    In SwinFusion's `models/model_plain.py` the loss is set up by name and called as
-    ``total_loss, loss_text, loss_int, loss_ssim = self.G_lossfn(self.A, self.B, self.E)``, where
-    A is the infrared image; the parts are then logged with ``.item()``. The call stays, only the
-    set-up in `define_loss` changes::
-
-        -     self.G_lossfn = fusion_loss_vif().to(self.device)
-        +     self.G_lossfn = SwinFusionCriterion(LanguageDrivenFusionLoss.paper()).to(self.device)
-
-    The log's columns then hold, in this order, the total and its parts language (for texture),
-    regularizer (for intensity) and similarity (for SSIM). They add up to the total.
+    They are the total and its parts, in the order of that code base's log: language (for texture),
+    regularizer (for intensity) and similarity (for SSIM).
     """
 
     def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
@@ -137,17 +135,10 @@ class SwinFusionCriterion(nn.Module):
 
 
 class CDDFuseCriterion(nn.Module):
-    """For loops that call ``criterion(visible, infrared, fused)`` and unpack three values.
+    """For CDDFuse's ``criterion(visible, infrared, fused)``, which gives three values.
 
-    So do CDDFuse, PIAFusion and their many descendants. In CDDFuse's `train.py`, second phase::
-
-        - criteria_fusion = Fusionloss()
-        + criteria_fusion = CDDFuseCriterion(LanguageDrivenFusionLoss.paper()).to(device)
-          ...
-          fusionloss, _, _ = criteria_fusion(data_VIS, data_IR, data_Fuse)      # unchanged
-
-    The second and third value, intensity and gradient there, are the language part and the sum
-    of all others; they add up to the total.
+    They are the total, its language part and the sum of all others. Of the visible image the first
+    channel counts, as in that code base's own criterion: it is the luminance in Y and YCrCb.
     """
 
     def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
@@ -157,22 +148,44 @@ class CDDFuseCriterion(nn.Module):
     def forward(
         self, visible: Tensor, infrared: Tensor, fused: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = parts_of(self.criterion, fused=fused, visible=visible, infrared=infrared)
+        parts = parts_of(self.criterion, fused=fused, visible=visible[:, :1], infrared=infrared)
         return parts.total, parts.language, parts.similarity + parts.regularizer
 
 
+class SeAFusionCriterion(CDDFuseCriterion):
+    """For SeAFusion's ``criterion(visible YCrCb, infrared, label, fused Y, number)``: three values.
+
+    The fused image is called `logits` there. Label and number, of the segmentation and of the
+    round, are passed by.
+    """
+
+    def forward(
+        self, visible: Tensor, infrared: Tensor, label: object, fused: Tensor, number: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return super().forward(visible, infrared, fused)
+
+
+class TextIFCriterion(nn.Module):
+    """For Text-IF's ``criterion(visible, infrared, fused, task)`` on RGB, which gives five values.
+
+    They are the total and its parts: direction, patch, similarity and regularizer. The task, which
+    says how the inputs were degraded, is passed by: the objective's sentence is about the output.
+    """
+
+    def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(
+        self, visible: Tensor, infrared: Tensor, fused: Tensor, task: object
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return tuple(parts_of(self.criterion, fused=fused, visible=visible, infrared=infrared))
+
+
 class OverOutputs(nn.Module):
-    """For networks that return a list of fused images, and grey levels from 0 to 255.
+    """For networks that return a list of fused images, as the decoder of DenseFuse's port does.
 
-    Ports of DenseFuse do: their decoder returns a list, one image from each of its heads, and
-    the loss is the mean over it. Tell the loss the range, it needs no other change. In the
-    training loop of such a port, behind its fusion step::
-
-        + criterion = OverOutputs(LanguageDrivenFusionLoss.paper(data_range=(0, 255)))
-          ...
-          outputs = model.decoder(model.fusion(model.encoder(ir), model.encoder(vi)))
-        - loss = mse_loss(outputs[0], ir) + ...
-        + loss = criterion(outputs, visible=vi, infrared=ir)
+    The loss is the mean over the list.
     """
 
     def __init__(self, criterion: Criterion) -> None:
@@ -180,12 +193,11 @@ class OverOutputs(nn.Module):
         self.criterion = criterion
 
     def forward(
-        self, outputs: Tensor | Sequence[Tensor], *, visible: Tensor, infrared: Tensor
+        self, fused: Tensor | Sequence[Tensor], *, visible: Tensor, infrared: Tensor
     ) -> Tensor:
-        if isinstance(outputs, Tensor):
-            outputs = [outputs]
         losses = [
-            self.criterion(fused=fused, visible=visible, infrared=infrared) for fused in outputs
+            self.criterion(fused=image, visible=visible, infrared=infrared)
+            for image in _listed(fused)
         ]
         return torch.stack(losses).mean()
 
@@ -194,17 +206,10 @@ def swapped_at_random(visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor
     """The network's two inputs, exchanged in about half of the samples; the names stay outside.
 
     U2Fusion trains so, to treat both its inputs alike. Its own loss may forget which source was
-    which, this one must not: do not swap the variables, swap what goes into the network. In a
-    port that works in [-1, 1]::
+    which, this one must not: do not swap the variables, swap what goes into the network::
 
-        + criterion = LanguageDrivenFusionLoss.paper(data_range=(-1, 1)).to(device)
-          ...
-        - if random.random() < 0.5:
-        -     visible, infrared = infrared, visible
-        - fused = network(torch.cat([visible, infrared], 1))
-        - loss = ssim_mse_loss(fused, visible, infrared)
-        + fused = network(torch.cat(swapped_at_random(visible, infrared), 1))
-        + loss = criterion(fused=fused, visible=visible, infrared=infrared)
+        fused = network(*swapped_at_random(visible, infrared))
+        loss = criterion(fused=fused, visible=visible, infrared=infrared)
 
     Args:
         visible, infrared: (N, C, H, W), of one shape.
@@ -220,15 +225,7 @@ class TwoStage(nn.Module):
     """Train encoder and decoder on single images first, and on fused ones afterwards.
 
     DenseFuse's own training ends with the first stage: no fused image occurs in it, so a loss on
-    fused images comes as a second stage, with the fusion rule between encoder and decoder::
-
-          for image in images:                                    # unchanged
-              loss = reconstruction_loss(decoder(encoder(image)), image)
-              ...
-        + for visible, infrared in pairs:
-        +     fused = decoder(encoder(visible) + encoder(infrared))
-        +     loss = criterion(fused=fused, visible=visible, infrared=infrared)
-        +     ...
+    fused images comes as a second stage, with the fusion rule between encoder and decoder.
 
     This module does both behind one call: in stage "reconstruct" both sources count as single
     images, in stage "fuse" the criterion is used. Switch by ``module.stage = "fuse"``, and take a
@@ -236,7 +233,8 @@ class TwoStage(nn.Module):
     second astray.
 
     Args:
-        network: has `encoder` and `decoder`, and fuses when called with both sources.
+        network: has `encoder` and `decoder`, and fuses by its ``fusion(features, features)``, or
+            else when called with both sources. The decoder may return a list.
         reconstruction: the loss of the first stage, called ``(reconstructed, image)``.
         criterion: the loss of the second.
     """
@@ -250,15 +248,25 @@ class TwoStage(nn.Module):
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
         """The loss of this stage."""
+        if self.stage not in ("reconstruct", "fuse"):
+            raise ValueError(f'`stage` must be "reconstruct" or "fuse", got {self.stage!r}')
+        network = self.network
         if self.stage == "reconstruct":
             images = torch.cat([visible, infrared])
-            return self.reconstruction(reconstruct(self.network, images), images)
-        if self.stage != "fuse":
-            raise ValueError(f'`stage` must be "reconstruct" or "fuse", got {self.stage!r}')
-        fused = self.network(visible, infrared)
-        return self.criterion(fused=fused, visible=visible, infrared=infrared)
+            outputs = _listed(reconstruct(network, images))
+            return torch.stack([self.reconstruction(image, images) for image in outputs]).mean()
+        if hasattr(network, "fusion"):
+            features = network.fusion(network.encoder(infrared), network.encoder(visible))
+            fused = network.decoder(features)
+        else:
+            fused = network(visible, infrared)
+        return OverOutputs(self.criterion)(fused, visible=visible, infrared=infrared)
 
 
-def reconstruct(network: nn.Module, images: Tensor) -> Tensor:
+def reconstruct(network: nn.Module, images: Tensor) -> Tensor | Sequence[Tensor]:
     """What is left of (N, 1, H, W) images behind the network's encoder and decoder."""
     return network.decoder(network.encoder(images))
+
+
+def _listed(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else outputs

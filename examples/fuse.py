@@ -1,21 +1,23 @@
-"""Fuse folders of image pairs with a network that train.py has trained."""
+"""Fuse folders of image pairs with a trained network."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
 from tqdm import tqdm
 
-from checkpoints import load_network
+from checkpoints import load_network, load_weights
 from choices import choose_device, make_writable
 from command_line import errors_as_messages
 from fusing import fuse_with
 from images import save_image, with_chroma_of
+from networks.catalogue import NETWORKS, PORTS
 from pairs import LAYOUTS, UnusablePairError, find_pairs, read_pair
 
 OVERVIEW = """\
-Fuse folders of image pairs with a network that train.py has trained.
+Fuse folders of image pairs with a network that train.py has trained, or with published weights.
 
 The fused image of DIR/ir/street.png and DIR/vi/street.png becomes OUT/street.png, in full
 resolution and with the colours of the visible image. One pair is in memory at a time. Images that
@@ -35,12 +37,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=OVERVIEW, epilog=LAYOUTS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, type=Path, metavar="FILE", help="written by train.py")
+    trained = parser.add_mutually_exclusive_group(required=True).add_argument
+    trained("--checkpoint", type=Path, metavar="FILE", help="written by train.py")
+    trained("--weights", type=Path, metavar="FILE", help="a state_dict from elsewhere; --network")
+    add("--network", choices=[*NETWORKS, *PORTS], help="what the --weights are of")
     add("--pairs", required=True, type=Path, metavar="DIR", help="images, laid out as shown below")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the fused images")
     add("--grey", action="store_true", help="leave out the colours of the visible image")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if (options.weights is None) != (options.network is None):
+        parser.error("--weights and --network go together")
+    return options
 
 
 def fuse_folder(options: argparse.Namespace) -> None:
@@ -50,7 +58,7 @@ def fuse_folder(options: argparse.Namespace) -> None:
         OSError, ValueError: if nothing can be fused; single bad pairs are named and skipped.
     """
     device = choose_device(options.device)
-    network = load_network(options.checkpoint).to(device)
+    network = open_network(options).to(device)
     found, skipped = find_pairs(options.pairs)
     for item in skipped:
         print(f"skipped {item}", file=sys.stderr)
@@ -72,6 +80,19 @@ def fuse_folder(options: argparse.Namespace) -> None:
         save_image(fused if options.grey else with_chroma_of(pair.visible, fused), path)
         written += 1
     print(f"{written} fused, {len(found) - written - bad} there already, {bad} unusable; see {out}")
+
+
+def open_network(options: argparse.Namespace) -> nn.Module:
+    if options.checkpoint is not None:
+        return load_network(options.checkpoint)
+    network, by_order = load_weights(options.weights, options.network)
+    if by_order:
+        print(
+            f"note: {options.weights} names its layers otherwise than {options.network} here, and "
+            "some have one shape; those were taken in the file's order. Look at a fused image",
+            file=sys.stderr,
+        )
+    return network
 
 
 if __name__ == "__main__":

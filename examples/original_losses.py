@@ -31,17 +31,22 @@ class ReconstructionLoss(nn.Module):
     features of two images added between them. As in the original, the squared error is taken on
     grey levels from 0 to 255, although images come in [0, 1].
 
+    With `multiscale` the SSIM is that of the PyTorch port: over five scales, each mapped from
+    [-1, 1] to [0, 1] first. Images must then have more than 160 pixels a side.
+
     Li and Wu, IEEE Transactions on Image Processing 28(5), 2019.
 
     Args:
         ssim_weight: 100 in most of the original's experiments, which also try 1, 10 and 1000.
+        multiscale: as said.
     """
 
     LEVELS = 255.0
 
-    def __init__(self, ssim_weight: float = 100.0) -> None:
+    def __init__(self, ssim_weight: float = 100.0, *, multiscale: bool = False) -> None:
         super().__init__()
         self.ssim_weight = ssim_weight
+        self.similarity = multiscale_similarity if multiscale else similarity
 
     def forward(self, reconstructed: Tensor, image: Tensor) -> Tensor:
         return self.terms(reconstructed, image).total
@@ -49,7 +54,7 @@ class ReconstructionLoss(nn.Module):
     def terms(self, reconstructed: Tensor, image: Tensor) -> ReconstructionTerms:
         """Both (N, 1, H, W), at least 11 x 11; `image` in [0, 1]."""
         pixels = self.LEVELS**2 * F.mse_loss(reconstructed, image)
-        ssim = self.ssim_weight * (1 - similarity(reconstructed, image).mean())
+        ssim = self.ssim_weight * (1 - self.similarity(reconstructed, image).mean())
         return ReconstructionTerms(pixels + ssim, pixels, ssim)
 
 
@@ -86,7 +91,7 @@ class U2FusionLoss(nn.Module):
         return self.terms(fused, visible, infrared).total
 
     def terms(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> U2FusionTerms:
-        """All (N, 1, H, W), at least 32 x 32; the sources in [0, 1]."""
+        """All (N, 1, H, W), at least 11 x 11; the sources in [0, 1]."""
         sources = (visible, infrared)
         with torch.no_grad():
             weights = torch.stack([self.information(image) for image in sources]).softmax(0)
@@ -100,7 +105,8 @@ class U2FusionLoss(nn.Module):
 class VGGInformation(nn.Module):
     """How much an image tells: the energy of the gradients of its VGG-16 features, over `scale`.
 
-    The features before each of the five poolings are compared with the mean of their eight
+    The image is brought to 224 x 224 pixels first, by its nearest ones, as in the original and its
+    ports. The features before each of the five poolings are compared with the mean of their eight
     neighbours; the squares are averaged over channels, pixels and layers. The network is frozen.
 
     Args:
@@ -116,6 +122,7 @@ class VGGInformation(nn.Module):
 
     #: Channel means that the weights were trained with, of grey levels from 0 to 255.
     MEAN = (123.0, 117.0, 104.0)
+    SIZE = 224
 
     def __init__(self, weights: Path | None = None, scale: float = 3200.0) -> None:
         super().__init__()
@@ -128,9 +135,9 @@ class VGGInformation(nn.Module):
         self.register_buffer("neighbours", neighbours, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, 1, H, W) in [0, 1], at least 32 x 32 -> (N,)."""
+        """(N, 1, H, W) in [0, 1] -> (N,)."""
         energies = []
-        features = 255 * image - self.mean
+        features = 255 * F.interpolate(image, (self.SIZE, self.SIZE), mode="nearest") - self.mean
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 energies.append(self._gradient_energy(features))
@@ -162,7 +169,8 @@ class SwinFusionLoss(nn.Module):
         + 20 |edges(fused) - max(edges(visible), edges(infrared))|
         + 10 (1 - w SSIM(fused, visible) - (1 - w) SSIM(fused, infrared))
 
-    edges are Sobel's, both directions' magnitudes added; w is the visible image's share of the
+    edges are Sobel's, both directions' magnitudes added, and black is taken to lie beyond the
+    border, for them and for SSIM, as in the original; w is the visible image's share of the
     sources' mean edge strength, here for each sample and in the original for the batch.
 
     Ma et al., IEEE/CAA Journal of Automatica Sinica 9(7), 2022.
@@ -194,30 +202,51 @@ class SwinFusionLoss(nn.Module):
             edges.mean((1, 2, 3)) + 1e-8 for edges in (visible_edges, infrared_edges)
         )
         share = of_visible / (of_visible + of_infrared)
-        structure = share * similarity(fused, visible) + (1 - share) * similarity(fused, infrared)
+        like_visible, like_infrared = (
+            similarity(fused, source, black_border=True) for source in (visible, infrared)
+        )
+        structure = share * like_visible + (1 - share) * like_infrared
         ssim = self.ssim_weight * (1 - structure.mean())
         return SwinFusionTerms(texture + intensity + ssim, texture, intensity, ssim)
 
 
-def similarity(fused: Tensor, source: Tensor) -> Tensor:
+def similarity(fused: Tensor, source: Tensor, *, black_border: bool = False) -> Tensor:
     """(N,) structural similarity of images in [0, 1], differentiable, Gaussian window of 11.
 
-    Wang et al., IEEE Transactions on Image Processing 13(4), 2004.
+    Beyond the border the images are mirrored, or black if so asked. Wang et al., IEEE Transactions
+    on Image Processing 13(4), 2004.
     """
     # Imported here: it takes seconds, and the language-driven loss does without.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     # Unlike others, torchmetrics takes images that leave the range, as those of young networks do.
-    return structural_similarity_index_measure(fused, source, data_range=1.0, reduction="none")
+    if not black_border:
+        return structural_similarity_index_measure(fused, source, data_range=1.0, reduction="none")
+    # Around black margins as wide as half a window, those of the image's pixels see nothing else.
+    padded = (F.pad(image, [5] * 4) for image in (fused, source))
+    _, whole = structural_similarity_index_measure(*padded, data_range=1.0, return_full_image=True)
+    return whole[..., 5:-5, 5:-5].mean((1, 2, 3))
+
+
+def multiscale_similarity(fused: Tensor, source: Tensor) -> Tensor:
+    """(N,) multi-scale structural similarity, each scale's mapped from [-1, 1] to [0, 1].
+
+    Wang, Simoncelli and Bovik, Asilomar Conference on Signals, Systems and Computers 2003.
+    """
+    from torchmetrics.functional.image import (  # as above
+        multiscale_structural_similarity_index_measure,
+    )
+
+    return multiscale_structural_similarity_index_measure(
+        fused, source, data_range=1.0, normalize="simple", reduction="none"
+    )
 
 
 def sobel_edges(images: Tensor) -> Tensor:
-    """(N, 1, H, W) edge strengths: magnitudes of both directions added."""
+    """(N, 1, H, W) edge strengths: magnitudes of both directions added, black beyond the border."""
     across = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = torch.stack([across, across.T])[:, None]
-    # Black beyond the border would be an edge all around.
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(padded, kernels).abs().sum(1, keepdim=True)
+    return F.conv2d(images, kernels, padding=1).abs().sum(1, keepdim=True)
 
 
 def _vgg16_features(weights: Path | None) -> nn.Sequential:

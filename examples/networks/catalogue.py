@@ -18,3 +18,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     # The same, with an output that passes gradients everywhere.
     "ldfusion-smooth": partial(LDFusion, clamp=False),
 }
+
+#: PyTorch ports that differ from the originals above; for their weights, not for training anew.
+PORTS: dict[str, Callable[[], nn.Module]] = {
+    "densefuse-port": partial(DenseFuse, fusion="average", relu=True, levels=255),
+    "u2fusion-port": partial(U2Fusion, padding="zeros", signed=True),
+}

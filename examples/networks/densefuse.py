@@ -4,6 +4,8 @@ Li and Wu, "DenseFuse: A Fusion Approach to Infrared and Visible Images", IEEE T
 Image Processing 28(5), 2019 (arXiv 1804.08361); code: github.com/hli1221/imagefusion_densefuse.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -29,14 +31,21 @@ class DenseEncoder(nn.Module):
 
 
 class DenseFuse(nn.Module):
-    """One encoder for both sources, features added, one decoder; 74,193 parameters.
+    """One encoder for both sources, one decoder; 74,193 parameters.
 
-    The output is linear, as in the paper: a ReLU there, as some ports have it, leaves about half
-    of all random starts with an exactly zero gradient.
+    The defaults are the paper's. Its PyTorch port differs in three things, which are options here
+    so that the port's weights fuse as they do there; `networks.catalogue` names it
+    "densefuse-port".
+
+    Args:
+        fusion: "add" the features of the sources, or "average" them as the port does.
+        relu: end with a ReLU, as the port does. About half of all random starts have an exactly
+            zero gradient with it: for trained weights only.
+        levels: what white is inside the network. The port's weights were trained on 255.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 2.
-        returns: (N, 1, H, W), unbounded.
+        returns: (N, 1, H, W), in the units of the sources; unbounded, but for the ReLU.
 
     Raises:
         ValueError: if the sources differ in shape, are not grey, or are too small to be padded.
@@ -45,8 +54,19 @@ class DenseFuse(nn.Module):
     #: An output pixel depends on the sources up to this many pixels away (eight 3x3 layers).
     REACH = 8
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        fusion: Literal["add", "average"] = "add",
+        relu: bool = False,
+        levels: float = 1.0,
+    ) -> None:
         super().__init__()
+        if fusion not in ("add", "average"):
+            raise ValueError(f'`fusion` must be "add" or "average", got {fusion!r}')
+        self.share = 1.0 if fusion == "add" else 0.5
+        self.relu = relu
+        self.levels = levels
         self.encoder = DenseEncoder()
         self.decoder = nn.Sequential(
             reflect_conv(64, 64),
@@ -62,4 +82,6 @@ class DenseFuse(nn.Module):
         check_sources(
             visible, infrared, minimum=2, reason="DenseFuse reflects one pixel at each border"
         )
-        return self.decoder(self.encoder(visible) + self.encoder(infrared))
+        features = self.encoder(self.levels * visible) + self.encoder(self.levels * infrared)
+        fused = self.decoder(self.share * features) / self.levels
+        return fused.relu() if self.relu else fused

@@ -38,6 +38,17 @@ def test_adds_the_features_of_both_sources(network):
     torch.testing.assert_close(network(visible, infrared), network.decoder(features))
 
 
+def test_averages_and_cuts_as_the_port_does(network):
+    port = DenseFuse(fusion="average", relu=True, levels=255)
+    port.load_state_dict(network.state_dict())
+    visible, infrared = torch.rand(2, 1, 1, 8, 8)
+    features = (network.encoder(255 * visible) + network.encoder(255 * infrared)) / 2
+    expected = network.decoder(features).relu() / 255
+    torch.testing.assert_close(port(visible, infrared), expected)
+    with pytest.raises(ValueError, match="`fusion` must be"):
+        DenseFuse(fusion="mean")
+
+
 @pytest.mark.parametrize(
     ("visible", "infrared", "message"),
     [

@@ -81,19 +81,62 @@ def test_swinfusion_terms(images):
     fused = visible + 0.1
     terms = loss.terms(fused, visible, visible / 2)
     assert terms.intensity == pytest.approx(2.0, rel=1e-4)  # 20 x 0.1
-    assert terms.texture == pytest.approx(0, abs=1e-4)
     # Half the contrast is half the edges: two thirds of the weight are on the visible image.
-    expected = 10 * (
-        1 - 2 / 3 * similarity(fused, visible) - 1 / 3 * similarity(fused, visible / 2)
+    like_visible, like_infrared = (
+        similarity(fused, source, black_border=True) for source in (visible, visible / 2)
     )
+    expected = 10 * (1 - 2 / 3 * like_visible - 1 / 3 * like_infrared)
     assert terms.ssim == pytest.approx(expected.mean().item(), rel=1e-4)
 
 
 def test_sobel_edges():
     ramp = torch.arange(8.0).repeat(8, 1)[None, None] / 100
-    assert torch.allclose(sobel_edges(ramp)[..., 1:-1], torch.tensor(0.08))
+    assert torch.allclose(sobel_edges(ramp)[..., 1:-1, 1:-1], torch.tensor(0.08))
     assert torch.allclose(sobel_edges(ramp.mT), sobel_edges(ramp).mT)
-    assert sobel_edges(torch.ones(1, 1, 8, 8)).abs().max() < 1e-6  # no edge along the border
+    white = sobel_edges(torch.ones(1, 1, 8, 8))
+    assert white[..., 1:-1, 1:-1].abs().max() < 1e-6
+    assert white[0, 0, 0, 4] == 4  # black lies beyond the border
+
+
+def gaussian_means(image, padding):
+    steps = torch.arange(-5.0, 6, dtype=image.dtype)
+    line = (-steps.square() / (2 * 1.5**2)).exp()
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    return F.conv2d(image, kernel[None, None], padding=padding)
+
+
+def plain_ssim(a, b, padding):
+    """The formula of Wang et al., and its contrast and structure alone, at each pixel."""
+    mean_a, mean_b = (gaussian_means(x, padding) for x in (a, b))
+    of_squares = gaussian_means(a * a, padding) + gaussian_means(b * b, padding)
+    variances = of_squares - mean_a**2 - mean_b**2
+    structure = 2 * (gaussian_means(a * b, padding) - mean_a * mean_b) + 0.03**2
+    structure = structure / (variances + 0.03**2)
+    return (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4) * structure, structure
+
+
+def test_similarity_with_a_black_border(images):
+    fused, visible, _ = images
+    ssim, _ = plain_ssim(fused.double(), visible.double(), padding=5)
+    expected = ssim.mean((1, 2, 3)).float()
+    torch.testing.assert_close(
+        similarity(fused, visible, black_border=True), expected, rtol=1e-3, atol=1e-4
+    )
+    assert not torch.allclose(similarity(fused, visible), expected, rtol=1e-2)
+
+
+def test_reconstruction_over_scales():
+    torch.manual_seed(0)
+    a = torch.rand(2, 1, 176, 176)
+    b = (a + 0.3 * torch.rand_like(a)).clamp(0, 1)
+    loss, expected, (first, second) = ReconstructionLoss(multiscale=True), 1, (a, b)
+    for exponent in (0.0448, 0.2856, 0.3001, 0.2363, 0.1333):
+        mirrored = (F.pad(image.double(), [5] * 4, mode="reflect") for image in (first, second))
+        ssim, structure = plain_ssim(*mirrored, padding=0)
+        inner = structure[..., 5:-5, 5:-5] if exponent != 0.1333 else ssim
+        expected = expected * ((1 + inner.mean((1, 2, 3))) / 2) ** exponent
+        first, second = (F.avg_pool2d(image, 2) for image in (first, second))
+    assert loss.terms(a, b).ssim.item() == pytest.approx(100 * (1 - expected.mean()), rel=1e-3)
 
 
 @pytest.mark.parametrize("loss", [SwinFusionLoss(), U2FusionLoss(MeanLevel())])
@@ -134,7 +177,9 @@ def test_vgg_information(small_vgg, tmp_path, images):
     assert (information(textured) > information(flat)).all()
 
     kernel = torch.tensor([[1.0, 1, 1], [1, -8, 1], [1, 1, 1]]) / 8
-    features, expected = 255 * textured - information.mean, 0
+    nearest = [i * 32 // 224 for i in range(224)], [i * 40 // 224 for i in range(224)]
+    enlarged = textured[:, :, nearest[0]][..., nearest[1]]
+    features, expected = 255 * enlarged - information.mean, 0
     for layer in information.features:
         if isinstance(layer, nn.MaxPool2d):
             padded = F.pad(features, (1, 1, 1, 1), mode="replicate")
