@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks
+from .folding import fold_batch_norm
 from .frozen import FrozenModule
 from .functional import match_channels, resize_images
 from .layers import speed_up
@@ -44,10 +45,10 @@ class FrozenCLIP(FrozenModule):
     """A CLIP that turns images and texts into unit vectors and is never trained.
 
     The model is taken over: it is put into eval mode, its weights are frozen, and its image tower
-    computes the same in a faster order. It does not appear in the `state_dict()` or
-    `parameters()` of whatever holds this module, is not reached by `.train()` or `.apply()`, and
-    follows `.to()`, `.cuda()` and `.half()`. The text tower stays where it is, usually on the
-    CPU: it runs once a prompt.
+    computes the same in a faster order, with batch norms folded into convolutions. It does not
+    appear in the `state_dict()` or `parameters()` of whatever holds this module, is not reached by
+    `.train()` or `.apply()`, and follows `.to()`, `.cuda()` and `.half()`. The text tower stays
+    where it is, usually on the CPU: it runs once a prompt.
 
     Args:
         model: a model built by open_clip (`create_model`, or one of its classes).
@@ -89,14 +90,18 @@ class FrozenCLIP(FrozenModule):
                 "open_clip.get_tokenizer(name)"
             )
         super().__init__(visual)
-        speed_up(visual)
+        # Of the weights as they came, also where an earlier FrozenCLIP has folded them.
+        self.fingerprint = getattr(visual, "folded_from", None) or _fingerprint(visual)
         self.name = name
         self.keep_text = keep_text
         self.vocabulary = vocabulary
         self.image_size, mean, std = _preprocessing(visual)
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.fingerprint = _fingerprint(visual)
+        probe = torch.empty(2, 3, *self.image_size, dtype=_compute_dtype(visual), device="meta")
+        if fold_batch_norm(visual, probe):
+            visual.folded_from = self.fingerprint
+        speed_up(visual)
         # Hidden like the image tower, and not moved with it.
         self._text: tuple[Any, Callable[..., Tensor]] | None
         self._text = (_without_image_tower(model), tokenizer)
