@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .building import building
+from .folding import fold_batch_norm
 from .frozen import FrozenModule, computes_in_float16
 from .functional import match_channels, resize_images, soften_outliers
 from .identity import fingerprint_of
@@ -47,10 +48,10 @@ class FrozenCLIP(FrozenModule):
     """A CLIP that turns images and texts into unit vectors and is never trained.
 
     The model is taken over: it is put into eval mode, its weights are frozen, and its image tower
-    computes the same in a faster order. It does not appear in the `state_dict()` or
-    `parameters()` of whatever holds this module, is not reached by `.train()` or `.apply()`, and
-    follows `.to()`, `.cuda()` and `.half()`. The text tower stays where it is, usually on the
-    CPU: it runs once a prompt.
+    computes the same in a faster order, with batch norms folded into convolutions. It does not
+    appear in the `state_dict()` or `parameters()` of whatever holds this module, is not reached by
+    `.train()` or `.apply()`, and follows `.to()`, `.cuda()` and `.half()`. The text tower stays
+    where it is, usually on the CPU: it runs once a prompt.
 
     Args:
         model: a model built by open_clip (`create_model`, or one of its classes).
@@ -102,8 +103,13 @@ class FrozenCLIP(FrozenModule):
         # Hidden like the image tower, and not moved with it.
         self._text: tuple[Any, Callable[..., Tensor]] | None
         self._text = (_without_image_tower(model), tokenizer)
-        self.fingerprint = fingerprint_of(visual, self._text[0], self.image_size, mean, std)
-        speed_up(visual)  # only now: it may change what the fingerprint is of
+        # Of the weights as they came, also where an earlier FrozenCLIP has folded them.
+        fingerprint = fingerprint_of(visual, self._text[0], self.image_size, mean, std)
+        self.fingerprint = getattr(visual, "folded_from", fingerprint)
+        probe = torch.empty(2, 3, *self.image_size, dtype=_compute_dtype(visual), device="meta")
+        if fold_batch_norm(visual, probe):
+            visual.folded_from = self.fingerprint
+        speed_up(visual)
         self._text_embeddings: dict[str, Tensor] = {}
 
     @classmethod

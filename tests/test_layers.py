@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from clip_fusion_loss import FrozenCLIP
+from clip_fusion_loss import FrozenCLIP, layers
 from clip_fusion_loss.layers import speed_up
 from conftest import build_clip
 
@@ -107,9 +107,13 @@ def test_images_that_windows_do_not_tile_are_as_before():
     ],
     ids=str,
 )
-def test_other_convolutions_are_left_alone(options):
+def test_other_convolutions_only_change_the_order_of_memory(options):
     layer, fast = both(nn.Conv2d(3, 6, **options))
-    assert type(fast) is type(layer)
+    assert not isinstance(fast, layers._PatchProjection)
+    x = torch.rand(2, 3, 16, 16)
+    assert fast(x).is_contiguous(memory_format=torch.channels_last)
+    expected, actual = output_and_gradient(layer, x), output_and_gradient(fast, x)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_quick_gelu():
