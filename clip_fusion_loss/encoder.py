@@ -71,6 +71,7 @@ class FrozenCLIP(FrozenModule):
 
     _mean: Tensor
     _std: Tensor
+    fingerprint: str
 
     @building()
     def __init__(
