@@ -109,7 +109,7 @@ class FrozenCLIP(FrozenModule):
         self.fingerprint = getattr(visual, "folded_from", fingerprint)
         probe = torch.empty(2, 3, *self.image_size, dtype=_compute_dtype(visual), device="meta")
         if fold_batch_norm(visual, probe):
-            visual.folded_from = self.fingerprint
+            visual.folded_from = self.fingerprint  # type: ignore[assignment]
         speed_up(visual)
         self._text_embeddings: dict[str, Tensor] = {}
 
