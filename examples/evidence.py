@@ -32,7 +32,7 @@ from embedding_space import save_embedding_space
 from files import written_whole
 from fusing import average, laplacian_pyramid, maximum
 from images import luminance, to_8bit
-from pairs import LAYOUTS, Pair, spread
+from pairs import LAYOUTS, Pair
 from tiny_clip.degradations import gaussian_blur
 from tiny_clip.evaluate import fusions, modality_table
 from training import BATCH_SIZE, CROP_SIDE
@@ -54,9 +54,11 @@ SILENCE = 3.0
 #: `LAYOUT` of a fused image in which the scene is still the sources'.
 WANTED_LAYOUT = 0.9
 
-#: Pairs to measure again and to show some of, and the height of an image in the pictures.
+#: Pairs to measure again; which of them are in the pictures, and which on the front page; and the
+#: height of an image in the pictures.
 SHOWN_PAIRS = 5
-PICTURED_PAIRS = 3
+PICTURED = (0, 3, 4)
+FRONT_PAGE = (3, 4)
 SHOWN_INCHES = 1.3
 
 CALIBRATION_SETTINGS = 6
@@ -405,7 +407,7 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
         table(accuracy, digits=2),
     ]
     if bench.shown:
-        pairs = [squared(bench.shown[i]) for i in spread(len(bench.shown), PICTURED_PAIRS)]
+        pairs = [squared(bench.shown[i]) for i in within(bench, PICTURED)]
         made = [hand_made(*pair) for pair in pairs]
         pictures = {
             f"{name}: {row['total']:.2f}": [to_8bit(images[name][0]) for images in made]
@@ -525,17 +527,17 @@ def picture(bench: Bench, trials: Mapping[str, Trial], path: Path) -> list[str]:
     """Write a row of the shown pairs for each trial; returns the Markdown for it, or nothing."""
     if not bench.shown:
         return []
-    rows, windows = shown_groups(bench, trials, PICTURED_PAIRS)
+    rows, windows = shown_groups(bench, trials, PICTURED)
     report.save_sheet(rows, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
     names = ", ".join(rows).replace('"', "'")
     return [f"![From top to bottom: {names}]({path.parent.name}/{path.name})"]
 
 
 def shown_groups(
-    bench: Bench, trials: Mapping[str, Trial], count: int
+    bench: Bench, trials: Mapping[str, Trial], indices: Sequence[int]
 ) -> tuple[dict[str, list[Tensor]], list[report.Window]]:
     """Sources and fused images of some shown pairs by title, and their details."""
-    indices = spread(len(bench.shown), count)
+    indices = within(bench, indices)
     pairs = [bench.shown[index] for index in indices]
     visible = [to_8bit(luminance(pair.visible)) for pair in pairs]
     groups = {"infrared": [pair.infrared for pair in pairs], "visible": visible}
