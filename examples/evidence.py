@@ -551,6 +551,11 @@ def shown_groups(
     return groups, windows
 
 
+def within(bench: Bench, indices: Sequence[int]) -> list[int]:
+    """Those of the shown pairs that there are."""
+    return sorted({min(index, len(bench.shown) - 1) for index in indices})
+
+
 def over_seeds(bench: Bench, trial: Trial, seeds: Sequence[int], part: str = "test") -> list[Row]:
     return [bench.run(replace(trial, seed=seed), part) for seed in seeds]
 
