@@ -142,9 +142,10 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: Source) -> None:
             state.setdefault(name, value)
     difference = states.difference(state, expected)
     if difference:
+        what = states.describe(given, source.kind)
         raise ValueError(
             f"`{source.given_as}` must hold weights that fit {source.name!r}, got "
-            f"{source.weights}; it is {states.describe(given, source.kind)}: {difference}; pass the name of the model that the "
+            f"{source.weights}; it is {what}: {difference}; pass the name of the model that the "
             "weights are of"
         )
     model.load_state_dict(state)
