@@ -507,6 +507,7 @@ def disk(files, monkeypatch):
         quick = {**config, "quick_gelu": True}
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, f"{name}-quickgelu", quick)
     monkeypatch.chdir(files)
+    Path("openai").mkdir(exist_ok=True)  # a folder that is no tag's
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(files))
 
