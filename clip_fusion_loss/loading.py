@@ -81,7 +81,7 @@ def _read_state(source: Source) -> dict[str, Tensor]:
     if states.is_openai(state):
         source.config["quick_gelu"] = True  # all of theirs were trained with it
         model, slash, rest = source.name.partition("/")
-        if not model.endswith("-quickgelu"):
+        if source.given_as == "pretrained" and not model.endswith("-quickgelu"):
             source.name = f"{model}-quickgelu{slash}{rest}"
         state = {name: state[name] for name in state if name not in states.OPENAI_MARKS}
     return state
@@ -142,10 +142,11 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: Source) -> None:
             state.setdefault(name, value)
     difference = states.difference(state, expected)
     if difference:
+        what = states.describe(given, source.kind)
         raise ValueError(
             f"`{source.given_as}` must hold weights that fit {source.name!r}, got "
-            f"{source.weights}; it is {states.describe(given, source.kind)}: {difference}; pass "
-            "the name of the model that the weights are of"
+            f"{source.weights}; it is {what}: {difference}; pass the name of the model that the "
+            "weights are of"
         )
     model.load_state_dict(state)
 
@@ -172,7 +173,8 @@ def _tokenizer(
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     text = source.config["text_cfg"]
-    options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+    options = dict(text.get("tokenizer_kwargs") or {})
+    options.setdefault("context_length", text.get("context_length", 77))
     repository = text.get("hf_tokenizer_name")
     if given is None and not repository:
         return SimpleTokenizer(**options)
@@ -191,6 +193,6 @@ def _tokenizer(
         raise FileNotFoundError(
             f"the weights of {source.name!r} are here, but its tokenizer is not. On a machine "
             f"with a network, fetch {TOKENIZER_FILES[0]}, {TOKENIZER_FILES[1]} and "
-            f"{TOKENIZER_FILES[2]} of {repository} from the hub, put them into a folder, "
+            f"{TOKENIZER_FILES[2]} of {repository or 'it'} from the hub, put them into a folder, "
             f"copy that here and pass it as tokenizer='FOLDER': {error}"
         ) from error

@@ -75,7 +75,7 @@ def find_source(model_name: str, pretrained: str | Path | None, cache_dir: str |
             "weights gives no training signal"
         )
     path = Path(pretrained).expanduser()
-    if path.is_dir():
+    if path.is_dir() and pretrained not in open_clip.list_pretrained_tags_by_model(name):
         path = _weights_in(path, "pretrained")
     if path.is_file():
         config = open_clip.get_model_config(name)

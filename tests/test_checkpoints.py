@@ -489,16 +489,15 @@ def documented_table():
 
 
 @pytest.mark.parametrize("code", documented_table())
-def test_the_documented_table(code, disk, monkeypatch, tokenizer):
+def test_the_documented_table(code, disk, tokenizer):
     names = {"FrozenCLIP": FrozenCLIP, "model": build_clip(), "tokenizer": tokenizer}
     encoder = eval(code, names)
     assert encoder.encode_image(IMAGES).shape == encoder.encode_text(TEXTS).shape == (2, 24)
 
 
 @pytest.fixture
-def disk(archives, monkeypatch, tmp_path):
+def disk(files, monkeypatch):
     """A folder with all that the table names, and architectures that are small under its names."""
-    transformers = pytest.importorskip("transformers")
     for name in ("ViT-B-32", "RN50", "ViT-B-16-SigLIP"):
         config = RESNET if name == "RN50" else MODEL_CONFIG
         if name == "ViT-B-16-SigLIP":
@@ -507,44 +506,55 @@ def disk(archives, monkeypatch, tmp_path):
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
         quick = {**config, "quick_gelu": True}
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, f"{name}-quickgelu", quick)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(files)
+    Path("openai").mkdir(exist_ok=True)  # a folder that is no tag's
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    shutil.copy(archives["ViT"][1], "ViT-B-32.pt")
-    shutil.copy(archives["RN"][1], "RN50.pt")
-    state = build_clip().state_dict()
-    torch.save({"state_dict": renamed(state, "module.")}, "epoch_32.pt")
-    for name in ("open_clip_model.safetensors", "siglip.safetensors"):
-        safetensors.torch.save_file(state, name)
-    published = Path("models--timm--vit_base_patch32_clip_224.openai")
-    theirs = Path("models--openai--clip-vit-base-patch32")
-    for repository in (published, theirs):
-        (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("0" * 40)
-    shutil.copy("open_clip_model.safetensors", published / "snapshots" / ("0" * 40))
-    config = transformers.CLIPConfig(
-        text_config={
-            "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "max_position_embeddings": 24,
-        },
-        vision_config={
-            "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
-        },
-        projection_dim=24,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        transformers.CLIPModel(config).save_pretrained("clip-vit-base-patch32")
-    for path in Path("clip-vit-base-patch32").iterdir():
-        shutil.copy(path, theirs / "snapshots" / ("0" * 40))
-    shutil.copy("clip-vit-base-patch32/model.safetensors", ".")
-    Path("my-open-clip").mkdir()
-    shutil.copy("open_clip_model.safetensors", "my-open-clip")
-    Path("my-open-clip/open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL_CONFIG}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(files))
+
+
+@pytest.fixture(scope="module")
+def files(archives, tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models
 
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, unk_token="a"))
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="a"
-    ).save_pretrained("siglip-tokenizer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("disk"))
+        shutil.copy(archives["ViT"][1], "ViT-B-32.pt")
+        shutil.copy(archives["RN"][1], "RN50.pt")
+        state = build_clip().state_dict()
+        torch.save({"state_dict": renamed(state, "module.")}, "epoch_32.pt")
+        for name in ("open_clip_model.safetensors", "siglip.safetensors"):
+            safetensors.torch.save_file(state, name)
+        published = Path("models--timm--vit_base_patch32_clip_224.openai")
+        theirs = Path("models--openai--clip-vit-base-patch32")
+        for repository in (published, theirs):
+            (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+            (repository / "refs").mkdir()
+            (repository / "refs" / "main").write_text("0" * 40)
+        shutil.copy("open_clip_model.safetensors", published / "snapshots" / ("0" * 40))
+        config = transformers.CLIPConfig(
+            text_config={
+                "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "max_position_embeddings": 24,
+            },
+            vision_config={
+                "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+            },
+            projection_dim=24,
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            transformers.CLIPModel(config).save_pretrained("clip-vit-base-patch32")
+        for path in Path("clip-vit-base-patch32").iterdir():
+            shutil.copy(path, theirs / "snapshots" / ("0" * 40))
+        shutil.copy("clip-vit-base-patch32/model.safetensors", ".")
+        Path("my-open-clip").mkdir()
+        shutil.copy("open_clip_model.safetensors", "my-open-clip")
+        Path("my-open-clip/open_clip_config.json").write_text(
+            json.dumps({"model_cfg": MODEL_CONFIG})
+        )
+        words = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, unk_token="a"))
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=words, pad_token="<pad>", unk_token="a"
+        ).save_pretrained("siglip-tokenizer")
+        return Path.cwd()

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ import choices
 import quickstart
 import report
 import training
-from choices import build_criterion, choose_device, choose_pairs, rendered_pairs
-from clip_fusion_loss import __version__
+from choices import build_criterion, choose_device, choose_pairs, load_clip, rendered_pairs
+from clip_fusion_loss import FrozenCLIP, __version__
 from files import written_whole
 from images import read_image
 from networks.densefuse import DenseFuse
@@ -186,7 +187,7 @@ def test_the_same_seed_gives_the_same_images(tmp_path, user_folder):
         (["--device", "meta"], "--device meta does not work here"),
         (["--out", "file"], "cannot write to --out file"),
         (["--prompt", " "], "no empty one"),
-        (["--encoder", "huge"], "--encoder must be tiny, MODEL/TAG"),
+        (["--encoder", "huge"], "--encoder must be tiny, which"),
         (["--encoder", "no-such-model/openai"], "'no-such-model'"),
         (["--encoder", "weights/missing.pt"], "weights"),
     ],
@@ -369,3 +370,23 @@ def test_notes_hide_warnings_for_programmers(capsys):
         warnings.warn("mind the gap", stacklevel=1)
         warnings.warn("old function", DeprecationWarning, stacklevel=1)
     assert capsys.readouterr().err == "note: mind the gap\n"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "arguments"),
+    [
+        ("ViT-B-32-quickgelu/openai", ("ViT-B-32-quickgelu", "openai")),
+        ("RN50=RN50.pt", ("RN50", Path("RN50.pt"))),
+        ("ViT-B/32=/no/such/file.pt", ("ViT-B/32", Path("/no/such/file.pt"))),
+        ("RN50.pt", ("ViT-B-32-quickgelu", Path("RN50.pt"))),
+        ("clip-vit-base-patch32", ("clip-vit-base-patch32",)),
+        ("local-dir:clip=1", ("local-dir:clip=1",)),
+        ("hf-hub:org/model", ("hf-hub:org/model",)),
+    ],
+)
+def test_encoders(encoder, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RN50.pt").touch()
+    (tmp_path / "clip-vit-base-patch32").mkdir()
+    monkeypatch.setattr(FrozenCLIP, "from_pretrained", lambda *given: given)
+    assert load_clip(encoder) == arguments

@@ -389,7 +389,7 @@ def test_the_recipe_is_that_of_the_paper(tmp_path, folder):
         (["--network", "u2fusion", "--loss", "both", "--vgg16", "no.pth"], "no file no.pth"),
         (["--network", "swinfusion", "--reconstruction-epochs", "1"], "is for densefuse"),
         (["--objective", "no.json"], "no.json"),
-        (["--encoder", "huge"], "--encoder must be tiny, MODEL/TAG"),
+        (["--encoder", "huge"], "--encoder must be tiny, which"),
         (["--pairs", "nowhere"], "there is no folder nowhere"),
         (["--device", "abacus"], "--device abacus does not work here"),
     ],
