@@ -61,13 +61,14 @@ PICTURED = (0, 3, 4)
 FRONT_PAGE = (3, 4)
 SHOWN_INCHES = 1.3
 
-CALIBRATION_SETTINGS = 6
+CALIBRATION_SETTINGS = 5
+SWEEP_STEPS = 100
 
 #: Side at which hand-made fusions are judged, in pixels.
 RANKING_SIDE = 192
 
 NO_LANGUAGE = "no language"
-FULL = "full: + patches"
+FULL = "+ direction and patches: full"
 
 Row = dict[str, float]
 
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add(
         "--steps",
         type=whole_number,
-        default=100,
+        default=150,
         metavar="N",
         help=f"of each training {shown}",
     )
@@ -215,10 +216,8 @@ def ablation(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
         patches=8, min_entropy=6.0,
     )  # fmt: skip
     trials = {
-        "its original loss": base.with_original_loss(),
         "structure": replace(silent, similarity=0.0),
         f"+ similarity: {NO_LANGUAGE}": silent,
-        "+ direction": replace(base, patch=0.0),
         FULL: base,
         "the default of version 0.1.0, with `IntensityGradientLoss`": before,
     }
@@ -456,7 +455,7 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
 
 def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     """How much language, and how many patches."""
-    seeds = seeds[:1]
+    seeds, base = seeds[:1], replace(base, steps=min(base.steps, SWEEP_STEPS))
     trials = {NO_LANGUAGE: base.without_language()}
     trials |= {
         f"language x {factor:g}": replace(
@@ -472,7 +471,7 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     parts = [
         "## How much language, how many patches",
         "To have more or less language, turn `direction_weight` and `patch_weight` up or down "
-        f"together. One seed. x 1 is a weight of {base.direction:g} for the whole image and of "
+        f"together. One seed, {base.steps} steps. x 1 is a weight of {base.direction:g} for the whole image and of "
         f"{base.patch:g} for its patches, of which there are {base.patches} unless said. Too much "
         "is where SF and AG still rise while Qabf falls below the run without language: edges that "
         "no source has. Seconds are those of the whole training step, on the processor that made "

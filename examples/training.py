@@ -13,7 +13,7 @@ from pairs import Pair
 #: The crops have the size at which the embedded CLIP sees images, so that it sees every pixel.
 BATCH_SIZE = 3
 CROP_SIDE = 96
-LEARNING_RATE = 1.2e-3
+LEARNING_RATE = 1.5e-3
 
 
 def train(

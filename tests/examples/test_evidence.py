@@ -58,7 +58,7 @@ def test_the_page(tmp_path, folder, monkeypatch):
     assert '| "a purple elephant dancing" | every measure within 3 % | +0.0 % | 2 of 2 |' in page
     assert "does not know: dancing, elephant, purple." in page
     for row in (
-        "average of the sources", "its original loss", "structure", evidence.FULL,
+        "average of the sources", "structure", evidence.FULL,
         "no language, then CLAHE to the same AG", "language x 4", "32 patches", "**tiny()** *",
         "Laplacian pyramid",
     ):  # fmt: skip
