@@ -136,7 +136,9 @@ def test_reconstruction_over_scales():
         inner = structure[..., 5:-5, 5:-5] if exponent != 0.1333 else ssim
         expected = expected * ((1 + inner.mean((1, 2, 3))) / 2) ** exponent
         first, second = (F.avg_pool2d(image, 2) for image in (first, second))
-    assert loss.terms(a, b).ssim.item() == pytest.approx(100 * (1 - expected.mean()), rel=1e-3)
+    assert loss.terms(a, b).ssim.item() == pytest.approx(
+        100 * (1 - expected.mean().item()), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("loss", [SwinFusionLoss(), U2FusionLoss(MeanLevel())])
