@@ -472,10 +472,10 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         "## How much language, how many patches",
         "To have more or less language, turn `direction_weight` and `patch_weight` up or down "
         f"together. One seed, {base.steps} steps. x 1 is a weight of {base.direction:g} for the "
-        f"whole image and of {base.patch:g} for its patches, of which there are {base.patches} unless said. Too much "
-        "is where SF and AG still rise while Qabf falls below the run without language: edges that "
-        "no source has. Seconds are those of the whole training step, on the processor that made "
-        "this page.",
+        f"whole image and of {base.patch:g} for its patches, of which there are {base.patches} "
+        "unless said. Too much is where SF and AG still rise while Qabf falls below the run "
+        "without language: edges that no source has. Seconds are those of the whole training "
+        "step, on the processor that made this page.",
         table(rows),
     ]
     return "\n\n".join(parts + picture(bench, trials, folder / "images" / "weights.jpg"))
