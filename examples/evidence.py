@@ -36,7 +36,7 @@ from pairs import LAYOUTS, Pair
 from tiny_clip.degradations import gaussian_blur
 from tiny_clip.evaluate import fusions, modality_table
 from training import BATCH_SIZE, CROP_SIDE
-from trials import BRIGHTNESS, LAYOUT, LEARNING_RATES, Bench, Trial
+from trials import BRIGHTNESS, LAYOUT, Bench, Trial
 
 #: Sentences, and the change against the same loss without language that each is to reach, in
 #: percent. None: no measure may change by more than `SILENCE`.
@@ -97,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"written anew {shown}",
     )
     add("--encoder", default="tiny", help=f"as quickstart.py has it {shown}")
-    add("--vgg16", type=Path, metavar="FILE", help="as train.py has it; without, a row is left out")
     add(
         "--seeds",
         type=whole_number,
@@ -135,7 +134,7 @@ def write_page(options: argparse.Namespace) -> None:
     folder = make_writable(options.out) / encoder.name.replace("/", "-")
     halves = [[pairs[i] for i in range(first, len(pairs), 2)] for first in (0, 1)]
     names = options.pairs.name, options.show.name if options.show else ""
-    bench = Bench(encoder, halves[0], halves[1], shown, folder, device, options.vgg16, names)
+    bench = Bench(encoder, halves[0], halves[1], shown, folder, device, names)
     like = LanguageDrivenFusionLoss.tiny
     if options.encoder != "tiny":
         like = partial(LanguageDrivenFusionLoss, encoder=encoder, regularizer=StructureLoss())
@@ -157,7 +156,6 @@ def introduction(
     bench: Bench, base: Trial, seeds: Sequence[int], options: argparse.Namespace
 ) -> str:
     precision = "bfloat16" if base.amp else "float32"
-    rate = LEARNING_RATES[base.network]
     credit = f"\n\nImages in the pictures: {options.credit}." if options.credit else ""
     first, second = bench.names
     again = f", and on {len(bench.shown)} pairs of {second}" if bench.shown else ""
@@ -168,9 +166,10 @@ to the images has not been measured: its weights could not be had where this pag
 `examples/evidence.py` made this page; no figure was typed in. The network is DenseFuse, which
 learns to correct the average of its sources: {base.steps} steps of {BATCH_SIZE} crops of
 {CROP_SIDE} pixels, in {precision}, from {len(bench.training)} pairs of {first}, with Adam at
-{rate:g} falling to 0. It was measured on {len(bench.test)} other pairs of {first}{again}. A figure
-is the mean over {len(seeds)} seeds, with the spread (half of the range) behind it. "No language"
-is the same training without the direction and patch terms. The measures are those of
+{base.learning_rate:g} falling to 0. It was measured on {len(bench.test)} other pairs of
+{first}{again}. A figure is the mean over {len(seeds)} seeds, with the spread (half of the range)
+behind it. "No language" is the same training without the direction and patch terms. The measures
+are those of
 `examples/evaluate.py`. `{BRIGHTNESS}` is the mean grey level. `{LAYOUT}` is the correlation with
 the brighter source after means over 16 pixels: near 1, the scene is still there. EN, SD, SF and AG
 reward noise and embossing too: read them beside SSIM and Qabf, and look at the pictures.{credit}"""

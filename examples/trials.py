@@ -4,7 +4,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metrics
-from adapters import reconstruct
 from clip_fusion_loss import (
     FrozenCLIP,
     FusionObjective,
@@ -27,15 +26,8 @@ from fusing import fuse_with
 from images import luminance, read_image, save_image, to_8bit
 from networks.densefuse import DenseFuse
 from networks.residual import AverageResidual
-from networks.u2fusion import U2Fusion
-from original_losses import ReconstructionLoss, ReconstructionTerms, U2FusionLoss, VGGInformation
 from pairs import Pair
-from training import BATCH_SIZE, train
-
-NETWORKS: Mapping[str, Callable[[], nn.Module]] = {"densefuse": DenseFuse, "u2fusion": U2Fusion}
-
-#: At 1e-3 some trainings of U2Fusion collapse within 200 steps; its own has 1e-4.
-LEARNING_RATES = {"densefuse": 1.5e-3, "u2fusion": 3e-4}
+from training import BATCH_SIZE, LEARNING_RATE, train
 
 #: Beside the measures of `metrics`: mean grey level, and correlation with the brighter source after
 #: means over 16 x 16 pixels, which says whether the scene is still there.
@@ -45,11 +37,8 @@ LAYOUT = "layout"
 
 @dataclass(frozen=True)
 class Trial:
-    """All that a training depends on, but for the encoder and the images."""
+    """All that a training of DenseFuse depends on, but for the encoder and the images."""
 
-    network: str = "densefuse"
-    loss: str = "language"
-    """Or "original", for which only network, seed, steps, crops and amp count."""
     seed: int = 0
     steps: int = 150
     crops: int = BATCH_SIZE
@@ -66,8 +55,7 @@ class Trial:
     patches: int = 4
     min_entropy: float | None = 6.0
     reduction: str = "kept"
-    learning_rate: float = 0.0
-    """0 is that of `LEARNING_RATES`."""
+    learning_rate: float = LEARNING_RATE
     amp: bool = False
 
     def weighted_like(self, criterion: Loss) -> "Trial":
@@ -91,17 +79,11 @@ class Trial:
         """The same with the sentence taken out: similarity and regularizer are left."""
         return replace(self, direction=0.0, patch=0.0, prompt=Trial.prompt)
 
-    def with_original_loss(self) -> "Trial":
-        """The network as it was published, trained with the loss that it was published with."""
-        names = ("network", "seed", "steps", "crops", "amp")
-        kept = {name: getattr(self, name) for name in names}
-        return Trial(loss="original", **kept)
-
     @property
     def key(self) -> str:
         """A folder name of its own."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.network}-{self.seed}-{digest[:12]}"
+        return f"{self.seed}-{digest[:12]}"
 
 
 @dataclass
@@ -114,8 +96,6 @@ class Bench:
     shown: Sequence[Pair]
     folder: Path
     device: torch.device
-    vgg16: Path | None = None
-    """Weights for U2Fusion's own loss."""
     names: tuple[str, str] = ("test", "shown")
     """What to call the test and the shown pairs."""
 
@@ -178,7 +158,7 @@ class Bench:
         if not report.is_file():
             seconds = []
             torch.manual_seed(trial.seed)
-            network, criterion = (part.to(self.device) for part in self._ours(trial))
+            network, criterion = (part.to(self.device) for part in self._build(trial))
             for _ in range(9):
                 start = time.perf_counter()
                 self._fit(network, criterion, replace(trial, steps=1))
@@ -189,10 +169,8 @@ class Bench:
 
     def _train(self, trial: Trial) -> None:
         torch.manual_seed(trial.seed)
-        network, criterion = (
-            self._original(trial) if trial.loss == "original" else self._ours(trial)
-        )
-        history = self._fit(network.to(self.device), criterion.to(self.device), trial)
+        network, criterion = (part.to(self.device) for part in self._build(trial))
+        history = self._fit(network, criterion, trial)
         folder = self.folder / trial.key
         content = {"trial": asdict(trial)}
         for part, name in (("test", "{:03d}.png"), ("shown", "shown_{}.png")):
@@ -217,14 +195,13 @@ class Bench:
             device=self.device,
             title=trial.key,
             amp=trial.amp,
-            learning_rate=trial.learning_rate or LEARNING_RATES[trial.network],
+            learning_rate=trial.learning_rate,
             batch_size=trial.crops,
         )
 
-    def _ours(self, trial: Trial) -> tuple[nn.Module, nn.Module]:
-        inner = NETWORKS[trial.network]()
-        network = AverageResidual(inner)
-        network.REACH = inner.REACH
+    def _build(self, trial: Trial) -> tuple[nn.Module, nn.Module]:
+        network = AverageResidual(DenseFuse())
+        network.REACH = DenseFuse.REACH
         criterion = Loss(
             FusionObjective(trial.prompt),
             encoder=self.encoder,
@@ -248,11 +225,6 @@ class Bench:
         )
         return network, criterion
 
-    def _original(self, trial: Trial) -> tuple[nn.Module, nn.Module]:
-        if trial.network == "densefuse":
-            return AveragedFeatures(), OfBothSources(ReconstructionLoss())
-        return U2Fusion(), U2FusionLoss(VGGInformation(self.vgg16))
-
 
 def measure(pair: Pair, image: Tensor) -> dict[str, float]:
     """All measures of a fused uint8 (1, H, W) image."""
@@ -264,36 +236,3 @@ def measure(pair: Pair, image: Tensor) -> dict[str, float]:
         BRIGHTNESS: image.float().mean().item(),
         LAYOUT: torch.corrcoef(torch.stack(coarse))[0, 1].nan_to_num().item(),
     }
-
-
-class AveragedFeatures(nn.Module):
-    """DenseFuse as published: it learns to reconstruct, and fuses by the mean of the features.
-
-    The mean, as ports have it, in place of the sum: the sum of two images' features is brighter
-    than what the decoder has learnt to draw, and needs the result to be stretched to its range.
-    """
-
-    REACH = DenseFuse.REACH
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = DenseFuse()
-
-    def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        if self.training:
-            return reconstruct(self.network, torch.cat([visible, infrared]))
-        encoder, decoder = self.network.encoder, self.network.decoder
-        return decoder((encoder(visible) + encoder(infrared)) / 2)
-
-
-class OfBothSources(nn.Module):
-    """A loss of single images, called as losses of fused images are."""
-
-    def __init__(self, reconstruction: ReconstructionLoss) -> None:
-        super().__init__()
-        self.reconstruction = reconstruction
-
-    def terms(
-        self, reconstructed: Tensor, visible: Tensor, infrared: Tensor
-    ) -> ReconstructionTerms:
-        return self.reconstruction.terms(reconstructed, torch.cat([visible, infrared]))
