@@ -109,7 +109,7 @@ class LanguageDrivenFusionLoss(nn.Module):
     Example:
 
         criterion = LanguageDrivenFusionLoss.paper().to(device)
-        loss = criterion(network(visible, infrared), visible, infrared)
+        loss = criterion(fused=network(visible, infrared), visible=visible, infrared=infrared)
         loss.backward()
     """
 

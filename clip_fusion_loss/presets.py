@@ -36,7 +36,7 @@ def with_the_papers_networks(options: dict[str, Any]) -> dict[str, Any]:
             "        encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
             "        regularizer=VGGMaxFeatureLoss(VGG_FILE),\n"
             "    )\n"
-            "or, without the VGG file, regularizer=IntensityGradientLoss(); and without any, "
+            "or, without the VGG file, regularizer=StructureLoss(); and without any, "
             "LanguageDrivenFusionLoss.tiny(), for a first try. What is missing:\n- "
             + "\n- ".join(problems)
         ) from None

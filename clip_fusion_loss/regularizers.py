@@ -92,8 +92,8 @@ class IntensityGradientLoss(nn.Module):
     `functional.intensity_gradient_loss`. Sources are brought to the channels of `fused`.
 
     Args:
-        gradient_weight: weight of the second part. The default of 2 goes with the loss's
-            `regularizer_weight` of 10; both come from trials with the embedded CLIP.
+        gradient_weight: weight of the second part. The default of 2 was chosen in trials with
+            the embedded CLIP at a `regularizer_weight` of 10, the default of version 0.1.0.
 
     Raises:
         TypeError, ValueError: `gradient_weight` is not a finite number of at least 0.
@@ -134,11 +134,12 @@ class StructureLoss(nn.Module):
 
     Args:
         window: side of the windows in pixels.
-        flat_energy: gradient energy, as a share of the image's mean, that counts as flat. More
-            of it forgives noise in flat regions and holds on to strong edges alone.
+        flat_energy: gradient energy, as a share of the image's mean, that counts as flat. With
+            more of it, weak texture counts as flat too, and amplifying it costs something.
         layout_weight: weight of the layout.
 
-        The defaults come from a search with the embedded CLIP (`examples/calibrate.py`).
+        `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the embedded CLIP
+        (docs/results.md); the defaults here are where that search began.
 
     Raises:
         TypeError, ValueError: an option is not a number in its range.

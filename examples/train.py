@@ -19,6 +19,7 @@ from choices import CHECKPOINT_MODEL, ENCODERS, load_clip, make_writable, warnin
 from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
+    StructureLoss,
     LanguageDrivenFusionLoss,
     VGGMaxFeatureLoss,
 )
@@ -142,16 +143,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--encoder",
         default="tiny",
-        help=f"the CLIP that judges: {ENCODERS} {shown}",
+        help=f"the CLIP that judges; for research name a real one: {ENCODERS} {shown}",
     )
-    add("--patches", type=whole_number, default=32, metavar="N", help=f"of a crop {shown}")
+    add("--patches", type=whole_number, metavar="N", help="of a crop (default: suits the encoder)")
     for name in WEIGHTS:
         option = f"--{name.replace('_', '-')}"
         add(option, type=number, metavar="W", help="(default: suits the encoder)")
     add(
         "--regularizer",
-        choices=("vgg", "intensity", "none"),
-        help="(default: intensity with the tiny encoder, or else vgg, the paper's)",
+        choices=("vgg", "structure", "intensity", "none"),
+        help="(default: structure with the tiny encoder, or else vgg, the paper's)",
     )
     add("--vgg19", type=Path, metavar="FILE", help="weights of vgg, else they are downloaded")
     add("--vgg16", type=Path, metavar="FILE", help="likewise, for the original loss of u2fusion")
@@ -345,14 +346,20 @@ def build_language(
     chosen: dict[str, Any] = {
         name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None
     }
-    chosen |= {"num_patches": options.patches, "generator": generator}
+    chosen["generator"] = generator
+    if options.patches is not None:
+        chosen["num_patches"] = options.patches
     if not tiny:
         chosen["encoder"] = load_clip(options.encoder)
-    regularizer = options.regularizer or ("intensity" if tiny else "vgg")
+    regularizer = options.regularizer or ("structure" if tiny else "vgg")
     if regularizer == "vgg":
         chosen["regularizer"] = VGGMaxFeatureLoss(options.vgg19)
-    else:
-        chosen["regularizer"] = IntensityGradientLoss() if regularizer == "intensity" else None
+    elif regularizer == "intensity":
+        chosen["regularizer"] = IntensityGradientLoss()
+    elif regularizer == "none":
+        chosen["regularizer"] = None
+    elif not tiny:  # which has its own
+        chosen["regularizer"] = StructureLoss()
     build = LanguageDrivenFusionLoss.tiny if tiny else LanguageDrivenFusionLoss
     return build(read_objective(options), **chosen)
 
