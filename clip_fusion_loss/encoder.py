@@ -167,8 +167,8 @@ class FrozenCLIP(FrozenModule):
         """The CLIP that comes with the package, for demonstrations and continuous integration.
 
         It was trained from scratch on rendered scenes and crops of four pairs of the TNO Image
-        Fusion Dataset, knows about a hundred words (others
-        raise a warning) and is no substitute for a real CLIP in research. No network needed.
+        Fusion Dataset, knows about a hundred words (others raise a warning) and is no substitute
+        for a real CLIP in research. No network needed.
 
         Raises:
             ValueError: its files are damaged.

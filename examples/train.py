@@ -19,8 +19,8 @@ from choices import CHECKPOINT_MODEL, ENCODERS, load_clip, make_writable, warnin
 from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
-    StructureLoss,
     LanguageDrivenFusionLoss,
+    StructureLoss,
     VGGMaxFeatureLoss,
 )
 from command_line import errors_as_messages, number, whole_number
