@@ -488,7 +488,7 @@ def calibration(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -
         shown=[],
         folder=bench.folder / "calibration",
     )
-    start = replace(base, steps=80, crops=2)
+    start = replace(base, steps=60, crops=2)
     trials, points = calibrate(small, start, CALIBRATION_SETTINGS, folder / "images")
     best = front(points)
     rows = {}
