@@ -21,11 +21,15 @@ def speed_up(network: nn.Module) -> None:
     Parameters, buffers and results stay as they are, up to rounding. Layers of other kinds, or
     used in other ways, are left alone.
     """
+    # Convolutions that have groups gain nothing from channels in the last place, and lose some.
+    plain = all(m.groups == 1 for m in network.modules() if isinstance(m, nn.Conv2d))
     for module in network.modules():
         if type(module) is nn.MultiheadAttention and _is_plain(module):
             module.__class__ = _SelfAttention
-        elif type(module) is nn.Conv2d:
-            module.__class__ = _PatchProjection if _takes_apart(module) else _Convolution
+        elif type(module) is nn.Conv2d and _takes_apart(module):
+            module.__class__ = _PatchProjection
+        elif type(module) is nn.Conv2d and plain:
+            module.__class__ = _Convolution
         elif type(module).__name__ == "AttentionPool2d" and _is_clips(module):
             module.__class__ = _AttentionPool
         elif type(module).__name__ == "QuickGELU" and not module.state_dict():
@@ -96,7 +100,7 @@ class _Convolution(nn.Conv2d):
     """Keeps images on a CPU in the order of memory that its convolutions are fastest in."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.device.type == "cpu":
+        if images.device.type == "cpu" and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return super().forward(images)
 

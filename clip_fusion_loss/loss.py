@@ -96,7 +96,8 @@ class LanguageDrivenFusionLoss(nn.Module):
             ``torch.Generator().manual_seed(0)``; None is torch's global CPU generator.
         patch_chunk: patches to encode and differentiate at a time. Memory grows with it and not
             with `num_patches`; the value and gradient do not depend on it. "auto" is 64, on a
-            CPU 6; None takes all at once, as double backward needs (docs/performance.md says how).
+            CPU as many as have the pixels of 6 at 224 px, but 6 to 64; None takes all at once,
+            as double backward needs (docs/performance.md says how).
         precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
             `torch.autocast`, or else the encoder's weights. Directions and cosines are float32
             in any case.
@@ -477,13 +478,16 @@ class LanguageDrivenFusionLoss(nn.Module):
                     embedding, sources.visible[owners], sources.infrared[owners]
                 )
 
+        chunk = self.patch_chunk
+        if chunk == "auto":
+            chunk = patches.default_chunk(device, size)
         sums = patches.sum_over_patches(
             fused,
             transforms,
             index,
             size,
             score,
-            chunk=patches.default_chunk(device) if self.patch_chunk == "auto" else self.patch_chunk,
+            chunk=chunk,
             # A compiled tower would be compiled anew for each number of patches.
             pad=self.compile_encoder,
         )

@@ -14,17 +14,20 @@ from . import functional
 __all__ = ["choose_patches", "default_chunk", "draw_patches", "sum_over_patches"]
 
 # Patches to encode at a time. ViT-B/32 keeps about 18 MiB of float32 activations for each. An
-# accelerator needs many to be busy and has memory for them, a CPU is busy with few.
+# accelerator needs many to be busy and has memory for them, a CPU is busy with few of 224 px.
 CPU_CHUNK = 6
+CPU_PIXELS = CPU_CHUNK * 224**2
 ACCELERATOR_CHUNK = 64
 
 # Patches whose histograms are taken at a time.
 FILTER_CHUNK = 32
 
 
-def default_chunk(device: torch.device) -> int:
-    """How many patches to encode at a time on `device`."""
-    return CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
+def default_chunk(device: torch.device, size: tuple[int, int]) -> int:
+    """How many patches of `size` (height, width) to encode at a time on `device`."""
+    if device.type == "cpu":
+        return min(max(CPU_CHUNK, CPU_PIXELS // (size[0] * size[1])), ACCELERATOR_CHUNK)
+    return ACCELERATOR_CHUNK
 
 
 def draw_patches(
@@ -122,7 +125,8 @@ def sum_over_patches(
         score: (P, C, height, width) patches and the (P,) images they are from -> (P,) scores,
             each depending on its own patch only.
         chunk: patches at a time; None takes all at once, by ordinary autograd.
-        pad: fill the last chunk with repeated patches, so that all have one shape.
+        pad: fill the last chunk with repeated patches, so that all have one shape: that of a
+            chunk, or of all N patches of all images if they are fewer.
 
     Returns:
         (B,) sums; zero for an image without patches.
@@ -134,6 +138,8 @@ def sum_over_patches(
         patches = functional.sample_patches(images, transforms, size).flatten(0, 1)[index]
         owners = index // count
         return images.new_zeros(len(images)).index_add(0, owners, score(patches, owners))
+
+    chunk = min(chunk, len(images) * count)
 
     def run(images: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
         sums, gradient = images.new_zeros(len(images)), torch.zeros_like(images)

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss, SourceEmbeddings
+from clip_fusion_loss import (
+    IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+    SourceEmbeddings,
+    patches,
+)
 from conftest import draw_images
 
 CHUNKS = [1, 3, 5, 64, "auto"]
@@ -197,3 +202,30 @@ def test_wrong_chunk(encoder, chunk):
 def test_wrong_precision(encoder):
     with pytest.raises(ValueError, match="`precision`"):
         make(encoder, 3, precision="fp8")
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "chunk"),
+    [
+        ("cpu", (224, 224), 6),
+        ("cpu", (336, 336), 6),
+        ("cpu", (96, 96), 32),
+        ("cpu", (32, 32), 64),
+        ("cuda", (96, 96), 64),
+    ],
+)
+def test_automatic_chunks(device, size, chunk):
+    assert patches.default_chunk(torch.device(device), size) == chunk
+
+
+def test_the_only_chunk_is_not_padded_beyond_all_patches():
+    lengths = []
+
+    def score(images, owners):
+        lengths.append(len(images))
+        return images.mean((1, 2, 3))
+
+    maps = torch.eye(3)[:2].expand(2, 4, 2, 3)
+    images, index = torch.rand(2, 1, 8, 8), torch.tensor([1, 5, 6])
+    patches.sum_over_patches(images, maps, index, (8, 8), score, chunk=32, pad=True)
+    assert lengths == [8]

@@ -1,0 +1,147 @@
+"""Everything is made on the device of the images: shown with fake CUDA tensors, without a GPU.
+
+They have a device and no data, and an operation on tensors of two devices is an error. A backward
+pass needs a real GPU.
+"""
+
+import pytest
+import torch
+import torchvision.models
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+from clip_fusion_loss import IntensityGradientLoss, VGGMaxFeatureLoss, patches
+from conftest import draw_images, make_criterion
+
+CUDA = torch.device("cuda:0")
+
+
+class CudaGenerator(torch.Generator):
+    """Says that it is on a GPU, where a real one could not be made."""
+
+    device = CUDA
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch, encoder):
+    """A world of fake tensors in which what needs data has the answer it may have.
+
+    The encoder is made outside: its weights are looked at.
+    """
+    # No tensors without data have entries that are not zero: say that all are.
+    monkeypatch.setattr(
+        torch.Tensor, "nonzero", lambda x: torch.arange(x.numel(), device=x.device)[:, None]
+    )
+    # The gradient of a chunk, which the forward pass takes.
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda outputs, inputs, slopes: (torch.zeros_like(inputs),)
+    )
+    # Autocast switches itself off without a GPU.
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@pytest.fixture
+def criterion(encoder, monkeypatch):
+    """A loss on the GPU, whose text tower still has data: its tokens are looked at."""
+    embed = encoder._embed
+
+    def embed_with_data(texts):
+        with unset_fake_temporarily():
+            return embed(texts)
+
+    monkeypatch.setattr(encoder, "_embed", embed_with_data)
+    criterion = make_criterion(encoder, generator=None).to(CUDA)
+    criterion._source_values_checked = True  # a look at the data
+    return criterion
+
+
+@pytest.fixture
+def images():
+    fused, visible, infrared = (image.to(CUDA) for image in draw_images())
+    return fused.requires_grad_(), visible, infrared
+
+
+def check(criterion, images, **options):
+    terms = criterion.terms(*images, **options)
+    assert all(term.device == CUDA for term in terms)
+    assert terms.total.requires_grad
+    assert terms.total.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("entropy", [None, 6.0])
+@pytest.mark.parametrize("chunk", ["auto", None, 1])
+def test_forward(criterion, images, chunk, entropy, precision):
+    criterion.patch_chunk, criterion.min_patch_entropy = chunk, entropy
+    criterion.precision = precision
+    check(criterion, images)
+
+
+@pytest.mark.parametrize("generator", [torch.Generator(), CudaGenerator()], ids=["cpu", "cuda"])
+def test_generators(criterion, images, generator):
+    criterion.generator = generator
+    check(criterion, images)
+
+
+def test_entropy_filter(images):
+    transforms = torch.zeros(2, 6, 2, 3, device=CUDA)
+    kept = patches.informative_patches(*images[1:], transforms, (32, 32), min_entropy=6.0)
+    assert kept.device == CUDA
+
+
+@pytest.mark.parametrize("regularizer", [IntensityGradientLoss, VGGMaxFeatureLoss])
+def test_regularizers(criterion, images, regularizer, monkeypatch):
+    vgg = torchvision.models.vgg19
+    monkeypatch.setattr(torchvision.models, "vgg19", lambda weights: vgg())
+    criterion.regularizer = regularizer()
+    check(criterion.to(CUDA), images)
+
+
+def test_sources_embedded_once(criterion, images):
+    sources = criterion.embed_sources(*images[1:])
+    assert all(embedding.device == CUDA for embedding in sources)
+    check(criterion, images, sources=sources)
+
+
+@pytest.mark.parametrize("channels", [(3, 1, 3), (1, 3, 1)])
+def test_colour_other_sizes_and_ranges(criterion, channels):
+    criterion.data_range = (-1, 1)
+    criterion._source_values_checked = True
+    images = [image.to(CUDA) for image in draw_images(channels=channels, size=(130, 97))]
+    images[0].requires_grad_()
+    check(criterion, images)
+
+
+def test_prompt_swap(criterion, images):
+    criterion.set_objective("a blurry dark image")
+    assert criterion.fusion_model.visible_direction.device == CUDA
+    check(criterion, images)
+
+
+def test_moved_after_a_prompt_swap(encoder, images):
+    criterion = make_criterion(encoder, objective="a blurry dark image", generator=None)
+    criterion.to(CUDA)._source_values_checked = True
+    check(criterion, images)
+
+
+def test_replicas_on_two_devices(encoder, images):
+    encoder.to(CUDA)
+    replica = encoder._replicate_for_data_parallel()
+    replica._buffers = {name: b.to("cuda:1") for name, b in encoder._buffers.items()}
+    other = replica.encode_image(images[0].to("cuda:1"))
+    assert other.device == torch.device("cuda:1")
+    assert encoder.encode_image(images[0]).device == CUDA
+
+
+def test_images_elsewhere_are_refused(criterion, images):
+    with pytest.raises(ValueError, match="cuda:0"):
+        criterion(*(image.cpu() for image in images))
+
+
+def test_a_tensor_on_the_wrong_device_is_an_error(criterion, images):
+    """That these tests can fail."""
+    criterion.fusion_model.visible_direction = criterion.fusion_model.visible_direction.cpu()
+    with pytest.raises(RuntimeError, match="device"):
+        criterion(*images)
