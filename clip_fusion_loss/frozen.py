@@ -39,8 +39,9 @@ def _destination(
 
 def computes_in_float16(network: nn.Module, device: torch.device) -> bool:
     """Whether `network`, if called here and now on `device`, overflows at 65504."""
-    autocast = torch.is_autocast_enabled(device.type)
-    half = autocast and torch.get_autocast_dtype(device.type) == torch.float16
+    known = torch.amp.is_autocast_available(device.type)
+    half = known and torch.is_autocast_enabled(device.type)
+    half = half and torch.get_autocast_dtype(device.type) == torch.float16
     return half or any(p.dtype == torch.float16 for p in network.parameters())
 
 

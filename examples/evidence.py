@@ -169,10 +169,9 @@ learns to correct the average of its sources: {base.steps} steps of {BATCH_SIZE}
 {base.learning_rate:g} falling to 0. It was measured on {len(bench.test)} other pairs of
 {first}{again}. A figure is the mean over {len(seeds)} seeds, with the spread (half of the range)
 behind it. "No language" is the same training without the direction and patch terms. The measures
-are those of
-`examples/evaluate.py`. `{BRIGHTNESS}` is the mean grey level. `{LAYOUT}` is the correlation with
-the brighter source after means over 16 pixels: near 1, the scene is still there. EN, SD, SF and AG
-reward noise and embossing too: read them beside SSIM and Qabf, and look at the pictures.{credit}"""
+are those of `examples/evaluate.py`. `{BRIGHTNESS}` is the mean grey level. `{LAYOUT}` is the
+correlation with the brighter source after means over 16 pixels: near 1, the scene is still there.
+EN, SD, SF and AG reward noise and embossing too: read them beside SSIM and Qabf, and look at the pictures.{credit}"""
 
 
 def summary(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
@@ -271,6 +270,10 @@ def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
     trials |= {f'"{prompt}"': replace(base, prompt=prompt) for prompt in WANTED}
     parts = ["## What a sentence does"]
     parts += picture(bench, trials, folder / "images" / "steering.jpg")
+    if bench.shown:
+        front_page = {name: trials[name] for name in (f'"{Trial.prompt}"', '"a dark image"')}
+        columns, windows = shown_groups(bench, front_page, FRONT_PAGE)
+        report.save_sheet(columns, windows, folder / "images" / "prompts.jpg")
     parts += [
         "Does it do what it says? Change against no language:",
         verdicts(bench, trials, seeds),

@@ -9,7 +9,14 @@ import torch
 import torchvision.models
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from clip_fusion_loss import IntensityGradientLoss, VGGMaxFeatureLoss, patches
+from clip_fusion_loss import (
+    IntensityGradientLoss,
+    StructureLoss,
+    VGGMaxFeatureLoss,
+    fusion_model,
+    patches,
+)
+from clip_fusion_loss.patch_history import PatchHistory
 from conftest import draw_images, make_criterion
 
 CUDA = torch.device("cuda:0")
@@ -31,6 +38,8 @@ def fake(monkeypatch, encoder):
     monkeypatch.setattr(
         torch.Tensor, "nonzero", lambda x: torch.arange(x.numel(), device=x.device)[:, None]
     )
+    # The host's own draws are compared with earlier ones.
+    monkeypatch.setattr(PatchHistory, "check_draw", lambda *_: None)
     # The gradient of a chunk, which the forward pass takes.
     monkeypatch.setattr(
         torch.autograd, "grad", lambda outputs, inputs, slopes: (torch.zeros_like(inputs),)
@@ -45,13 +54,13 @@ def fake(monkeypatch, encoder):
 @pytest.fixture
 def criterion(encoder, monkeypatch):
     """A loss on the GPU, whose text tower still has data: its tokens are looked at."""
-    embed = encoder._embed
+    directions = fusion_model._text_directions
 
-    def embed_with_data(texts):
+    def directions_with_data(*arguments):
         with unset_fake_temporarily():
-            return embed(texts)
+            return directions(*arguments)
 
-    monkeypatch.setattr(encoder, "_embed", embed_with_data)
+    monkeypatch.setattr(fusion_model, "_text_directions", directions_with_data)
     criterion = make_criterion(encoder, generator=None).to(CUDA)
     criterion._source_values_checked = True  # a look at the data
     return criterion
@@ -87,11 +96,11 @@ def test_generators(criterion, images, generator):
 
 def test_entropy_filter(images):
     transforms = torch.zeros(2, 6, 2, 3, device=CUDA)
-    kept = patches.informative_patches(*images[1:], transforms, (32, 32), min_entropy=6.0)
+    kept, _ = patches.choose_patches(*images[1:], transforms, (32, 32), min_entropy=6.0)
     assert kept.device == CUDA
 
 
-@pytest.mark.parametrize("regularizer", [IntensityGradientLoss, VGGMaxFeatureLoss])
+@pytest.mark.parametrize("regularizer", [IntensityGradientLoss, StructureLoss, VGGMaxFeatureLoss])
 def test_regularizers(criterion, images, regularizer, monkeypatch):
     vgg = torchvision.models.vgg19
     monkeypatch.setattr(torchvision.models, "vgg19", lambda weights: vgg())

@@ -110,6 +110,7 @@ def test_tf32(criterion, tokenizer, allowed):
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+@pytest.mark.filterwarnings("ignore:`fused` looks like grey levels")
 class TestFarOutOfRangeInFloat16:
     """Someone forgot to divide by 255; float16 ends at 65504."""
 
