@@ -171,7 +171,8 @@ learns to correct the average of its sources: {base.steps} steps of {BATCH_SIZE}
 behind it. "No language" is the same training without the direction and patch terms. The measures
 are those of `examples/evaluate.py`. `{BRIGHTNESS}` is the mean grey level. `{LAYOUT}` is the
 correlation with the brighter source after means over 16 pixels: near 1, the scene is still there.
-EN, SD, SF and AG reward noise and embossing too: read them beside SSIM and Qabf, and look at the pictures.{credit}"""
+EN, SD, SF and AG reward noise and embossing too: read them beside SSIM and Qabf, and look at the
+pictures.{credit}"""
 
 
 def summary(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
