@@ -66,7 +66,7 @@ NO_LANGUAGE = "without language"
 BRIGHTNESS = "mean"
 
 #: With fewer training steps the fused images still look like the average of their sources.
-STEPS_TO_SEE = 50
+STEPS_TO_SEE = 40
 SHEET_ROWS = 3
 
 Fusion = Callable[[Pair], Tensor]
@@ -127,7 +127,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--steps",
         type=whole_number,
-        default=100,
+        default=80,
         metavar="N",
         help="steps of each training; more show more (default: %(default)s)",
     )
