@@ -62,7 +62,7 @@ def save_sheet(
         ratio = width / height if as_rows else height / width
         ratio = min(ratio, 1.6)  # none may fill the sheet alone
         lengths += 2 * [cell_inches * ratio]
-    label_inches = 1.5 if as_rows else 0.5
+    label_inches = 1.5 if as_rows else 0.75
     along, across = sum(lengths), cell_inches * len(groups)
     size = (along + label_inches, across) if as_rows else (across, along + label_inches)
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
