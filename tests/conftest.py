@@ -12,6 +12,8 @@ from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, functional
 # The tests' tensors are so small that handing them to threads costs more than it gains.
 torch.set_num_threads(1)
 
+TORCH_VERSION = tuple(int(number) for number in torch.__version__.split(".")[:2])
+
 MODEL_CONFIG = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
