@@ -36,7 +36,10 @@ class PatchHistory:
                 that no step has had: the gradient would not be that of the loss.
         """
         # Another generator's device is not asked; None is no step's draw.
-        draw = hash(tuple(transforms[0, 0].flatten().tolist())) if transforms.is_cpu else None
+        try:
+            draw = hash(tuple(transforms[0, 0].flatten().tolist())) if transforms.is_cpu else None
+        except RuntimeError:  # torch.func of PyTorch 2.4 hides the numbers
+            draw = None
         if not _in_backward() and draw is not None:
             self._draws.append(draw)
         elif _in_backward() and draw not in self._draws:

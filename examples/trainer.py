@@ -20,7 +20,7 @@ from checkpoints import Checkpoint, save_checkpoint
 from crops import Crops, batches
 from files import written_whole
 from fusing import fuse_with
-from images import with_chroma_of
+from images import luminance, to_8bit, with_chroma_of
 from objectives import Objective
 from pairs import spread
 from processes import Processes, StopRequest
@@ -265,7 +265,10 @@ class Trainer:
             ],
         }
         path = self.plan.out / "samples" / f"step_{self.step:07d}.png"
-        report.save_contact_sheet(columns, path)
+        windows = [
+            report.salient_window(to_8bit(luminance(pair.visible)), pair.infrared) for pair in shown
+        ]
+        report.save_sheet(columns, windows, path)
         self.objective.train()
 
 

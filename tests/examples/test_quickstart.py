@@ -250,7 +250,7 @@ def test_any_gpu_is_used_and_else_the_cpu(monkeypatch):
         ("ViT-B-32-quickgelu/openai", ("ViT-B-32-quickgelu", "openai")),
         ("hf-hub:someone/clip", ("hf-hub:someone/clip",)),
         ("local-dir:/models/clip", ("local-dir:/models/clip",)),
-        (__file__, ("ViT-B-32-quickgelu", __file__)),
+        (__file__, ("ViT-B-32-quickgelu", Path(__file__))),
     ],
 )
 def test_names_of_encoders(monkeypatch, name, arguments):
