@@ -132,14 +132,14 @@ class StructureLoss(nn.Module):
     contrast near those of the sources, and with them a sentence about either shows little.
     Sources are brought to the channels of `fused`.
 
+    `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the embedded CLIP
+    (docs/results.md); the defaults here are where that search began.
+
     Args:
         window: side of the windows in pixels.
         flat_energy: gradient energy, as a share of the image's mean, that counts as flat. With
             more of it, weak texture counts as flat too, and amplifying it costs something.
         layout_weight: weight of the layout.
-
-        `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the embedded CLIP
-        (docs/results.md); the defaults here are where that search began.
 
     Raises:
         TypeError, ValueError: an option is not a number in its range.
