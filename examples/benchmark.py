@@ -22,10 +22,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss
-from files import written_whole
-from images import luminance
-from pairs import open_pairs
-from published_step import PublishedStep
+from parts.command_line import errors_as_messages
+from parts.data.images import luminance
+from parts.data.pairs import open_pairs
+from parts.files import written_whole
+from parts.losses.published_step import PublishedStep
+from parts.pages.plots import save_costs
 
 STAGES = ("crop", "filter", "encode", "backward")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +38,10 @@ Step = Callable[[Tensor, Tensor, Tensor], object]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    if options.draw:
+        with errors_as_messages("benchmark"):
+            draw(*options.draw)
+        return
     if options.peak_of:
         print(peak_memory_here(options))
         return
@@ -86,6 +92,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--curve",
         choices=("patches", "batch", "size"),
         help="instead, our time and memory as this grows, the other options fixed",
+    )
+    add(
+        "--draw",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="instead, draw curves: the picture to write, then files by --json, a column each",
     )
     add("--peak-of", choices=("ours", "published"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -305,6 +318,18 @@ def measure_curve(options: argparse.Namespace) -> dict[str, object]:
         for column, entry in zip(columns.values(), (value, kept, time_taken, peak), strict=True):
             column.append(entry)
     return {"curve": options.curve, "device": device_name(options.device), **columns}
+
+
+def draw(picture: Path, *results: Path) -> None:
+    """Draw the curves that were measured before.
+
+    Raises:
+        OSError, ValueError: there are none, or they are something else.
+    """
+    if not results:
+        raise ValueError("--draw needs the picture to write and at least one file by --json")
+    save_costs([json.loads(path.read_text(encoding="utf-8")) for path in results], picture)
+    print(picture)
 
 
 def as_table(result: dict) -> str:

@@ -10,13 +10,13 @@ import torch
 from torchmetrics.functional.image import visual_information_fidelity
 from tqdm import tqdm
 
-import metrics
-import report
-from command_line import errors_as_messages
-from files import written_whole
-from images import READABLE, luminance, read_image, to_8bit
-from metrics import Grey
-from pairs import LAYOUTS, Pair, PairFiles, UnusablePairError, find_pairs, read_pair
+from parts.command_line import errors_as_messages
+from parts.data.images import READABLE, luminance, read_image, to_8bit
+from parts.data.pairs import LAYOUTS, Pair, PairFiles, UnusablePairError, find_pairs, read_pair
+from parts.files import written_whole
+from parts.measuring import metrics
+from parts.measuring.metrics import Grey
+from parts.pages import tables
 
 OVERVIEW = """\
 Measure fused images by the quality measures of the field.
@@ -107,7 +107,7 @@ def evaluate_folders(options: argparse.Namespace) -> None:
         first, second = means.values()
         means["difference"] = {name: first[name] - second[name] for name in COLUMNS}
     print(f"means over {len(common)} images")
-    print(report.table(means))
+    print(tables.text_table(means))
     print(CONVENTION)
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from checkpoints import load_network, load_weights
-from choices import choose_device, make_writable
-from command_line import errors_as_messages
-from fusing import fuse_with
-from images import save_image, with_chroma_of
-from networks.catalogue import NETWORKS, PORTS
-from pairs import LAYOUTS, UnusablePairError, find_pairs, read_pair
+from parts.command_line import choose_device, errors_as_messages, make_writable
+from parts.data.images import save_image, with_chroma_of
+from parts.data.pairs import LAYOUTS, UnusablePairError, find_pairs, read_pair
+from parts.networks.catalogue import NETWORKS, PORTS
+from parts.networks.fusing import fuse_with
+from parts.training.checkpoints import load_network, load_weights
 
 OVERVIEW = """\
 Fuse folders of image pairs with a network that train.py has trained, or with published weights.

@@ -17,25 +17,27 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-import metrics
-import report
-from choices import (
-    ENCODERS,
-    build_criterion,
-    choose_device,
-    choose_pairs,
-    make_writable,
-    warnings_as_notes,
-)
 from clip_fusion_loss import FusionObjective, LanguageDrivenFusionLoss, __version__
-from command_line import errors_as_messages, progress, whole_number
-from files import written_whole
-from fusing import average, fuse
-from images import luminance, save_image, to_8bit, with_chroma_of
-from networks.densefuse import DenseFuse
-from networks.residual import AverageResidual
-from pairs import LAYOUTS, Pair, spread
-from training import train
+from parts.command_line import (
+    choose_device,
+    errors_as_messages,
+    make_writable,
+    progress,
+    warnings_as_notes,
+    whole_number,
+)
+from parts.data.default_pairs import choose_pairs
+from parts.data.images import luminance, save_image, to_8bit, with_chroma_of
+from parts.data.pairs import LAYOUTS, Pair, spread
+from parts.files import written_whole
+from parts.losses.language import ENCODERS, build_criterion
+from parts.measuring import metrics
+from parts.measuring.baselines import average
+from parts.networks.densefuse import DenseFuse
+from parts.networks.fusing import fuse
+from parts.networks.residual import AverageResidual
+from parts.pages import plots, sheets, tables
+from parts.training.short import train
 
 OVERVIEW = """\
 Train a small network to fuse infrared and visible images the way a sentence says.
@@ -197,10 +199,10 @@ def quickstart(options: argparse.Namespace) -> None:
 
     print("drawing the contact sheet", file=sys.stderr, flush=True)
     windows = [
-        report.salient_window(grey, pairs[i].infrared) for grey, i in zip(greys, shown, strict=True)
+        sheets.salient_window(grey, pairs[i].infrared) for grey, i in zip(greys, shown, strict=True)
     ]
-    report.save_sheet(columns, windows, out / "contact_sheet.png", cell_inches=2.2)
-    report.save_loss_curves(histories, out / "loss_curves.png")
+    sheets.save_sheet(columns, windows, out / "contact_sheet.png", cell_inches=2.2)
+    plots.save_loss_curves(histories, out / "loss_curves.png")
     settings = {
         "version": __version__,
         "encoder": options.encoder,
@@ -210,7 +212,7 @@ def quickstart(options: argparse.Namespace) -> None:
     save_metrics(settings, average_metrics, runs, out / "metrics.json")
     rows = {"average": average_metrics}
     rows |= {run.prompt or NO_LANGUAGE: run.metrics for run in runs}
-    print(report.table(rows))
+    print(tables.text_table(rows))
     print("What is measured: python examples/evaluate.py --help\n")
     for run in runs[1:]:
         print(f'"{run.prompt}": {in_words(run.metrics, runs[0].metrics)}')

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from checkpoints import Checkpoint, load_checkpoint
-from choices import CHECKPOINT_MODEL, ENCODERS, load_clip, make_writable, warnings_as_notes
 from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
@@ -23,14 +21,22 @@ from clip_fusion_loss import (
     StructureLoss,
     VGGMaxFeatureLoss,
 )
-from command_line import errors_as_messages, number, whole_number
-from crops import Crops
-from networks.catalogue import NETWORKS
-from objectives import Objective, OriginalLoss
-from original_losses import ReconstructionLoss, SwinFusionLoss, U2FusionLoss, VGGInformation
-from pairs import LAYOUTS, PairFolder, open_pairs
-from processes import Processes, StopRequest, joined_processes, stop_on_request
-from trainer import AMP_TYPES, CHECKPOINT, LOG, Plan, Trainer
+from parts.command_line import (
+    errors_as_messages,
+    make_writable,
+    number,
+    warnings_as_notes,
+    whole_number,
+)
+from parts.data.crops import Crops
+from parts.data.pairs import LAYOUTS, PairFolder, open_pairs
+from parts.losses.combined import Objective, OriginalLoss
+from parts.losses.language import CHECKPOINT_MODEL, ENCODERS, load_clip
+from parts.losses.original import ReconstructionLoss, SwinFusionLoss, U2FusionLoss, VGGInformation
+from parts.networks.catalogue import NETWORKS
+from parts.training.checkpoints import Checkpoint, load_checkpoint
+from parts.training.processes import Processes, StopRequest, joined_processes, stop_on_request
+from parts.training.trainer import AMP_TYPES, CHECKPOINT, LOG, Plan, Trainer
 
 OVERVIEW = f"""\
 Train a fusion network with the language-driven loss, its original one, or both.

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from files import written_whole
+from parts.files import written_whole
 
 from .captions import SLICES, WIDTH, Assertion, mask
 from .degradations import ARTEFACTS, QUALITY, Degradation, degrade, vary_look

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP, FusionObjective
 from clip_fusion_loss.functional import resize_images
-from files import written_whole
+from parts.files import written_whole
 
 from .degradations import gaussian_blur
 

@@ -15,7 +15,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
 from torch import Tensor
 
-from files import written_whole
+from parts.files import written_whole
 
 from .captions import (
     OBJECTIVES,

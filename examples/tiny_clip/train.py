@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from files import written_whole
+from parts.files import written_whole
 
 from . import losses
 from .captions import build_captions, truth

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pairs import Pair
+from parts.data.pairs import Pair
 
 
 def draw_pairs(count=3, size=(48, 56)):

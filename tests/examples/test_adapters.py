@@ -20,8 +20,8 @@ from adapters import (
 )
 from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss
 from conftest import draw_images
-from networks.densefuse import DenseFuse
-from original_losses import ReconstructionLoss, SwinFusionLoss
+from parts.losses.original import ReconstructionLoss, SwinFusionLoss
+from parts.networks.densefuse import DenseFuse
 
 
 class SmallNetwork(nn.Module):

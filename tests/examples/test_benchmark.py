@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import benchmark
-import plot_costs
 from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss
 from conftest import build_clip
-from images import read_image
-from published_step import PublishedStep
+from parts.data.images import read_image
+from parts.losses.published_step import PublishedStep
 
 RESULT = {
     "speedup", "speedup_min", "speedup_max", "peak_memory_ratio", "kept", "device", "precision",
@@ -80,7 +79,7 @@ def test_curves_and_their_picture(small_clip, tmp_path, capsys):
     assert columns["value"] == [64, 128, 224, 512, 1024]
     assert len(columns["seconds"]) == len(columns["peak_memory"]) == 5
     assert len(capsys.readouterr().out.splitlines()) == 6
-    plot_costs.main([str(curve), str(curve), "--out", str(out)])
+    benchmark.main(["--draw", str(out), str(curve), str(curve)])
     assert read_image(out).shape[2] > 500
 
 
@@ -88,8 +87,8 @@ def test_curves_and_their_picture(small_clip, tmp_path, capsys):
 def test_pictures_of_curves_refuse_other_files(content, tmp_path):
     file = tmp_path / "curve.json"
     file.write_text(content)
-    with pytest.raises(SystemExit, match="^plot_costs: error: "):
-        plot_costs.main([str(file), "--out", str(tmp_path / "costs.png")])
+    with pytest.raises(SystemExit, match="^benchmark: error: "):
+        benchmark.main(["--draw", str(tmp_path / "costs.png"), str(file)])
     assert not (tmp_path / "costs.png").exists()
 
 

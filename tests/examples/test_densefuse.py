@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from fusing import fuse
-from networks.densefuse import DenseFuse
-from networks.residual import AverageResidual
-from pairs import Pair
+from parts.data.pairs import Pair
+from parts.networks.densefuse import DenseFuse
+from parts.networks.fusing import fuse
+from parts.networks.residual import AverageResidual
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torchvision.models import vgg19
 from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss
 from clip_fusion_loss.options import OPTIONS
 from conftest import build_clip
-from networks.densefuse import DenseFuse
+from parts.networks.densefuse import DenseFuse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,23 +9,26 @@ import torch
 from drawn import draw_pairs, save_pairs
 from PIL import Image
 
-import calibration
 import evidence
-import metrics
-import training
 from clip_fusion_loss import FrozenCLIP, FusionObjective
-from controls import clahe, matched, unsharp
-from embedding_space import save_embedding_space
-from fusing import average, laplacian_pyramid, maximum
-from images import read_image
-from metrics import average_gradient
-from trials import Bench, Trial
+from parts import pages
+from parts.data.images import read_image
+from parts.measuring import calibration, metrics
+from parts.measuring.baselines import average, clahe, laplacian_pyramid, matched, maximum, unsharp
+from parts.measuring.comparing import gains, wins
+from parts.measuring.metrics import average_gradient
+from parts.measuring.trials import Bench, Trial
+from parts.pages import steering
+from parts.pages.ablation import FULL
+from parts.pages.embedding_space import save_embedding_space
+from parts.pages.tables import table
+from parts.training import short
 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
-    monkeypatch.setattr(training, "BATCH_SIZE", 2)
-    monkeypatch.setattr(training, "CROP_SIDE", 40)
+    monkeypatch.setattr(short, "BATCH_SIZE", 2)
+    monkeypatch.setattr(short, "CROP_SIDE", 40)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def run(out, folder, *arguments):
 
 def test_the_page(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(calibration, "CHOICES", {"window": (5,), "patches": (1,)})
-    monkeypatch.setattr(evidence, "CALIBRATION_SETTINGS", 1)
+    monkeypatch.setattr(pages.calibration, "CALIBRATION_SETTINGS", 1)
     monkeypatch.setattr(Bench, "_train", pretend_training)
     monkeypatch.setattr(Bench, "seconds_a_step", lambda *_: 0.25)
     page = run(tmp_path, folder)
@@ -59,7 +62,7 @@ def test_the_page(tmp_path, folder, monkeypatch):
     assert '| "a purple elephant dancing" | every measure within 3 % | +0.0 % | 2 of 2 |' in page
     assert "does not know: dancing, elephant, purple." in page
     for row in (
-        "average of the sources", "structure", evidence.FULL,
+        "average of the sources", "structure", FULL,
         "no language, then CLAHE to the same AG", "language x 4", "32 patches", "**tiny()** *",
         "Laplacian pyramid",
     ):  # fmt: skip
@@ -190,10 +193,10 @@ def test_fusions_without_training():
 def test_gains_and_spreads():
     rows = [{"SF": 12.0, "AG": 4.0, "SSIM": 0.7}, {"SF": 11.0, "AG": 4.0, "SSIM": 0.6}]
     others = [{"SF": 10.0, "AG": 4.0, "SSIM": 0.8}, {"SF": 10.0, "AG": 4.0, "SSIM": 0.8}]
-    gains = evidence.gains(rows, others)
-    assert [row["SF, %"] for row in gains] == pytest.approx([20, 10])
-    assert [row["SSIM"] for row in gains] == pytest.approx([-0.1, -0.2])
-    assert evidence.table({"a": gains}).splitlines()[-1] == (
+    more = gains(rows, others)
+    assert [row["SF, %"] for row in more] == pytest.approx([20, 10])
+    assert [row["SSIM"] for row in more] == pytest.approx([-0.1, -0.2])
+    assert table({"a": more}).splitlines()[-1] == (
         "| a | 15.00 ± 5.00 | 0.000 ± 0.000 | -0.150 ± 0.050 |"
     )
 
@@ -213,20 +216,20 @@ def test_sentences_that_work_in_part(bench, monkeypatch):
     monkeypatch.setattr(bench, "rows", lambda trial, part: measured[trial.prompt][trial.seed])
     trials = {name: Trial(prompt=name) for name in measured}
     wanted = {"a dark image": {"mean": -30}, "a bright image": {"mean": 15}, "xyz": None}
-    monkeypatch.setattr(evidence, "WANTED", wanted)
-    assert evidence.verdicts(bench, trials, range(2)).splitlines()[2:] == [
+    monkeypatch.setattr(steering, "WANTED", wanted)
+    assert steering.verdicts(bench, trials, range(2)).splitlines()[2:] == [
         '| "a dark image" | mean -30 % | -30.0 % | 1 of 2 |',
         '| "a bright image" | mean +15 % | +20.0 % | 2 of 2 |',
         '| "xyz" | every measure within 3 % | +3.7 % | 1 of 2 |',
     ]
     # One image of four is as bright as without language.
-    assert "brighter in 3 of 4 single images" in evidence.order(bench, trials, range(2))
+    assert "brighter in 3 of 4 single images" in steering.order(bench, trials, range(2))
 
 
 def test_wins_against_a_filter():
     row = dict.fromkeys(("EN", "SD", "SF", "AG"), 2.0) | {"mean": 9.0, "layout": 1.0}
     other = dict.fromkeys(row, 1.0) | {"AG": 1.999, "SF": 3.0}
-    assert evidence.wins([row], [other]) == [2]
+    assert wins([row], [other]) == [2]
 
 
 def test_embedding_space(tmp_path):

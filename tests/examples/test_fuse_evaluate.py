@@ -9,13 +9,13 @@ from PIL import Image
 
 import evaluate
 import fuse
-import fusing
-from checkpoints import Checkpoint, load_network, save_checkpoint
 from evaluate import fidelity
-from images import luminance, read_image, to_8bit
-from networks.catalogue import NETWORKS
-from networks.u2fusion import U2Fusion
-from pairs import Pair, find_pairs, read_pair
+from parts.data.images import luminance, read_image, to_8bit
+from parts.data.pairs import Pair, find_pairs, read_pair
+from parts.networks import fusing
+from parts.networks.catalogue import NETWORKS
+from parts.networks.u2fusion import U2Fusion
+from parts.training.checkpoints import Checkpoint, load_network, save_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ import torch
 
 from clip_fusion_loss import IntensityGradientLoss
 from conftest import draw_images, make_criterion
-from networks.densefuse import DenseFuse
-from pairs import Pair
-from training import train
+from parts.data.pairs import Pair
+from parts.networks.densefuse import DenseFuse
+from parts.training.short import train
 
 STATUS = Path("/proc/self/statm")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import metrics
-from fusing import average
-from images import luminance, to_8bit
-from pairs import open_pairs
+from parts.data.images import luminance, to_8bit
+from parts.data.pairs import open_pairs
+from parts.measuring import metrics
+from parts.measuring.baselines import average
 
 TNO = Path(__file__).parents[3] / "shared" / "pairs" / "tno"
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from networks.catalogue import NETWORKS
-from networks.densefuse import DenseFuse
-from networks.ldfusion import ContentEncoder, Decoder, LDFusion, StyleEncoder
-from networks.swinfusion import (
+from parts.networks.catalogue import NETWORKS
+from parts.networks.densefuse import DenseFuse
+from parts.networks.ldfusion import ContentEncoder, Decoder, LDFusion, StyleEncoder
+from parts.networks.swinfusion import (
     WINDOW,
     Block,
     CrossBlock,
     SwinFusion,
     WindowAttention,
 )
-from networks.u2fusion import DenseEncoder, U2Fusion
+from parts.networks.u2fusion import DenseEncoder, U2Fusion
 
 SMALLEST = {"densefuse": 2, "u2fusion": 2, "swinfusion": 5, "ldfusion": 16, "ldfusion-smooth": 16}
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import original_losses
-from original_losses import (
+from parts.losses import original
+from parts.losses.original import (
     ReconstructionLoss,
     SwinFusionLoss,
     U2FusionLoss,
@@ -164,7 +164,7 @@ def small_vgg(monkeypatch):
         model.features = nn.Sequential(*layers)
         return model
 
-    monkeypatch.setattr(original_losses, "vgg16", build)
+    monkeypatch.setattr(original, "vgg16", build)
     return build
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from images import deep_to_8bit, luminance, read_image, save_image, with_chroma_of
-from pairs import PairFolder, find_pairs, open_pairs, read_pair, spread
+from parts.data.images import deep_to_8bit, luminance, read_image, save_image, with_chroma_of
+from parts.data.pairs import PairFolder, find_pairs, open_pairs, read_pair, spread
 
 GREY = np.linspace(0, 255, 40 * 48).astype(np.uint8).reshape(40, 48)
 COLOUR = np.stack([GREY, GREY.T.reshape(40, 48), 255 - GREY], axis=-1)

@@ -10,25 +10,27 @@ import pytest
 import torch
 from PIL import Image
 
-import choices
 import quickstart
-import report
-import training
-from choices import build_criterion, choose_device, choose_pairs, load_clip, rendered_pairs
 from clip_fusion_loss import FrozenCLIP, __version__
-from files import written_whole
-from images import read_image
-from networks.densefuse import DenseFuse
-from networks.residual import AverageResidual
-from pairs import Pair
+from parts.command_line import choose_device, warnings_as_notes
+from parts.data.default_pairs import choose_pairs, rendered_pairs
+from parts.data.images import read_image
+from parts.data.pairs import Pair
+from parts.files import written_whole
+from parts.losses import language
+from parts.losses.language import build_criterion, load_clip
+from parts.networks.densefuse import DenseFuse
+from parts.networks.residual import AverageResidual
+from parts.pages import plots, sheets, tables
+from parts.training import short
 
 METRICS = ["EN", "SD", "SF", "AG", "MI", "SCD", "SSIM", "Qabf"]
 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
-    monkeypatch.setattr(training, "BATCH_SIZE", 2)
-    monkeypatch.setattr(training, "CROP_SIDE", 48)
+    monkeypatch.setattr(short, "BATCH_SIZE", 2)
+    monkeypatch.setattr(short, "CROP_SIDE", 48)
 
 
 def run(out, *arguments):
@@ -115,7 +117,7 @@ def test_without_options_it_compares_two_sentences_on_real_pairs(tmp_path, capsy
 
 def test_the_sentence_shows_after_a_short_training(tmp_path, monkeypatch):
     """What the first run is for: the dark image is dark."""
-    monkeypatch.setattr(training, "BATCH_SIZE", 2)
+    monkeypatch.setattr(short, "BATCH_SIZE", 2)
     options = ["--steps", "80", "--max-pairs", "2", "--prompt", "a dark image"]
     silent, dark = run(tmp_path / "out", *options)["runs"]
     assert dark["metrics"]["mean"] < 0.9 * silent["metrics"]["mean"]
@@ -257,7 +259,7 @@ def test_names_of_encoders(monkeypatch, name, arguments):
     def give_back(*received):
         raise ValueError(received)
 
-    monkeypatch.setattr(choices.FrozenCLIP, "from_pretrained", give_back)
+    monkeypatch.setattr(language.FrozenCLIP, "from_pretrained", give_back)
     with pytest.raises(ValueError, match=re.escape(str(arguments))):
         build_criterion(name, torch.Generator())
 
@@ -278,8 +280,8 @@ def test_folder_names_are_safe_and_unique():
 def test_crops_show_the_same_place_of_both_images():
     image = torch.randint(256, (1, 130, 150), dtype=torch.uint8)
     pairs = [Pair("scene", image, 255 - image)]
-    visible, infrared = training.random_crops(pairs, torch.Generator().manual_seed(0))
-    assert visible.shape == (training.BATCH_SIZE, 1, training.CROP_SIDE, training.CROP_SIDE)
+    visible, infrared = short.random_crops(pairs, torch.Generator().manual_seed(0))
+    assert visible.shape == (short.BATCH_SIZE, 1, short.CROP_SIDE, short.CROP_SIDE)
     torch.testing.assert_close(visible + infrared, torch.ones_like(visible))
     assert not torch.equal(visible[0], visible[1])
 
@@ -289,15 +291,15 @@ def test_crops_shrink_to_the_smallest_image():
         Pair("grey", *torch.zeros(2, 1, 40, 300, dtype=torch.uint8)),
         Pair("colour", torch.zeros(3, 300, 40, dtype=torch.uint8), torch.zeros(1, 300, 40)),
     ]
-    visible, _ = training.random_crops(pairs, torch.Generator().manual_seed(0))
-    assert visible.shape == (training.BATCH_SIZE, 1, 40, 40)
+    visible, _ = short.random_crops(pairs, torch.Generator().manual_seed(0))
+    assert visible.shape == (short.BATCH_SIZE, 1, 40, 40)
 
 
 def test_training_lowers_the_loss():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     criterion = build_criterion("tiny", generator)
-    history = training.train(
+    history = short.train(
         AverageResidual(DenseFuse()),
         criterion,
         rendered_pairs(1),
@@ -312,12 +314,12 @@ def test_training_lowers_the_loss():
 def test_odd_prompts_in_pictures(tmp_path):
     grey = torch.zeros(1, 20, 30, dtype=torch.uint8)
     titles = ["100 $ and $x^{", "_hidden", "a long prompt " * 20]
-    window = report.salient_window(grey, grey)
+    window = sheets.salient_window(grey, grey)
     for name, as_rows in (("columns", False), ("rows", True)):
         groups = {title: [grey, grey] for title in titles}
-        report.save_sheet(groups, [window] * 2, tmp_path / f"{name}.png", as_rows=as_rows)
+        sheets.save_sheet(groups, [window] * 2, tmp_path / f"{name}.png", as_rows=as_rows)
     history = {"total": [3.0, 2.0, 1.0], "kept": [0.0, 1.0, 1.0]}
-    report.save_loss_curves(dict.fromkeys(titles, history), tmp_path / "curves.png")
+    plots.save_loss_curves(dict.fromkeys(titles, history), tmp_path / "curves.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "columns.png",
         "curves.png",
@@ -331,7 +333,7 @@ def test_the_detail_shows_the_warm_target():
     infrared = visible.clone()
     infrared[:, 40:50, 70:76] = 255
     infrared[:, :3] = 255  # a frame
-    rows, columns = report.salient_window(visible, infrared)
+    rows, columns = sheets.salient_window(visible, infrared)
     assert rows.start <= 40
     assert rows.stop >= 50
     assert columns.start <= 70
@@ -341,7 +343,7 @@ def test_the_detail_shows_the_warm_target():
 
 def test_table_lines_up():
     rows = {"average": {"EN": 6.0, "SD": 30.0}, '"x"': {"EN": 7.0, "SD": 1.0}}
-    assert report.table(rows).split("\n") == [
+    assert tables.text_table(rows).split("\n") == [
         "             EN      SD",
         "average   6.000  30.000",
         '"x"       7.000   1.000',
@@ -349,7 +351,7 @@ def test_table_lines_up():
 
 
 def test_running_mean():
-    positions, means = report.running_mean(np.arange(60.0))
+    positions, means = plots.running_mean(np.arange(60.0))
     assert len(means) == 55
     np.testing.assert_allclose(positions, means)
 
@@ -366,7 +368,7 @@ def test_an_interrupted_file_is_not_written(tmp_path):
 
 
 def test_notes_hide_warnings_for_programmers(capsys):
-    with choices.warnings_as_notes():
+    with warnings_as_notes():
         warnings.warn("mind the gap", stacklevel=1)
         warnings.warn("old function", DeprecationWarning, stacklevel=1)
     assert capsys.readouterr().err == "note: mind the gap\n"

@@ -14,15 +14,15 @@ from torch import nn
 
 import fuse
 from adapters import OverOutputs, TwoStage, parts_of
-from checkpoints import load_weights
 from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss, functional, patches
 from conftest import draw_images, make_criterion
-from images import luminance, read_image
-from networks.catalogue import NETWORKS, PORTS
-from networks.densefuse import DenseFuse
-from networks.u2fusion import U2Fusion
-from original_losses import ReconstructionLoss, SwinFusionLoss
-from pairs import find_pairs, read_pair
+from parts.data.images import luminance, read_image
+from parts.data.pairs import find_pairs, read_pair
+from parts.losses.original import ReconstructionLoss, SwinFusionLoss
+from parts.networks.catalogue import NETWORKS, PORTS
+from parts.networks.densefuse import DenseFuse
+from parts.networks.u2fusion import U2Fusion
+from parts.training.checkpoints import load_weights
 
 STAND_INS = Path(__file__).parent / "code_bases"
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()

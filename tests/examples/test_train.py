@@ -18,7 +18,6 @@ from PIL import Image
 from torch import nn
 
 import train
-from checkpoints import load_checkpoint, load_network
 from clip_fusion_loss import (
     FrozenCLIP,
     FusionObjective,
@@ -27,15 +26,16 @@ from clip_fusion_loss import (
     functional,
 )
 from conftest import build_clip
-from crops import Crops, batches
-from networks.densefuse import DenseFuse
-from objectives import Objective
-from original_losses import SwinFusionLoss
-from pairs import Pair
-from processes import Processes, StopRequest
-from randomness import seed_for
-from schedule import learning_rate_factor
-from trainer import Plan, Trainer
+from parts.data.crops import Crops, batches
+from parts.data.pairs import Pair
+from parts.data.seeds import seed_for
+from parts.losses.combined import Objective
+from parts.losses.original import SwinFusionLoss
+from parts.networks.densefuse import DenseFuse
+from parts.training.checkpoints import load_checkpoint, load_network
+from parts.training.processes import Processes, StopRequest
+from parts.training.schedule import learning_rate_factor
+from parts.training.trainer import Plan, Trainer
 
 EXAMPLES = Path(train.__file__).parent
 SMALL = [*("--crop", "32", "--batch", "2", "--patches", "2", "--crops-per-pair", "2")]

@@ -1,0 +1,1 @@
+"""Images and pairs of them: on disk, in memory, and cropped for training."""

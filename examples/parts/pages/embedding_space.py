@@ -1,0 +1,94 @@
+"""Draw what the loss acts on: sources, fused images and texts in CLIP's space, on one plane."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from clip_fusion_loss import FrozenCLIP, FusionObjective
+from clip_fusion_loss.functional import resize_images
+from parts.files import written_whole
+
+
+@torch.no_grad()
+def save_embedding_space(
+    encoder: FrozenCLIP,
+    objective: FusionObjective,
+    visible: Sequence[Tensor],
+    infrared: Sequence[Tensor],
+    fused: Mapping[str, Sequence[Tensor]],
+    path: Path,
+) -> None:
+    """Write two panels on the same plane: the texts, and the images with the mean of each kind.
+
+    Upwards is the mean of the two steps that the objective asks for, from each modality's text to
+    the fused image's; to the right is what is left of the step from infrared to visible. Both
+    panels are centred between the two sources.
+
+    Args:
+        visible, infrared: uint8 images (1, H, W).
+        fused: the like, of the same scenes, under the name of what fused them.
+    """
+    texts = {
+        name: encoder.encode_text(getattr(objective, name)).mean(0)
+        for name in ("visible", "infrared", "fused")
+    }
+    images = {
+        name: _embed(encoder, group)
+        for name, group in {"visible": visible, "infrared": infrared, **fused}.items()
+    }
+    plane = _plane(texts)
+    figure = Figure(figsize=(10, 6), dpi=160, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    flat = {name: _on(plane, vector[None], texts) for name, vector in texts.items()}
+    _draw(left, flat, ["fused"])
+    left.set_title("texts")
+    _draw(right, {name: _on(plane, group, images) for name, group in images.items()}, list(fused))
+    right.set_title("images")
+    for axes in (left, right):
+        axes.set_xlabel("from infrared to visible")
+        axes.set_ylabel("as the objective asks")
+        axes.margins(0.15)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _embed(encoder: FrozenCLIP, images: Sequence[Tensor]) -> Tensor:
+    sized = [resize_images(image[None] / 255, encoder.image_size) for image in images]
+    return encoder.encode_image(torch.cat(sized).to(encoder.device)).cpu()
+
+
+def _plane(texts: Mapping[str, Tensor]) -> Tensor:
+    """Two orthonormal rows: to the right and upwards."""
+    steps = [texts["fused"] - texts[name] for name in ("visible", "infrared")]
+    up = sum(step / step.norm() for step in steps)
+    up = up / up.norm()
+    right = texts["visible"] - texts["infrared"]
+    right = right - (right @ up) * up
+    return torch.stack([right / right.norm(), up]).cpu()
+
+
+def _on(plane: Tensor, vectors: Tensor, all_vectors: Mapping[str, Tensor]) -> Tensor:
+    sources = (all_vectors[name].reshape(-1, plane.shape[1]) for name in ("visible", "infrared"))
+    centre = torch.stack([group.mean(0) for group in sources]).mean(0)
+    return (vectors.cpu() - centre.cpu()) @ plane.T
+
+
+def _draw(axes: Axes, points: Mapping[str, Tensor], targets: Sequence[str]) -> None:
+    """Points faint, their mean bold, and an arrow from each source's mean to each target's."""
+    means = {name: group.mean(0).tolist() for name, group in points.items()}
+    for number, (name, group) in enumerate(points.items()):
+        if len(group) > 1:
+            axes.scatter(*group.T.numpy(), s=10, color=f"C{number}", alpha=0.35, linewidths=0)
+        axes.scatter(*means[name], s=60, color=f"C{number}", label=name, zorder=3)
+        if name in targets:
+            for source in ("visible", "infrared"):
+                style = {"arrowstyle": "->", "color": f"C{number}", "alpha": 0.7}
+                axes.annotate("", means[name], means[source], arrowprops=style)
+    axes.set_aspect("equal", adjustable="datalim")
+    legend = axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    for text in legend.get_texts():
+        text.set_parse_math(False)

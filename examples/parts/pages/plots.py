@@ -1,0 +1,70 @@
+"""Curves: of the loss over a training, and of what a step costs."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from parts.files import written_whole
+from parts.pages.sheets import DOTS_PER_INCH
+
+COSTS = {
+    "patches": "patches an image",
+    "batch": "images a step",
+    "size": "side of the images in pixels",
+}
+
+
+def save_loss_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Write a panel a loss term and in it a line a run; faint is each step, bold their mean."""
+    terms = list(next(iter(histories.values())))
+    figure = Figure(figsize=(3 * len(terms), 3.4), dpi=DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(1, len(terms), squeeze=False)[0]
+    for panel, term in zip(panels, terms, strict=True):
+        for number, history in enumerate(histories.values()):
+            values = np.asarray(history[term])
+            panel.plot(values, color=f"C{number}", alpha=0.2, linewidth=0.8)
+            panel.plot(*running_mean(values), color=f"C{number}")
+        panel.set_title(term)
+        panel.set_xlabel("step")
+    bold_lines = panels[0].lines[1::2]
+    labels = [textwrap.shorten(f'"{prompt}"', 100) for prompt in histories]
+    legend = figure.legend(bold_lines, labels, loc="outside lower center")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary)
+
+
+def running_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and means of windows of a tenth of `values`: a batch's loss is noisy."""
+    window = max(1, len(values) // 10)
+    means = np.convolve(values, np.full(window, 1 / window), mode="valid")
+    return np.arange(len(means)) + (window - 1) / 2, means
+
+
+def save_costs(curves: Sequence[dict], path: Path) -> None:
+    """Write seconds a step above and gigabytes below, a column for each curve.
+
+    Raises:
+        ValueError: a curve is not what the benchmark writes.
+    """
+    figure = Figure(figsize=(3.6 * len(curves), 4.6), dpi=160, layout="constrained")
+    panels = figure.subplots(2, len(curves), squeeze=False, sharex="col")
+    for (time, memory), curve in zip(panels.T, curves, strict=True):
+        try:
+            label = COSTS[curve["curve"]]
+            gigabytes = [peak / 1e9 for peak in curve["peak_memory"]]
+            for axes, costs in ((time, curve["seconds"]), (memory, gigabytes)):
+                axes.plot(curve["value"], costs, marker="o")
+                axes.set_ylim(0, 1.15 * max(costs))
+                axes.set_xlim(left=0)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a curve by benchmark.py --curve --json: {error}") from error
+        memory.set_xlabel(label)
+    panels[0, 0].set_ylabel("seconds a step")
+    panels[1, 0].set_ylabel("peak memory, GB")
+    with written_whole(path) as temporary:
+        figure.savefig(temporary)

@@ -1,0 +1,94 @@
+"""Sheets of images: the same scenes, fused in several ways, each with an enlarged detail."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from parts.files import written_whole
+
+DOTS_PER_INCH = 140
+
+#: A detail shows this share of the image's width and height.
+DETAIL = 0.3
+
+Window = tuple[slice, slice]
+
+
+def salient_window(visible: Tensor, infrared: Tensor) -> Window:
+    """Where the sources differ most in small things: usually a warm target in its surroundings.
+
+    Takes uint8 images (1, H, W); the window has `DETAIL` of either side.
+    """
+    height, width = (max(8, round(DETAIL * side)) for side in infrared.shape[1:])
+    difference = (infrared.float() - visible.float())[None]
+    fine = difference - F.avg_pool2d(difference, 31, stride=1, padding=15, count_include_pad=False)
+    energy = F.avg_pool2d(fine.square(), (height, width), stride=1)[0, 0]
+    # Away from the border, where many images have a frame or a time stamp.
+    margin = min(8, (min(energy.shape) - 1) // 2)
+    rows, columns = (slice(margin, length - margin) for length in energy.shape)
+    energy = energy[rows, columns]
+    place = int(energy.argmax())
+    top, left = (index + margin for index in divmod(place, energy.shape[1]))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def save_sheet(
+    groups: Mapping[str, Sequence[Tensor]],
+    windows: Sequence[Window],
+    path: Path,
+    *,
+    cell_inches: float = 2.4,
+    as_rows: bool = False,
+) -> None:
+    """Write groups of uint8 images (1 or 3, H, W) of the same scenes, each with an enlarged detail.
+
+    Args:
+        groups: by title; each a column, or a row if `as_rows`.
+        windows: the detail of each scene; it is framed in the whole image, and lies below it, or to
+            its right if `as_rows`.
+        path: where to.
+        cell_inches: width of a column, or height of a row.
+    """
+    shapes = [image.shape[1:] for image in next(iter(groups.values()))]
+    # Whole image and detail alternate along the scenes' axis.
+    lengths: list[float] = []
+    for height, width in shapes:
+        ratio = width / height if as_rows else height / width
+        ratio = min(ratio, 1.6)  # none may fill the sheet alone
+        lengths += 2 * [cell_inches * ratio]
+    label_inches = 1.5 if as_rows else 0.75
+    along, across = sum(lengths), cell_inches * len(groups)
+    size = (along + label_inches, across) if as_rows else (across, along + label_inches)
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
+    shape = (len(groups), len(lengths)) if as_rows else (len(lengths), len(groups))
+    ratios = {"width_ratios" if as_rows else "height_ratios": lengths}
+    axes = figure.subplots(*shape, squeeze=False, **ratios)
+    edge = label_inches / size[0] if as_rows else 1 - label_inches / size[1]
+    figure.subplots_adjust(
+        left=edge if as_rows else 0, right=1, bottom=0, top=1 if as_rows else edge,
+        wspace=0.02, hspace=0.02,
+    )  # fmt: skip
+    lines = axes if as_rows else axes.T
+    for line, (title, images) in zip(lines, groups.items(), strict=True):
+        label = textwrap.fill(textwrap.shorten(title, 150), 20 if as_rows else 30)
+        place = {"x": -0.05, "y": 0.5, "ha": "right", "va": "center"}
+        if not as_rows:
+            place = {"x": 0.5, "y": 1.04, "ha": "center", "va": "bottom"}
+        line[0].text(**place, s=label, transform=line[0].transAxes, fontsize=9, parse_math=False)
+        for whole, detail, image, window in zip(
+            line[::2], line[1::2], images, windows, strict=True
+        ):
+            for axis, shown in ((whole, image), (detail, image[(slice(None), *window)])):
+                axis.imshow(shown.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+                axis.set_axis_off()
+            rows, columns = window
+            frame = (columns.start, rows.start)
+            sides = (columns.stop - columns.start, rows.stop - rows.start)
+            whole.add_patch(Rectangle(frame, *sides, fill=False, color="C1"))
+    with written_whole(path) as temporary:
+        figure.savefig(temporary)

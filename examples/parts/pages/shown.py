@@ -1,0 +1,51 @@
+"""Rows of the shown pairs, fused by several trials, as a picture on a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from parts.data.images import luminance, to_8bit
+from parts.measuring.trials import Bench, Trial
+from parts.pages import sheets
+
+#: Pairs to measure again; which of them are in the pictures, and which on the front page; and the
+#: height of an image in the pictures.
+SHOWN_PAIRS = 5
+
+PICTURED = (0, 3, 4)
+
+SHOWN_INCHES = 1.3
+
+
+def picture(bench: Bench, trials: Mapping[str, Trial], path: Path) -> list[str]:
+    """Write a row of the shown pairs for each trial; returns the Markdown for it, or nothing."""
+    if not bench.shown:
+        return []
+    rows, windows = shown_groups(bench, trials, PICTURED)
+    sheets.save_sheet(rows, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
+    names = ", ".join(rows).replace('"', "'")
+    return [f"![From top to bottom: {names}]({path.parent.name}/{path.name})"]
+
+
+def shown_groups(
+    bench: Bench, trials: Mapping[str, Trial], indices: Sequence[int]
+) -> tuple[dict[str, list[Tensor]], list[sheets.Window]]:
+    """Sources and fused images of some shown pairs by title, and their details."""
+    indices = within(bench, indices)
+    pairs = [bench.shown[index] for index in indices]
+    visible = [to_8bit(luminance(pair.visible)) for pair in pairs]
+    groups = {"infrared": [pair.infrared for pair in pairs], "visible": visible}
+    for name, trial in trials.items():
+        images = bench.shown_images(trial)
+        groups[name] = [images[index] for index in indices]
+    windows = [
+        sheets.salient_window(grey, pair.infrared)
+        for grey, pair in zip(visible, pairs, strict=True)
+    ]
+    return groups, windows
+
+
+def within(bench: Bench, indices: Sequence[int]) -> list[int]:
+    """Those of the shown pairs that there are."""
+    return sorted({min(index, len(bench.shown) - 1) for index in indices})

@@ -1,0 +1,180 @@
+"""What a sentence does to the images, and the summary of the results."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from clip_fusion_loss import FrozenCLIP, FusionObjective
+from parts.data.images import luminance, to_8bit
+from parts.measuring.baselines import average
+from parts.measuring.comparing import (
+    CONTROLS,
+    change,
+    changes,
+    filtered_rows,
+    mean_of,
+    over_seeds,
+    wins,
+)
+from parts.measuring.trials import BRIGHTNESS, LAYOUT, Bench, Trial
+from parts.pages import sheets
+from parts.pages.embedding_space import save_embedding_space
+from parts.pages.shown import picture, shown_groups
+from parts.pages.tables import table
+
+#: Sentences, and the change against the same loss without language that each is to reach, in
+#: percent. None: no measure may change by more than `SILENCE`.
+WANTED: Mapping[str, Mapping[str, float] | None] = {
+    Trial.prompt: {"AG": 60, "SD": 20},
+    "a dark image": {BRIGHTNESS: -30},
+    "a bright image": {BRIGHTNESS: 15},
+    "a blurry image": {"AG": -35},
+    "a noisy image": {"AG": 40},
+    "an image with low contrast": {"SD": -35},
+    "a purple elephant dancing": None,
+}
+
+SILENCE = 3.0
+
+#: `LAYOUT` of a fused image in which the scene is still the sources'.
+WANTED_LAYOUT = 0.9
+
+FRONT_PAGE = (3, 4)
+
+NO_LANGUAGE = "no language"
+
+
+def summary(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
+    """Three sentences: what the sentence changes, what it costs, what a filter does instead."""
+    silent = over_seeds(bench, base.without_language(), seeds)
+
+    def effect(prompt: str, measure: str) -> str:
+        rows = over_seeds(bench, replace(base, prompt=prompt), seeds)
+        return f"{statistics.mean(changes(rows, silent, measure)):+.0f} %"
+
+    full = over_seeds(bench, base, seeds)
+    plain = mean_of(bench.measure([average(pair) for pair in bench.test]))
+    won = {
+        name: wins(full, filtered_rows(bench, base, seeds, control))
+        for name, control in CONTROLS.items()
+    }
+    won_words = " and ".join(
+        f"{min(numbers)} to {max(numbers)} of 8 measures against {name}"
+        for name, numbers in won.items()
+    )
+    return (
+        "**The sentence decides what the image looks like.** Against the same training without "
+        f'language, "a dark image" changes the brightness by {effect("a dark image", BRIGHTNESS)}, '
+        f'"a bright image" by {effect("a bright image", BRIGHTNESS)}, "a blurry image" the average '
+        f"gradient by {effect('a blurry image', 'AG')}, and the paper's sentence raises it by "
+        f"{effect(Trial.prompt, 'AG')} and the contrast by {effect(Trial.prompt, 'SD')}. "
+        "**It costs likeness to the sources**: with the paper's sentence SSIM is "
+        f"{mean_of(full)['SSIM']:.3f} (the plain average has {plain['SSIM']:.3f}) and Qabf "
+        f"{mean_of(full)['Qabf']:.3f} (average: {plain['Qabf']:.3f}). **A filter is the control**: "
+        "on images made without language, at the same average gradient, the paper's sentence is "
+        f"ahead in {won_words}."
+    )
+
+
+def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
+    """What each sentence does to the images, against the same loss without language."""
+    trials = {NO_LANGUAGE: base.without_language()}
+    trials |= {f'"{prompt}"': replace(base, prompt=prompt) for prompt in WANTED}
+    parts = ["## What a sentence does"]
+    parts += picture(bench, trials, folder / "images" / "steering.jpg")
+    if bench.shown:
+        front_page = {name: trials[name] for name in (f'"{Trial.prompt}"', '"a dark image"')}
+        columns, windows = shown_groups(bench, front_page, FRONT_PAGE)
+        sheets.save_sheet(columns, windows, folder / "images" / "prompts.jpg")
+    parts += [
+        "Does it do what it says? Change against no language:",
+        verdicts(bench, trials, seeds),
+    ]
+    parts.append(order(bench, trials, seeds))
+    for part, name in parts_of(bench):
+        rows = {title: over_seeds(bench, trial, seeds, part) for title, trial in trials.items()}
+        changed = {
+            title: [
+                change(row, silent) for row, silent in zip(group, rows[NO_LANGUAGE], strict=True)
+            ]
+            for title, group in rows.items()
+            if title != NO_LANGUAGE
+        }
+        parts += [f"{name}, measures:", table(rows)]
+        parts += [f"{name}, change against no language in percent:", table(changed, digits=0)]
+    unknown = unknown_words(bench.encoder)
+    if unknown:
+        parts.append("Words that this CLIP does not know: " + ", ".join(unknown) + ".")
+    named = {name: trials[name] for name in (*list(trials)[:2], '"a dark image"')}
+    save_embedding_space(
+        bench.encoder,
+        FusionObjective(base.prompt),
+        [to_8bit(luminance(pair.visible)) for pair in bench.test],
+        [to_8bit(luminance(pair.infrared)) for pair in bench.test],
+        {name: bench.images(replace(trial, seed=seeds[0])) for name, trial in named.items()},
+        folder / "images" / "embedding-space.png",
+    )
+    parts += [
+        "The same in CLIP's space: where the objective points, and where the images went.",
+        "![Texts and images in a plane of the embedding space](images/embedding-space.png)",
+    ]
+    return "\n\n".join(parts)
+
+
+def parts_of(bench: Bench) -> list[tuple[str, str]]:
+    """The sets of pairs that are measured, and their names."""
+    return list(zip(("test", "shown") if bench.shown else ("test",), bench.names, strict=False))
+
+
+def verdicts(bench: Bench, trials: Mapping[str, Trial], seeds: Sequence[int]) -> str:
+    """A Markdown table: the change that each sentence is to make, and those that were measured."""
+    sets = parts_of(bench)
+    header = "| sentence | to reach | " + " | ".join(f"{name} | seeds" for _, name in sets) + " |"
+    lines = [header, "|---" * (2 + 2 * len(sets)) + "|"]
+    silent = {part: over_seeds(bench, trials[NO_LANGUAGE], seeds, part) for part, _ in sets}
+    for prompt, wanted in WANTED.items():
+        rows = {part: over_seeds(bench, trials[f'"{prompt}"'], seeds, part) for part, _ in sets}
+        for measure, threshold in (wanted or {"every measure": SILENCE}).items():
+            cells = []
+            for part, _ in sets:
+                if wanted is None:
+                    shifts = [
+                        max((abs(v), v) for n, v in change(row, other).items() if n != LAYOUT)[1]
+                        for row, other in zip(rows[part], silent[part], strict=True)
+                    ]
+                    reached = [abs(shift) <= threshold for shift in shifts]
+                else:
+                    shifts = changes(rows[part], silent[part], measure)
+                    sign = 1 if threshold > 0 else -1
+                    reached = [sign * shift >= sign * threshold for shift in shifts]
+                cells.append(f"{statistics.mean(shifts):+.1f} %")
+                cells.append(f"{sum(reached)} of {len(shifts)}")
+            asked = f"{measure} {threshold:+g} %" if wanted else f"{measure} within {SILENCE:g} %"
+            lines.append(f'| "{prompt}" | {asked} | {" | ".join(cells)} |')
+    return "\n".join(lines)
+
+
+def order(bench: Bench, trials: Mapping[str, Trial], seeds: Sequence[int]) -> str:
+    """In how many single images "dark" is darker than no language, and "bright" brighter."""
+    sentences = []
+    names = '"a dark image"', NO_LANGUAGE, '"a bright image"'
+    for part, name in parts_of(bench):
+        ordered, layouts = [], []
+        for seed in seeds:
+            rows = {t: bench.rows(replace(trial, seed=seed), part) for t, trial in trials.items()}
+            means = zip(*([row[BRIGHTNESS] for row in rows[n]] for n in names), strict=True)
+            ordered += [dark < silent < bright for dark, silent, bright in means]
+            layouts += [mean_of(group)[LAYOUT] for group in rows.values()]
+        sentences.append(
+            f'{name}: "dark" is darker than no language and "bright" brighter in {sum(ordered)} of '
+            f"{len(ordered)} single images; the least mean `{LAYOUT}` of a sentence is "
+            f"{min(layouts):.2f} (at least {WANTED_LAYOUT} is wanted)."
+        )
+    return "\n\n".join(sentences)
+
+
+def unknown_words(encoder: FrozenCLIP) -> list[str]:
+    known = encoder.vocabulary
+    words = {word for prompt in WANTED for word in prompt.split()}
+    return [] if known is None else sorted(words - known)

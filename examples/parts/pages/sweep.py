@@ -1,0 +1,41 @@
+"""How much language, and how many patches."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from parts.measuring.comparing import over_seeds
+from parts.measuring.trials import Bench, Trial
+from parts.pages.shown import picture
+from parts.pages.steering import NO_LANGUAGE
+from parts.pages.tables import table
+
+SWEEP_STEPS = 100
+
+
+def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
+    """How much language, and how many patches."""
+    seeds, base = seeds[:1], replace(base, steps=min(base.steps, SWEEP_STEPS))
+    trials = {NO_LANGUAGE: base.without_language()}
+    trials |= {
+        f"language x {factor:g}": replace(
+            base, direction=base.direction * factor, patch=base.patch * factor
+        )
+        for factor in (0.5, 1, 2, 4)
+    }
+    counts = {f"{count} patches": replace(base, patches=count) for count in (2, 4, 8, 32)}
+    rows = {name: over_seeds(bench, trial, seeds) for name, trial in (trials | counts).items()}
+    seconds = {name: bench.seconds_a_step(trial) for name, trial in (trials | counts).items()}
+    for name, group in rows.items():
+        group[0] = group[0] | {"s a step": seconds[name]}
+    parts = [
+        "## How much language, how many patches",
+        "To have more or less language, turn `direction_weight` and `patch_weight` up or down "
+        f"together. One seed, {base.steps} steps. x 1 is a weight of {base.direction:g} for the "
+        f"whole image and of {base.patch:g} for its patches, of which there are {base.patches} "
+        "unless said. Too much is where SF and AG still rise while Qabf falls below the run "
+        "without language: edges that no source has. Seconds are those of the whole training "
+        "step, on the processor that made this page.",
+        table(rows),
+    ]
+    return "\n\n".join(parts + picture(bench, trials, folder / "images" / "weights.jpg"))

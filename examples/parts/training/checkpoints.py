@@ -1,0 +1,137 @@
+"""What a training leaves behind: everything to go on with it, and to fuse images."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from parts.files import written_whole
+from parts.networks.catalogue import NETWORKS, PORTS
+
+FORMAT = "clip_fusion_loss example checkpoint 1"
+
+
+class Checkpoint(NamedTuple):
+    """The state of a training after `step` steps."""
+
+    network: str
+    """Its name in `parts.networks.catalogue`."""
+    settings: dict[str, Any]
+    """What decides the numbers of the run, as plain values."""
+    step: int
+    weights: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write it, replacing an older one only when the new one is complete."""
+    with written_whole(path) as temporary:
+        torch.save({"format": FORMAT, **checkpoint._asdict()}, temporary)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote, to CPU memory and without running code from the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("format") != FORMAT:
+            raise ValueError("it has another format")
+        checkpoint = Checkpoint(**content)
+    except Exception as error:  # a foreign file makes unpickling raise nearly anything
+        raise ValueError(f"{path} is no checkpoint of train.py: {error}") from error
+    if checkpoint.network not in NETWORKS:
+        raise ValueError(
+            f"{path} holds a network {checkpoint.network!r}, known are {', '.join(NETWORKS)}"
+        )
+    return checkpoint
+
+
+def load_network(path: Path) -> nn.Module:
+    """The trained network of a checkpoint, on the CPU and ready to fuse; raises likewise."""
+    checkpoint = load_checkpoint(path)
+    network = NETWORKS[checkpoint.network]()
+    network.load_state_dict(checkpoint.weights)
+    return network.eval()
+
+
+def load_weights(path: Path, name: str) -> tuple[nn.Module, bool]:
+    """The network of that name with the weights of a file from elsewhere, whatever their names.
+
+    A layer is told by the shapes of its weights. Layers of one shape are taken in the order of
+    the file, unless its names are those of the network here.
+
+    Args:
+        path: a `state_dict` by `torch.save` or as safetensors, on its own or as the one entry of
+            a dictionary that is one; read without running code from the file.
+        name: in `parts.networks.catalogue`.
+
+    Returns:
+        The network on the CPU, ready to fuse; and whether some layers were told by order alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else, or its layers are not those of the network.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    network = (NETWORKS | PORTS)[name]()
+    ours = network.state_dict()
+    try:
+        if path.suffix == ".safetensors":
+            theirs = safetensors.torch.load_file(path)
+        else:
+            theirs = torch.load(path, map_location="cpu", weights_only=True)
+            if not _holds_tensors(theirs):
+                (theirs,) = filter(_holds_tensors, theirs.values())
+    except Exception as error:  # a foreign file makes unpickling raise nearly anything
+        raise ValueError(
+            f"{path} must hold one state_dict and no other objects; write it where the network "
+            f"is defined, with torch.save(network.state_dict(), path): {error}"
+        ) from error
+    if theirs.keys() == ours.keys():
+        network.load_state_dict(theirs)
+        return network.eval(), False
+    our_layers, their_layers = _layers_by_shape(ours), _layers_by_shape(theirs)
+    counts, wanted = (
+        {k: len(v) for k, v in layers.items()} for layers in (their_layers, our_layers)
+    )
+    if counts != wanted:
+        odd = sorted(shape for shape in counts | wanted if counts.get(shape) != wanted.get(shape))
+        raise ValueError(
+            f"{path} does not hold the layers of {name}; layers of these shapes are not as many "
+            "there as here: " + "; ".join(map(str, odd[:5]))
+        )
+    for shape, layers in our_layers.items():
+        for layer, found in zip(layers, their_layers[shape], strict=True):
+            for part in dict(shape):
+                ours[layer + part] = theirs[found + part]
+    network.load_state_dict(ours)
+    return network.eval(), any(count > 1 for count in counts.values())
+
+
+def _holds_tensors(value: Any) -> bool:
+    values = value.values() if isinstance(value, dict) else ()
+    return bool(values) and all(isinstance(entry, Tensor) for entry in values)
+
+
+def _layers_by_shape(state: dict[str, Tensor]) -> dict[tuple[Any, ...], list[str]]:
+    """(("weight", shape), ("bias", shape), ...) -> the prefixes of such layers, in order."""
+    layers: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for name, values in state.items():
+        if values.is_floating_point():
+            layer, dot, part = name.rpartition(".")
+            layers[layer + dot][part] = tuple(values.shape)
+    by_shape: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for layer, parts in layers.items():
+        by_shape[tuple(sorted(parts.items()))].append(layer)
+    return by_shape

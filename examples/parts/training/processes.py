@@ -1,0 +1,112 @@
+"""One process or many: `torchrun` starts them, PyTorch's DistributedDataParallel joins them."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parts.command_line import choose_device
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who takes part: this is number `rank` of `world`, and computes on `device`."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """The one that writes files and prints."""
+        return self.rank == 0
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What `make` returns or raises in the first process, in every process.
+
+        On several machines only the first may have the files that `make` reads.
+        """
+        if self.world == 1:
+            return make()
+        outcome: list[Any] = [None]
+        if self.is_first:
+            try:
+                outcome = [make()]
+            except Exception as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, device=self.device)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all processes, the same in each."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values / self.world
+
+
+@contextmanager
+def joined_processes(device: str | None) -> Iterator[Processes]:
+    """Meet the other processes that `torchrun` started, or be the only one.
+
+    With several GPUs in a machine each process takes its own, unless `device` names another.
+
+    Raises:
+        ValueError: if nothing can be computed on `device`.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(0, 1, choose_device(device))
+        return
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), world, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+class StopRequest:
+    """Whether somebody asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.made = False
+
+
+@contextmanager
+def stop_on_request() -> Iterator[StopRequest]:
+    """Turn Ctrl-C, or the SIGTERM that clusters send, into a request to stop at the next chance.
+
+    A second Ctrl-C stops at once.
+    """
+    request = StopRequest()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.made = True
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()

@@ -1,0 +1,83 @@
+"""Train a fusion network with the language-driven loss, on random crops of image pairs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from clip_fusion_loss import LanguageDrivenFusionLoss
+from parts.command_line import progress
+from parts.data.images import luminance
+from parts.data.pairs import Pair
+
+#: The crops have the size at which the embedded CLIP sees images, so that it sees every pixel.
+BATCH_SIZE = 3
+CROP_SIDE = 96
+LEARNING_RATE = 1.5e-3
+
+
+def train(
+    network: nn.Module,
+    criterion: LanguageDrivenFusionLoss,
+    pairs: Sequence[Pair],
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    title: str = "training",
+    amp: bool = False,
+    learning_rate: float = LEARNING_RATE,
+    batch_size: int | None = None,
+) -> dict[str, list[float]]:
+    """Train `network(visible, infrared) -> fused` in place; returns every step's loss terms.
+
+    `seed` decides which crops are seen; with `amp` the network computes in bfloat16.
+    `learning_rate` is that of the start and falls to 0 on a cosine. A step takes `batch_size`
+    crops, by default `BATCH_SIZE`.
+    """
+    crops = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    # Runs that end at a small rate differ less from seed to seed than any setting does.
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    history: dict[str, list[float]] = {}
+    network.train()
+    bar = progress(range(steps), title, "step", keep=True)
+    for _ in bar:
+        visible, infrared = (batch.to(device) for batch in random_crops(pairs, crops, batch_size))
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            fused = network(visible, infrared)
+        terms = criterion.terms(fused, visible, infrared)
+        optimizer.zero_grad()
+        terms.total.backward()
+        optimizer.step()
+        schedule.step()
+
+        # All terms in one transfer: each would wait for the device on its own.
+        values = dict(zip(terms._fields, torch.stack(terms).tolist(), strict=True))
+        for name, value in values.items():
+            history.setdefault(name, []).append(value)
+        bar.set_postfix({"loss": values["total"], "kept": values.get("kept")}, refresh=False)
+    return history
+
+
+def random_crops(
+    pairs: Sequence[Pair], generator: torch.Generator, count: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """A batch of grey crops, visible and infrared, each (N, 1, S, S) in [0, 1].
+
+    S is `CROP_SIDE`, or less where one of the images drawn is smaller.
+    """
+    drawn = [pairs[_below(len(pairs), generator)] for _ in range(count or BATCH_SIZE)]
+    side = min(CROP_SIDE, *(min(pair.infrared.shape[1:]) for pair in drawn))
+    visible, infrared = [], []
+    for pair in drawn:
+        height, width = pair.infrared.shape[1:]
+        top, left = _below(height - side + 1, generator), _below(width - side + 1, generator)
+        window = (slice(None), slice(top, top + side), slice(left, left + side))
+        visible.append(luminance(pair.visible[window]))
+        infrared.append(luminance(pair.infrared[window]))
+    return torch.stack(visible), torch.stack(infrared)
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))

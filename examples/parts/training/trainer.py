@@ -1,0 +1,276 @@
+"""The training loop: steps, logs, samples and checkpoints, in one process or many."""
+
+import csv
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from parts.data.crops import Crops, batches
+from parts.data.images import luminance, to_8bit, with_chroma_of
+from parts.data.pairs import spread
+from parts.data.seeds import seed_for
+from parts.files import written_whole
+from parts.losses.combined import Objective
+from parts.networks.fusing import fuse_with
+from parts.pages import sheets
+from parts.training.checkpoints import Checkpoint, save_checkpoint
+from parts.training.processes import Processes, StopRequest
+from parts.training.schedule import learning_rate_factor
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.csv"
+SAMPLED_PAIRS = 3
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train."""
+
+    network: str
+    """Its name in the checkpoints."""
+    settings: dict[str, Any]
+    """Whatever decides the numbers, as plain values: a resumed training must have the same."""
+    out: Path
+    steps: int
+    """When to end, counted from the very beginning."""
+    batch: int
+    """Crops that one process computes at once."""
+    parts: int = 1
+    """Batches of each process whose gradients make one step."""
+    rate: float = 5e-4
+    warmup: float = 1.0
+    """In epochs, as the next two."""
+    milestones: Sequence[float] = (50, 60, 70, 80, 90)
+    reconstruction: float = 0.0
+    """How long the objective only reconstructs."""
+    seed: int = 0
+    amp: str | None = None
+    workers: int = 0
+    save_every: int = 500
+    """In steps, as the next; 0 saves at the end only."""
+    sample_every: int = 500
+
+
+@dataclass
+class Trainer:
+    """Trains the network of `objective` as `plan` says.
+
+    A step's crops, patches, noise and everything else random depend on the seed, the step and
+    the process alone. So a resumed training goes on with the numbers of one that never stopped.
+    """
+
+    plan: Plan
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    crops: Crops
+    processes: Processes
+    generator: torch.Generator
+    """Where the loss takes its patches from."""
+    step: int = field(default=0, init=False)
+    """Steps done."""
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(
+            self.processes.device.type, enabled=self.plan.amp == "fp16"
+        )
+        self.module: torch.nn.Module = self.objective
+        if self.processes.world > 1:
+            self.module = DistributedDataParallel(self.objective)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on where the checkpoint was written.
+
+        Raises:
+            ValueError: if it is of a training with other settings.
+        """
+        changed = [
+            f"{name} was {checkpoint.settings.get(name)!r}, is {value!r}"
+            for name, value in self.plan.settings.items()
+            if checkpoint.settings.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"cannot resume {self.plan.out} with other settings: {'; '.join(changed)}"
+            )
+        self.objective.network.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.scaler.load_state_dict(checkpoint.scaler)
+        self.step = checkpoint.step
+
+    def run(self, stop: StopRequest) -> bool:
+        """Train to the end, or until asked to stop, and save; returns whether it was the end.
+
+        Raises:
+            ValueError: if the loss is no longer a finite number; nothing is saved then.
+        """
+        loader = self._load_batches()
+        progress = tqdm(
+            initial=self.step,
+            total=self.plan.steps,
+            desc=f"training {self.plan.network}",
+            unit="step",
+            disable=not self.processes.is_first,
+        )
+        self.objective.train()
+        with progress, self._open_log() as log:
+            writer = csv.DictWriter(log, self._columns, restval="", lineterminator="\n")
+            while self.step < self.plan.steps:
+                row, stopping = self._train_step(loader, stop)
+                writer.writerow(row)
+                log.flush()
+                progress.update()
+                shown = {"loss": f"{row['total']:.4g}", "rate": f"{row['rate']:.2g}"}
+                if "language_kept" in row:  # near 0 the language has next to nothing to go by
+                    shown["kept"] = f"{row['language_kept']:.2f}"
+                progress.set_postfix(shown)
+                last = self.step == self.plan.steps
+                if last or stopping or _is_multiple(self.step, self.plan.save_every):
+                    self._save()
+                if stopping:
+                    break
+                if last or _is_multiple(self.step, self.plan.sample_every):
+                    self._save_samples()
+        return self.step == self.plan.steps
+
+    @property
+    def _columns(self) -> list[str]:
+        return ["step", "epoch", "rate", *self.objective.names]
+
+    @property
+    def _epochs_a_step(self) -> float:
+        crops = self.plan.batch * self.plan.parts * self.processes.world
+        return crops / self.crops.epoch_size
+
+    def _load_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            self.crops,
+            batch_sampler=batches(
+                first_step=self.step,
+                last_step=self.plan.steps,
+                parts=self.plan.parts,
+                batch=self.plan.batch,
+                rank=self.processes.rank,
+                world=self.processes.world,
+            ),
+            num_workers=self.plan.workers,
+            pin_memory=self.processes.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def _train_step(
+        self, loader: Iterator[tuple[Tensor, Tensor]], stop: StopRequest
+    ) -> tuple[dict[str, float], bool]:
+        """One update of the weights; returns the row of the log, and whether to stop."""
+        plan, device = self.plan, self.processes.device
+        epoch = self.step * self._epochs_a_step
+        rate = plan.rate * learning_rate_factor(
+            epoch, self._epochs_a_step, warmup=plan.warmup, milestones=plan.milestones
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._enter_stage(epoch)
+        seed = seed_for(plan.seed, self.step, self.processes.rank)
+        torch.manual_seed(seed)
+        self.generator.manual_seed(seed)
+
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for part in range(plan.parts):
+            visible, infrared = (images.to(device, non_blocking=True) for images in next(loader))
+            with self._communicating(part == plan.parts - 1):
+                with torch.autocast(
+                    device.type, AMP_TYPES.get(plan.amp), enabled=plan.amp is not None
+                ):
+                    terms = self.module(visible, infrared)
+                self.scaler.scale(terms["total"] / plan.parts).backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.detach() / plan.parts
+
+        # Processes must agree on when to stop, so the request travels with the terms.
+        request = torch.tensor(float(stop.made), device=device)
+        *values, stopping = self.processes.mean(torch.stack([*sums.values(), request])).tolist()
+        row = dict(zip(sums, values, strict=True))
+        if not math.isfinite(row["total"]):
+            raise ValueError(
+                f"the loss is {row['total']} in step {self.step + 1}; try a lower --rate"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        return {"step": self.step, "epoch": round(epoch, 6), "rate": rate} | row, stopping > 0
+
+    def _enter_stage(self, epoch: float) -> None:
+        self.objective.reconstructing = epoch < self.plan.reconstruction
+        if epoch - self._epochs_a_step < self.plan.reconstruction <= epoch:
+            # Averages over the first stage's far larger gradients would hold the second back.
+            self.optimizer.state.clear()
+
+    def _communicating(self, now: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged over processes only when the last part's have been added."""
+        if isinstance(self.module, DistributedDataParallel) and not now:
+            return self.module.no_sync()
+        return nullcontext()
+
+    def _open_log(self) -> TextIO:
+        """The log, less what a killed run wrote to it after its last checkpoint."""
+        if not self.processes.is_first:
+            return open(os.devnull, "w", encoding="utf-8")
+        path = self.plan.out / LOG
+        rows = []
+        if self.step > 0 and path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
+        with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        return open(path, "a", encoding="utf-8")
+
+    def _save(self) -> None:
+        if not self.processes.is_first:
+            return
+        checkpoint = Checkpoint(
+            self.plan.network,
+            self.plan.settings,
+            self.step,
+            self.objective.network.state_dict(),
+            self.optimizer.state_dict(),
+            self.scaler.state_dict(),
+        )
+        save_checkpoint(checkpoint, self.plan.out / CHECKPOINT)
+
+    def _save_samples(self) -> None:
+        """Pictures of a few pairs, fused with the network as it is now."""
+        if not self.processes.is_first:
+            return
+        network, pairs = self.objective.network, self.crops.pairs
+        shown = [pairs[index] for index in spread(len(pairs), SAMPLED_PAIRS)]
+        columns = {
+            "infrared": [pair.infrared for pair in shown],
+            "visible": [pair.visible for pair in shown],
+            f"fused after {self.step} steps": [
+                with_chroma_of(pair.visible, fuse_with(network, pair, self.processes.device))
+                for pair in shown
+            ],
+        }
+        path = self.plan.out / "samples" / f"step_{self.step:07d}.png"
+        windows = [
+            sheets.salient_window(to_8bit(luminance(pair.visible)), pair.infrared) for pair in shown
+        ]
+        sheets.save_sheet(columns, windows, path)
+        self.objective.train()
+
+
+def _is_multiple(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0
