@@ -70,8 +70,8 @@ VALUES = {
     "0 to 255": (lambda x: x * 255, ValueError, "divide by 255"),
     "-1 to 1": (lambda x: x * 2 - 1, ValueError, r"data_range=\(-1, 1\)"),
     "far out": (lambda x: x * 1e4, ValueError, "rescale"),
-    "NaN": (lambda x: x.masked_fill(x == x.max(), torch.nan), ValueError, "NaN"),
-    "infinite": (lambda x: x.masked_fill(x == x.max(), torch.inf), ValueError, "got values"),
+    "NaN": (lambda x: x.masked_fill(x == x.max(), torch.nan), ValueError, "finite, got values from nan"),
+    "infinite": (lambda x: x.masked_fill(x == x.max(), torch.inf), ValueError, "finite.*to inf"),
 }
 
 

@@ -431,7 +431,7 @@ def test_a_saved_objective_is_named(encoder, small_architecture, tmp_path):
     ],
 )
 def test_published_architectures_are_named(model_name, names):
-    from clip_fusion_loss.states import model_names
+    from clip_fusion_loss.loading.kinds import model_names
 
     with torch.device("meta"):
         state = open_clip.CLIP(**open_clip.get_model_config(model_name)).state_dict()

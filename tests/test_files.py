@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP, FusionObjective
-from clip_fusion_loss.encoder import TINY_FOLDER
+from clip_fusion_loss.loading import EMBEDDED
 
 
 @pytest.fixture
@@ -188,15 +188,15 @@ class TestEmbeddedWeights:
     @pytest.fixture
     def folder(self, tmp_path, monkeypatch):
         folder = tmp_path / "tiny_clip"
-        shutil.copytree(TINY_FOLDER, folder)
-        monkeypatch.setattr("clip_fusion_loss.encoder.TINY_FOLDER", folder)
+        shutil.copytree(EMBEDDED, folder)
+        monkeypatch.setattr("clip_fusion_loss.loading.EMBEDDED", folder)
         return folder
 
     def refused(self):
         with pytest.raises(ValueError, match="is damaged.*install the package again"):
             FrozenCLIP.tiny()
 
-    @pytest.mark.parametrize("name", [p.name for p in sorted(TINY_FOLDER.iterdir())])
+    @pytest.mark.parametrize("name", [p.name for p in sorted(EMBEDDED.iterdir())])
     def test_missing_truncated_or_flipped(self, folder, name):
         content = (folder / name).read_bytes()
         chance = random.Random(0)

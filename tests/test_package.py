@@ -36,6 +36,6 @@ def test_self_check(capsys):
 
 
 def test_self_check_tells_what_fails(capsys, monkeypatch):
-    monkeypatch.setattr("clip_fusion_loss.encoder.TINY_FOLDER", Path("none"))
+    monkeypatch.setattr("clip_fusion_loss.loading.EMBEDDED", Path("none"))
     assert main() == 1
     assert re.search(r"^step on cpu +failed: ValueError: .*damaged", capsys.readouterr().out, re.M)

@@ -256,7 +256,7 @@ def hub(folder, monkeypatch):
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         if silent:
-            monkeypatch.setattr("clip_fusion_loss.hub.STALL_LIMIT", 0.5)
+            monkeypatch.setattr("clip_fusion_loss.loading.hub.STALL_LIMIT", 0.5)
 
     yield start
     asleep.set()
@@ -314,7 +314,7 @@ class TestHub:
 
     def test_repository_without_a_clip(self, hub, folder, tmp_path, monkeypatch):
         hub()
-        monkeypatch.setattr("clip_fusion_loss.sources.CONFIGS", ("no_config.json",))
+        monkeypatch.setattr("clip_fusion_loss.loading.sources.CONFIGS", ("no_config.json",))
         with pytest.raises(FileNotFoundError, match=f"all files of {REPOSITORY}"):
             FrozenCLIP.from_pretrained(f"hf-hub:{REPOSITORY}", cache_dir=tmp_path)
 
