@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -28,17 +28,21 @@ def fetch(download: Callable[[], T], folder: Path) -> T:
     Raises:
         Exception: whatever the client raises, or a TimeoutError.
     """
+    from huggingface_hub import constants
+
     failure = None
-    if _hub_answers():
+    if not constants.HF_HUB_OFFLINE and _hub_answers():
         try:
             return _watched(download, folder)
         except Exception as error:  # whatever it is, the cache may do
             failure = error
-    with _offline():
-        try:
-            return download()
-        except Exception as error:
-            raise failure or error from None
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return download()
+    except Exception as error:
+        raise failure or error from None
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def fetch_files(
@@ -93,25 +97,11 @@ def repository_folder(repository: str, cache_dir: str | None) -> Path:
 def _hub_answers() -> bool:
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:
-        return False
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_LIMIT)
     except Exception:  # whatever the client raises: it could not be reached
         return False
     return True
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _watched(download: Callable[[], T], folder: Path) -> T:

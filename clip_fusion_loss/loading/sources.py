@@ -18,24 +18,14 @@ __all__ = ["TOKENIZER_FILES", "Source", "check_activation", "find_source", "read
 # In the order in which they are looked for.
 CONFIGS = ("open_clip_config.json", "config.json")
 WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model",
+    "sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz", ".index.json")
 
 
@@ -43,17 +33,12 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz", ".index.json
 class Source:
     """What a CLIP is made from."""
 
-    name: str
-    """For messages and saved files."""
-    config: dict[str, Any]
-    """open_clip's model_cfg."""
+    name: str  # for messages and saved files
+    config: dict[str, Any]  # open_clip's model_cfg
     weights: Path
-    preprocessing: dict[str, Any] = field(default_factory=dict)
-    """Its mean and std, where known."""
-    tokenizer: Path | None = None
-    """A folder with the tokenizer's files, where they need not come from the hub."""
-    given_as: str = "pretrained"
-    """The argument that named it."""
+    preprocessing: dict[str, Any] = field(default_factory=dict)  # mean and std, where known
+    tokenizer: Path | None = None  # a folder with its files, where they need not come from the hub
+    given_as: str = "pretrained"  # the argument that named it
 
 
 def find_source(model_name: str, pretrained: str | Path | None, cache_dir: str | None) -> Source:

@@ -17,30 +17,7 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
 )
-from conftest import build_clip, draw_images, make_criterion
-
-
-class Fusion(nn.Module):
-    """A user's network, here as small as one can be."""
-
-    def __init__(self):
-        super().__init__()
-        self.convolution = nn.Conv2d(2, 1, 3, padding=1)
-
-    def forward(self, visible, infrared):
-        return self.convolution(torch.cat([visible, infrared], 1)).sigmoid()
-
-
-class Trainer(nn.Module):
-    """A module that holds the criterion beside its network, as many programs do."""
-
-    def __init__(self, criterion=None):
-        super().__init__()
-        self.network = Fusion()
-        self.criterion = criterion
-
-    def forward(self, visible, infrared):
-        return self.criterion(self.network(visible, infrared), visible, infrared)
+from conftest import Trainer, build_clip, draw_images, gradients, make_criterion
 
 
 @pytest.fixture
@@ -64,10 +41,6 @@ def saved(module):
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     return file.getvalue()
-
-
-def gradients(module):
-    return [parameter.grad.clone() for parameter in module.parameters()]
 
 
 def value_and_gradients(trainer, sources):
