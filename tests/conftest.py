@@ -10,7 +10,12 @@ import torch
 from open_clip.model import CLIP
 from torch import nn
 
-from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, functional
+from clip_fusion_loss import (
+    FrozenCLIP,
+    IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+    functional,
+)
 
 # The tests' tensors are so small that handing them to threads costs more than it gains.
 torch.set_num_threads(1)
@@ -140,3 +145,24 @@ class Trainer(nn.Module):
 
 def gradients(module):
     return [parameter.grad.clone() for parameter in module.parameters()]
+
+
+@pytest.fixture
+def trainer(encoder) -> Trainer:
+    # torch's own generator: another one does not survive the way to a spawned process.
+    criterion = make_criterion(encoder, regularizer=IntensityGradientLoss(), generator=None)
+    torch.manual_seed(0)
+    return Trainer(criterion)
+
+
+@pytest.fixture
+def sources():
+    return draw_images()[1:]
+
+
+def value_and_gradients(trainer, sources):
+    trainer.zero_grad()
+    torch.manual_seed(1)
+    loss = trainer(*sources)
+    loss.backward()
+    return loss.detach(), gradients(trainer)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["describe", "difference", "model_names"]
@@ -46,45 +47,30 @@ def describe(state: Mapping[str, Any], kind: str = CLIP) -> str:
 
 
 def model_names(state: Mapping[str, Tensor]) -> list[str]:
-    """Those of open_clip's models that have the sizes of `state`, without timm's towers."""
+    """Those of open_clip's models that have the shapes of `state`, without timm's towers."""
     import open_clip
 
-    state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
-    names = open_clip.list_models()
-    return [name for name in names if _has_sizes(state, open_clip.get_model_config(name))]
+    shapes = _shapes({name.removeprefix("text."): tensor for name, tensor in state.items()})
+    names = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        size, vision, text = (config[key] for key in ("embed_dim", "vision_cfg", "text_cfg"))
+        # A glance at one shape saves most of the building.
+        likely = shapes.get("text_projection") == (text.get("width"), size)
+        if likely and "timm_model_name" not in vision:
+            with torch.device("meta"):
+                model = open_clip.CLIP(size, vision, text)
+            if _shapes(model.state_dict()) == shapes:
+                names.append(name)
+    return names
 
 
-def _has_sizes(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    if "multimodal_cfg" in config:
-        return False
-    try:
-        size, layers, width = vision["image_size"], vision["layers"], vision["width"]
-        shapes = {
-            "ln_final.weight": (text["width"],),
-            "positional_embedding": (text["context_length"], text["width"]),
-            "token_embedding.weight": (text.get("vocab_size", 49408), text["width"]),
-        }
-        blocks = {r"transformer\.resblocks": text["layers"]}
-        if isinstance(layers, list):  # a ResNet
-            shapes["visual.layer1.0.conv1.weight"] = (width, width, 1, 1)
-            shapes["visual.attnpool.positional_embedding"] = ((size // 32) ** 2 + 1, 32 * width)
-            blocks |= {rf"visual\.layer{stage}": count for stage, count in enumerate(layers, 1)}
-        else:
-            patch = vision["patch_size"]
-            shapes["visual.conv1.weight"] = (width, 3, patch, patch)
-            shapes["visual.positional_embedding"] = ((size // patch) ** 2 + 1, width)
-            blocks[r"visual\.transformer\.resblocks"] = layers
-    except (KeyError, TypeError):  # towers of others, or sizes that are left to defaults
-        return False
-
-    def count(prefix: str) -> int:
-        matches = map(re.compile(rf"{prefix}\.(\d+)").match, state)
-        return len({match[1] for match in matches if match})
-
-    return all(
-        name in state and tuple(state[name].shape) == shape for name, shape in shapes.items()
-    ) and all(count(prefix) == number for prefix, number in blocks.items())
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in state.items()
+        if not name.startswith("logit_") and not name.endswith(("attn_mask", "num_batches_tracked"))
+    }
 
 
 def difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

@@ -228,10 +228,10 @@ print(criterion(*torch.rand(3, 1, 1, 64, 64)).item())
     command = [sys.executable, "-c", code, str(tmp_path / "shared.safetensors")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(3)
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(2)
     ]
     outputs = {process.communicate()[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0]
     assert len(outputs) == 1
     assert float(outputs.pop()) > 0
     assert len(list(tmp_path.iterdir())) == 1
