@@ -1,7 +1,11 @@
 """What a user gets with the import."""
 
+import configparser
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import clip_fusion_loss
 
@@ -20,3 +24,12 @@ def test_import_is_light():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_all_of_it_is_installed():
+    root = Path(clip_fusion_loss.__file__).parents[1]
+    settings = configparser.ConfigParser()
+    if not settings.read(root / "setup.cfg"):
+        pytest.skip("needs a checkout")
+    found = (path.parent.relative_to(root) for path in root.glob("clip_fusion_loss/**/__init__.py"))
+    assert settings["options"]["packages"].split() == sorted(".".join(p.parts) for p in found)
