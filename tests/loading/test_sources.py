@@ -83,7 +83,7 @@ def test_a_file_in_place_of_the_name(tmp_path):
 
 
 def documented_table():
-    page = Path(__file__).parents[1] / "docs" / "encoders.md"
+    page = Path(__file__).parents[2] / "docs" / "encoders.md"
     codes = re.findall(r"\| `(FrozenCLIP[^`]*)` \|$", page.read_text(), re.MULTILINE)
     assert len(codes) > 10
     return codes
