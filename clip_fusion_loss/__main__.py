@@ -13,16 +13,9 @@ from . import __version__
 from .loss import LanguageDrivenFusionLoss
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "timm",
-    "huggingface_hub",
-    "safetensors",
-    "ftfy",
-    "regex",
-    "numpy",
-)
+    "torch", "torchvision", "open_clip_torch", "timm", "huggingface_hub", "safetensors", "ftfy",
+    "regex", "numpy",
+)  # fmt: skip
 
 
 def main() -> int:

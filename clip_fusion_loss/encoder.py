@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,12 +18,11 @@ from .frozen import FrozenModule, computes_in_float16
 from .functional import match_channels, resize_images, soften_outliers
 from .identity import fingerprint_of
 from .layers import speed_up
-from .loading import check_digests, load_clip
+from .loading import load_clip, load_embedded_clip
 from .objective import as_texts
+from .text_tower import TextTower, says_nothing
 
 __all__ = ["PRECISIONS", "FrozenCLIP"]
-
-TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_clip"
 
 # What CLIP was trained with where a model does not say (OpenAI's values, as in open_clip).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -36,12 +33,6 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Largest value of the gradient that enters a float16 tower: far from both ends of float16's range,
 # 6e-5 and 65504, since it grows and shrinks on its way.
 GRADIENT_PEAK = 64.0
-
-# Words, numbers and runs of symbols such as emoji; ordinary punctuation is none of them.
-WORDS = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s.,;:!?'\"()\u2018\u2019\u201c\u201d-]|_)+")
-
-# Words that say nothing by themselves.
-FUNCTION_WORDS = frozenset(("a", "an", "and", "at", "in", "of", "on", "or", "the", "to", "with"))
 
 
 class FrozenCLIP(FrozenModule):
@@ -102,10 +93,10 @@ class FrozenCLIP(FrozenModule):
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
         # Hidden like the image tower, and not moved with it.
-        self._text: tuple[Any, Callable[..., Tensor]] | None
-        self._text = (_without_image_tower(model), tokenizer)
+        text = TextTower(model, tokenizer)
+        self._text: TextTower | None = text
         # Of the weights as they came, also where an earlier FrozenCLIP has folded them.
-        fingerprint = fingerprint_of(visual, self._text[0], self.image_size, mean, std)
+        fingerprint = fingerprint_of(visual, text.model, self.image_size, mean, std)
         self.fingerprint = getattr(visual, "folded_from", fingerprint)
         probe = torch.empty(2, 3, *self.image_size, dtype=_compute_dtype(visual), device="meta")
         if fold_batch_norm(visual, probe):
@@ -151,13 +142,6 @@ class FrozenCLIP(FrozenModule):
                 pass it.
             ImportError: the tokenizer needs transformers.
         """
-        checks.check_type("model_name", model_name, str)
-        if pretrained is not None:
-            checks.check_path("pretrained", pretrained)
-        if cache_dir is not None:
-            checks.check_path("cache_dir", cache_dir)
-        if tokenizer is not None and not checks.check_path("tokenizer", tokenizer).is_dir():
-            raise FileNotFoundError(f"`tokenizer` must be an existing folder, got {tokenizer}")
         name, model, tokenize = load_clip(model_name, pretrained, cache_dir, tokenizer)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
 
@@ -173,10 +157,8 @@ class FrozenCLIP(FrozenModule):
         Raises:
             ValueError: its files are damaged.
         """
-        check_digests(TINY_FOLDER)
-        _, model, tokenizer = load_clip(f"local-dir:{TINY_FOLDER}", None, None, None)
-        words = (TINY_FOLDER / "vocabulary.txt").read_text(encoding="utf-8").split()
-        return cls(model, tokenizer, name="tiny", vocabulary=frozenset(words))
+        model, tokenizer, words = load_embedded_clip()
+        return cls(model, tokenizer, name="tiny", vocabulary=words)
 
     @property
     def device(self) -> torch.device:
@@ -206,7 +188,8 @@ class FrozenCLIP(FrozenModule):
             TypeError: not a floating point tensor.
             ValueError: wrong shape or device, or an unknown precision.
         """
-        self._check_images(images)
+        checks.check_image("images", images)
+        checks.check_device("images", images, self.device, "encoder", "encoder")
         checks.check_choice("precision", precision, PRECISIONS)
         # Geometry and statistics in float32 whatever the network's precision is.
         images = match_channels(resize_images(images.float(), self.image_size), 3)
@@ -250,9 +233,7 @@ class FrozenCLIP(FrozenModule):
 
     def says_nothing(self, text: str) -> bool:
         """Whether the model knows no word of `text`, articles and prepositions aside."""
-        if self.vocabulary is None:
-            return False
-        return not self.vocabulary.difference(FUNCTION_WORDS) & set(WORDS.findall(text.lower()))
+        return self.vocabulary is not None and says_nothing(text, self.vocabulary)
 
     def drop_text(self) -> None:
         """Free the text tower; texts embedded by now stay usable, others are a RuntimeError."""
@@ -267,24 +248,6 @@ class FrozenCLIP(FrozenModule):
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    def _check_images(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(
-                f"`images` must be a floating point tensor in [0, 1], got {got}; "
-                "convert 8-bit images with images.float() / 255"
-            )
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"`images` must have shape (N, 1 or 3, H, W), got {tuple(images.shape)}; "
-                "add missing axes with images[None] or images[:, None]"
-            )
-        if images.device != self.device:
-            raise ValueError(
-                f"`images` must be on {self.device} like the encoder, got {images.device}; "
-                "move one of them with .to(device)"
-            )
-
     def _embed(self, texts: list[str]) -> Tensor:
         if self._text is None:
             raise RuntimeError(
@@ -293,29 +256,10 @@ class FrozenCLIP(FrozenModule):
                 "encoder with keep_text=True, or save an EmbeddedFusionModel where the tower "
                 "is at hand and load it here"
             )
-        self._warn_of_unknown_words(texts)
-        model, tokenizer = self._text
-        known = [WORDS.sub(self._known, text) for text in texts]
-        tokens = _tokenize(tokenizer, known).to(next(model.parameters()).device)
-        with torch.autocast(tokens.device.type, enabled=False):
-            embeddings = F.normalize(model.encode_text(tokens).float(), dim=-1).cpu()
+        embeddings = self._text.embed(texts, self.name, self.vocabulary)
         if not self.keep_text:
             self.drop_text()
         return embeddings
-
-    def _warn_of_unknown_words(self, texts: list[str]) -> None:
-        if self.vocabulary is None:
-            return
-        unknown = sorted(set(WORDS.findall(" ".join(texts).lower())) - self.vocabulary)
-        if unknown:
-            checks.warn(
-                f"the model {self.name!r} was not trained on {', '.join(map(repr, unknown))}; "
-                "such words mean nothing to it and are left out. Use words of encoder.vocabulary, "
-                "or a real CLIP: FrozenCLIP.from_pretrained()"
-            )
-
-    def _known(self, word: re.Match[str]) -> str:
-        return word[0] if self.vocabulary is None or word[0].lower() in self.vocabulary else ""
 
 
 def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
@@ -329,14 +273,6 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
         )
     height, width = (size, size) if isinstance(size, int) else size
     return (height, width), config.get("mean", CLIP_MEAN), config.get("std", CLIP_STD)
-
-
-def _without_image_tower(model: nn.Module) -> nn.Module:
-    """A view of `model` that shares its text weights and leaves the image tower alone."""
-    text_model = copy.copy(model)
-    # copy.copy shares the dictionary of children; deleting from that would maim `model`.
-    text_model._modules = {k: v for k, v in model._modules.items() if k != "visual"}
-    return text_model.eval().requires_grad_(False)
 
 
 def _rescale_gradient(images: Tensor, features: Tensor) -> None:
@@ -367,17 +303,3 @@ def _compute_dtype(network: nn.Module) -> torch.dtype:
     # the image has the precision that the image must have.
     parameters = list(network.parameters())
     return next((p.dtype for p in parameters if p.ndim == 4), parameters[0].dtype)
-
-
-def _tokenize(tokenizer: Callable[..., Tensor], texts: list[str]) -> Tensor:
-    """Tokens of `texts`; refuses what open_clip would cut off silently."""
-    tokens = tokenizer(texts)
-    length = tokens.shape[1]
-    whole = tokenizer(texts, context_length=4 * length)[:, :length]
-    for text, cut in zip(texts, (whole != tokens).any(1).tolist(), strict=True):
-        if cut:
-            raise ValueError(
-                f"a text must have at most {length} tokens, start and end included, "
-                f"got {checks.shown(text)}; shorten it, or split it into an ensemble of texts"
-            )
-    return tokens

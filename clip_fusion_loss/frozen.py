@@ -115,7 +115,7 @@ class FrozenModule(FixedBuffers):
         this list, on several devices.
         """
         for network in list(self._hidden):
-            if _device(network) in (device, None):
+            if next((weight.device for weight in network.parameters()), device) == device:
                 return network
         with torch.inference_mode(False):
             replica = copy.deepcopy(self.network).to(device)
@@ -149,7 +149,3 @@ def _refuse_as_hyperparameter(module: nn.Module) -> None:
                 "self.save_hyperparameters(ignore=['criterion']), by the argument's name, and "
                 "give it again to load_from_checkpoint(path, criterion=criterion)"
             )
-
-
-def _device(network: nn.Module) -> torch.device | None:
-    return next((parameter.device for parameter in network.parameters()), None)

@@ -46,17 +46,16 @@ def same_clip(first: str, second: str) -> bool:
     """
     if not (is_current(first) and is_current(second)):
         return first == second
-    pairs = zip(first.split("/")[1:], second.split("/")[1:], strict=True)
-    return all("" in pair or _agree(*pair) for pair in pairs)
+    towers = zip(first.split("/")[1:], second.split("/")[1:], strict=True)
+    return all(
+        "" in tower or any(a == b for a, b in zip(*(d.split(".") for d in tower), strict=False))
+        for tower in towers
+    )
 
 
 def is_current(fingerprint: str) -> bool:
     """Whether it is of the kind that `fingerprint_of` makes now."""
     return fingerprint.startswith(f"{VERSION}/") and fingerprint.count("/") == 2
-
-
-def _agree(first: str, second: str) -> bool:
-    return any(a == b for a, b in zip(first.split("."), second.split("."), strict=False))
 
 
 def _digests(weights: dict[str, Tensor], arithmetic: str) -> str:
@@ -86,13 +85,10 @@ def _arithmetic(tower: nn.Module) -> str:
     for module in tower.modules():
         kind = type(module).__name__.lstrip("_")  # `speed_up` names its own so
         has_weights = next(module.parameters(), None) is not None
-        if not has_weights and ("GELU" in kind or _is_activation(module)):
+        is_activation = type(module).__module__ == "torch.nn.modules.activation"
+        if not has_weights and ("GELU" in kind or is_activation):
             found.add(f"{kind}({module.extra_repr()})")
         for name in ("num_heads", "eps"):
             if hasattr(module, name):
                 found.add(f"{name}={getattr(module, name)}")
     return str(sorted(found))
-
-
-def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation"

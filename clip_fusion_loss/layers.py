@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 __all__ = ["speed_up"]
 
+# Of CLIP's ResNets; timm has one of the same name.
+CLIPS_POOL = "open_clip.modified_resnet.AttentionPool2d"
+
 
 def speed_up(network: nn.Module) -> None:
     """Give the layers of `network` that can be computed faster another forward, in place.
@@ -30,7 +33,7 @@ def speed_up(network: nn.Module) -> None:
             module.__class__ = _PatchProjection
         elif type(module) is nn.Conv2d and plain:
             module.__class__ = _Convolution
-        elif type(module).__name__ == "AttentionPool2d" and _is_clips(module):
+        elif f"{type(module).__module__}.{type(module).__name__}" == CLIPS_POOL:
             module.__class__ = _AttentionPool
         elif type(module).__name__ == "QuickGELU" and not module.state_dict():
             module.__class__ = _QuickGELU
@@ -53,11 +56,6 @@ def _takes_apart(convolution: nn.Conv2d) -> bool:
         and convolution.dilation == (1, 1)
         and convolution.groups == 1
     )
-
-
-def _is_clips(pool: nn.Module) -> bool:
-    """Whether it is the attention pool of CLIP's ResNets; timm has one of the same name."""
-    return type(pool).__module__ == "open_clip.modified_resnet"
 
 
 class _SelfAttention(nn.MultiheadAttention):

@@ -1,13 +1,21 @@
 """Small models and images that the tests share."""
 
+import copy
+import functools
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
+from torch import nn
 
-from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, functional
+from clip_fusion_loss import (
+    FrozenCLIP,
+    IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+    functional,
+)
 
 # The tests' tensors are so small that handing them to threads costs more than it gains.
 torch.set_num_threads(1)
@@ -21,11 +29,16 @@ MODEL_CONFIG = {
 }
 
 
-def build_clip(seed: int = 0) -> CLIP:
-    """A CLIP with the real architecture and random weights, small enough for every test."""
+@functools.cache
+def _drawn_clip(seed: int) -> CLIP:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CLIP(**MODEL_CONFIG)
+
+
+def build_clip(seed: int = 0) -> CLIP:
+    """A CLIP with the real architecture and random weights, small enough for every test."""
+    return copy.deepcopy(_drawn_clip(seed))  # drawing weights takes ten times as long
 
 
 @pytest.fixture
@@ -105,3 +118,51 @@ def same_transforms(criterion, images, seed=1):
         scale=criterion.patch_scale,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+class Fusion(nn.Module):
+    """A user's network, here as small as one can be."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, visible, infrared):
+        return self.convolution(torch.cat([visible, infrared], 1)).sigmoid()
+
+
+class Trainer(nn.Module):
+    """A module that holds the criterion beside its network, as many programs do."""
+
+    def __init__(self, criterion=None):
+        super().__init__()
+        self.network = Fusion()
+        self.criterion = criterion
+
+    def forward(self, visible, infrared):
+        return self.criterion(self.network(visible, infrared), visible, infrared)
+
+
+def gradients(module):
+    return [parameter.grad.clone() for parameter in module.parameters()]
+
+
+@pytest.fixture
+def trainer(encoder) -> Trainer:
+    # torch's own generator: another one does not survive the way to a spawned process.
+    criterion = make_criterion(encoder, regularizer=IntensityGradientLoss(), generator=None)
+    torch.manual_seed(0)
+    return Trainer(criterion)
+
+
+@pytest.fixture
+def sources():
+    return draw_images()[1:]
+
+
+def value_and_gradients(trainer, sources):
+    trainer.zero_grad()
+    torch.manual_seed(1)
+    loss = trainer(*sources)
+    loss.backward()
+    return loss.detach(), gradients(trainer)

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from conftest import draw_images, make_criterion
-from test_training_programs import Trainer, gradients
+from conftest import Trainer, draw_images, gradients, make_criterion
 
 
 class TestEvalMode:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from threading import Thread
+from typing import TypeVar
 
 from .checkpoints import parts_of
 
@@ -27,17 +28,21 @@ def fetch(download: Callable[[], T], folder: Path) -> T:
     Raises:
         Exception: whatever the client raises, or a TimeoutError.
     """
+    from huggingface_hub import constants
+
     failure = None
-    if _hub_answers():
+    if not constants.HF_HUB_OFFLINE and _hub_answers():
         try:
             return _watched(download, folder)
         except Exception as error:  # whatever it is, the cache may do
             failure = error
-    with _offline():
-        try:
-            return download()
-        except Exception as error:
-            raise failure or error from None
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return download()
+    except Exception as error:
+        raise failure or error from None
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def fetch_files(
@@ -72,9 +77,8 @@ def fetch_files(
     def download() -> Path:
         paths = [first(names) for names in wanted]
         for path in paths:
-            if path.name.endswith(".index.json"):
-                for part in parts_of(path):
-                    get(part)
+            for part in parts_of(path) if path.name.endswith(".index.json") else ():
+                get(part)
         for name in optional:
             with suppress(EntryNotFoundError):
                 get(name)
@@ -87,15 +91,12 @@ def repository_folder(repository: str, cache_dir: str | None) -> Path:
     """Where the hub's client keeps a repository."""
     from huggingface_hub import constants
 
-    name = f"models--{repository.replace('/', '--')}"
-    return Path(cache_dir or constants.HF_HUB_CACHE) / name
+    return Path(cache_dir or constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
 
 
 def _hub_answers() -> bool:
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:
-        return False
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_LIMIT)
     except Exception:  # whatever the client raises: it could not be reached
@@ -103,39 +104,24 @@ def _hub_answers() -> bool:
     return True
 
 
-@contextmanager
-def _offline() -> Iterator[None]:
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 def _watched(download: Callable[[], T], folder: Path) -> T:
     """Run it in a thread, which is left alone when nothing arrives: no client can be stopped."""
-    outcome: dict[str, Any] = {}
+    outcome: Future[T] = Future()
 
     def work() -> None:
         try:
-            outcome["result"] = download()
+            outcome.set_result(download())
         except BaseException as error:
-            outcome["error"] = error
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    Thread(target=work, daemon=True).start()
     before = -1
-    while thread.is_alive() and before != (size := _size(folder)):
+    while not outcome.done() and before != (size := _size(folder)):
         before = size
-        thread.join(STALL_LIMIT)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "result" not in outcome:
+        wait([outcome], STALL_LIMIT)
+    if not outcome.done():
         raise TimeoutError(f"the hub answers, but nothing has come for {STALL_LIMIT:g} seconds")
-    return outcome["result"]
+    return outcome.result()
 
 
 def _size(folder: Path) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import states
+from .from_transformers import convert_config
 from .hub import fetch, fetch_files, repository_folder
 
 __all__ = ["TOKENIZER_FILES", "Source", "check_activation", "find_source", "read_json"]
@@ -17,24 +18,14 @@ __all__ = ["TOKENIZER_FILES", "Source", "check_activation", "find_source", "read
 # In the order in which they are looked for.
 CONFIGS = ("open_clip_config.json", "config.json")
 WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model",
+    "sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz", ".index.json")
 
 
@@ -42,48 +33,49 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz", ".index.json
 class Source:
     """What a CLIP is made from."""
 
-    name: str
-    """For messages and saved files."""
-    config: dict[str, Any]
-    """open_clip's model_cfg."""
+    name: str  # for messages and saved files
+    config: dict[str, Any]  # open_clip's model_cfg
     weights: Path
-    preprocessing: dict[str, Any] = field(default_factory=dict)
-    """Its mean and std, where known."""
-    tokenizer: Path | None = None
-    """A folder with the tokenizer's files, where they need not come from the hub."""
-    given_as: str = "pretrained"
-    """The argument that named it."""
-    kind: str = "a CLIP"
-    """What the file turned out to be."""
+    preprocessing: dict[str, Any] = field(default_factory=dict)  # mean and std, where known
+    tokenizer: Path | None = None  # a folder with its files, where they need not come from the hub
+    given_as: str = "pretrained"  # the argument that named it
 
 
 def find_source(model_name: str, pretrained: str | Path | None, cache_dir: str | None) -> Source:
+    """The files for the arguments of `FrozenCLIP.from_pretrained`, which says what it raises."""
     # Imported here: it takes seconds, and users who bring their own model have it already.
     import open_clip
 
-    known = open_clip.list_models()
     if model_name.startswith("hf-hub:"):
         return _from_hub(model_name, cache_dir)
-    if model_name.startswith("local-dir:"):
-        return _from_folder(Path(model_name.removeprefix("local-dir:")), model_name)
-    if model_name not in known and Path(model_name).expanduser().is_dir():
-        return _from_folder(Path(model_name), model_name)
+    known = open_clip.list_models()
+    folder = Path(model_name.removeprefix("local-dir:")).expanduser()
+    if model_name.startswith("local-dir:") or (model_name not in known and folder.is_dir()):
+        return _from_folder(folder, model_name)
     name = _known_name(model_name, known)
     if pretrained is None:
         raise ValueError(
             "`pretrained` must be a tag or a checkpoint file, got None: a CLIP without trained "
             "weights gives no training signal"
         )
+    tags = open_clip.list_pretrained_tags_by_model(name)
     path = Path(pretrained).expanduser()
-    if path.is_dir() and pretrained not in open_clip.list_pretrained_tags_by_model(name):
-        path = _weights_in(path, "pretrained")
+    if path.is_dir() and pretrained not in tags:
+        path = _weights_in(_snapshot_in(path), "pretrained")
+    config = open_clip.get_model_config(name)
     if path.is_file():
-        config = open_clip.get_model_config(name)
-        return Source(f"{name}/{pretrained}", config, path, _usual_preprocessing(name))
+        return Source(f"{name}/{pretrained}", config, path, _usual_preprocessing(name, tags))
     if isinstance(pretrained, Path) or pretrained.endswith(SUFFIXES):
         raise FileNotFoundError(f"`pretrained` must be an existing file or a tag, got {pretrained}")
-    _check_tag(name, pretrained)
-    return _from_tag(name, pretrained, cache_dir)
+    if pretrained not in tags:
+        raise ValueError(
+            f"`pretrained` must be a checkpoint file or a tag of {name!r} "
+            f"({', '.join(tags) or 'it has none'}), got {pretrained!r}"
+        )
+    published = open_clip.get_pretrained_cfg(name, pretrained)
+    check_activation(name, config, repr(pretrained), bool(published.get("quick_gelu")))
+    path = _download(name, pretrained, published, cache_dir)
+    return Source(f"{name}/{pretrained}", config, path, published)
 
 
 def _known_name(model_name: str, known: list[str]) -> str:
@@ -107,23 +99,10 @@ def _known_name(model_name: str, known: list[str]) -> str:
     )
 
 
-def _check_tag(model_name: str, tag: str) -> None:
-    """Refuse unknown tags and an activation that the weights do not have."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if tag not in tags:
-        raise ValueError(
-            f"`pretrained` must be a checkpoint file or a tag of {model_name!r} "
-            f"({', '.join(tags) or 'it has none'}), got {tag!r}"
-        )
-    trained_with = bool(open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu"))
-    check_activation(model_name, open_clip.get_model_config(model_name), repr(tag), trained_with)
-
-
 def check_activation(
-    model_name: str, config: Mapping[str, Any], weights: str, quick_gelu: bool
+    model_name: str, config: dict[str, Any], weights: str, quick_gelu: bool
 ) -> None:
+    """Refuse an activation that the weights were not trained with."""
     if quick_gelu != bool(config.get("quick_gelu")):
         activation, remedy = "GELU", model_name.removesuffix("-quickgelu")
         if quick_gelu:
@@ -135,67 +114,58 @@ def check_activation(
         )
 
 
-def _usual_preprocessing(model_name: str) -> dict[str, Any]:
+def _usual_preprocessing(model_name: str, tags: list[str]) -> dict[str, Any]:
     """Mean and std of the model's published weights, where all of them have the same."""
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
     configs = [open_clip.get_pretrained_cfg(model_name, tag) for tag in tags]
     values = {(tuple(config["mean"]), tuple(config["std"])) for config in configs}
     return dict(zip(("mean", "std"), values.pop(), strict=True)) if len(values) == 1 else {}
 
 
-def _from_tag(model_name: str, tag: str, cache_dir: str | None) -> Source:
+def _download(model_name: str, tag: str, published: dict[str, Any], cache_dir: str | None) -> Path:
     import open_clip
 
-    published = open_clip.get_pretrained_cfg(model_name, tag)
     repository, _, name = str(published.get("hf_hub", "")).rpartition("/")
-    folder = Path(cache_dir or "~/.cache/clip").expanduser()  # where open_clip puts other files
     if repository:
         folder = repository_folder(repository, cache_dir)
-    try:
-        path = fetch(lambda: open_clip.download_pretrained(published, cache_dir=cache_dir), folder)
-    except Exception as error:  # the client's, or one of the network
+        name = name or "open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
+        files = f"{name} of {repository}"
+    else:
+        folder = Path(cache_dir or "~/.cache/clip").expanduser()  # where open_clip puts them
         files = published["url"]
-        if repository:
-            files = f"{name or 'open_clip_model.safetensors (or open_clip_pytorch_model.bin)'}"
-            files = f"{files} of {repository}"
-        raise _unreachable(
-            f"the weights of {model_name!r} ({tag})",
-            files,
-            f"FrozenCLIP.from_pretrained({model_name!r}, '/path/to/that/file')",
-            error,
-        ) from error
-    config = open_clip.get_model_config(model_name)
-    return Source(f"{model_name}/{tag}", config, Path(path), published)
+    remedy = f"FrozenCLIP.from_pretrained({model_name!r}, '/path/to/that/file')"
+    with _within_reach(f"{model_name!r} ({tag})", files, remedy):
+        return Path(
+            fetch(lambda: open_clip.download_pretrained(published, cache_dir=cache_dir), folder)
+        )
 
 
 def _from_hub(model_name: str, cache_dir: str | None) -> Source:
     repository = model_name.removeprefix("hf-hub:")
     optional = ("preprocessor_config.json", *TOKENIZER_FILES)
-    try:
+    remedy = f"FrozenCLIP.from_pretrained('local-dir:FOLDER') with a copy of {repository}"
+    with _within_reach(repr(model_name), f"all files of {repository}", remedy):
         folder = fetch_files(repository, (CONFIGS, WEIGHTS), optional, cache_dir)
-    except Exception as error:
-        raise _unreachable(
-            f"the weights of {model_name!r}",
-            f"all files of {repository}",
-            f"FrozenCLIP.from_pretrained('local-dir:FOLDER') with a copy of {repository}",
-            error,
-        ) from error
     return _from_folder(folder, model_name)
 
 
-def _unreachable(what: str, files: str, remedy: str, error: Exception) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{what} are not in the cache and could not be downloaded. Without a network: on a "
-        f"machine that has one, fetch {files}, copy it here and call {remedy}; or copy the hub's "
-        f"cache folder and pass it as cache_dir: {error}"
-    )
+@contextmanager
+def _within_reach(what: str, files: str, remedy: str) -> Iterator[None]:
+    """Tell of a failed download how to go on without one."""
+    try:
+        yield
+    except Exception as error:  # the client's, or one of the network
+        raise FileNotFoundError(
+            f"the weights of {what} are not in the cache and could not be downloaded. Without a "
+            f"network: on a machine that has one, fetch {files}, copy it here and call {remedy}; "
+            f"or copy the hub's cache folder and pass it as cache_dir: {error}"
+        ) from error
 
 
 def _from_folder(folder: Path, model_name: str) -> Source:
     """A folder of open_clip or transformers, or the hub's cache of such a one."""
-    folder = _snapshot_in(folder.expanduser())
+    folder = _snapshot_in(folder)
     config_path = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
     if config_path is None:
         raise FileNotFoundError(
@@ -209,7 +179,7 @@ def _from_folder(folder: Path, model_name: str) -> Source:
         config, preprocessing = content["model_cfg"], content.get("preprocess_cfg", {})
     else:
         try:
-            config = states.config_from_transformers(content)
+            config = convert_config(content)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"`model_name` must be a CLIP, got {folder}; it is {error}") from error
         processor = folder / "preprocessor_config.json"
@@ -230,26 +200,25 @@ def _snapshot_in(folder: Path) -> Path:
     return snapshots[-1] if snapshots else folder
 
 
+def _weights_in(folder: Path, given_as: str) -> Path:
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
+    found = found or [path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES]
+    if len(found) != 1:
+        names = [path.name for path in found or sorted(folder.glob("*"))][:10]
+        raise ValueError(
+            f"`{given_as}` must be a folder with one file of PyTorch weights, such as "
+            f"{WEIGHTS[0]} or model.safetensors, got {folder}, so the weights could not be "
+            f"loaded; it holds {', '.join(names) or 'nothing'}"
+        )
+    return found[0]
+
+
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of the folder that `model_name` is."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-        raise ValueError("it holds no object")
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
     except ValueError as error:
         raise ValueError(f"`model_name` must hold whole JSON files, got {path}: {error}") from error
-
-
-def _weights_in(folder: Path, given_as: str) -> Path:
-    folder = _snapshot_in(folder)
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found:
-        found = [path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES]
-        if len(found) != 1:
-            names = [path.name for path in found or sorted(folder.glob("*"))][:10]
-            raise ValueError(
-                f"`{given_as}` must be a folder with one file of PyTorch weights, such as "
-                f"{WEIGHTS[0]} or model.safetensors, got {folder}, so the weights could not be "
-                f"loaded; it holds {', '.join(names) or 'nothing'}"
-            )
-    return found[0]
+    return content

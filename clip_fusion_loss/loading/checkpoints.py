@@ -10,10 +10,11 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor
 
@@ -22,20 +23,10 @@ __all__ = ["Tensors", "open_tensors", "parts_of"]
 #: Names to what reads the tensor: a training checkpoint may hold three times what is wanted.
 Tensors = Mapping[str, Callable[[], Tensor]]
 
-STORAGES = {
-    f"torch.{name}Storage": dtype
-    for name, dtype in {
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Float": torch.float32,
-        "Double": torch.float64,
-        "Byte": torch.uint8,
-        "Char": torch.int8,
-        "Short": torch.int16,
-        "Int": torch.int32,
-        "Long": torch.int64,
-        "Bool": torch.bool,
-    }.items()
+# PyTorch calls the storage of a dtype as C calls the type, which is also another name of most.
+STORAGES = {"torch.ByteStorage": torch.uint8, "torch.CharStorage": torch.int8} | {
+    f"torch.{name}Storage": getattr(torch, name.lower())
+    for name in ("Half", "BFloat16", "Float", "Double", "Short", "Int", "Long", "Bool")
 }
 
 # What is often found in place of weights, by the first bytes.
@@ -59,8 +50,6 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
 # PyTorch's modules keep their own under these names when they are pickled whole.
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
-
-DAMAGED = "cut short or damaged; copy or download it again"
 
 
 @contextmanager
@@ -88,34 +77,41 @@ def open_tensors(path: Path) -> Iterator[Tensors]:
 
 def parts_of(index: Path) -> list[str]:
     """The files beside it over which the weights are spread."""
-    try:
+    with _damaged("an index of several parts", AttributeError, KeyError, TypeError, ValueError):
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return sorted({Path(name).name for name in names})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"an index of several parts that is {DAMAGED}") from error
+
+
+@contextmanager
+def _damaged(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Tell of `errors` in here that `what` is damaged."""
+    try:
+        yield
+    except errors as error:
+        words = f"{what} that is cut short or damaged; copy or download it again"
+        raise ValueError(words) from error
 
 
 @contextmanager
 def _open_file(path: Path) -> Iterator[Tensors]:
-    import safetensors
-
     with open(path, "rb") as file:
         head = file.read(512)
-    try:
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER:
-            with safetensors.safe_open(path, framework="pt") as opened:
-                yield {name: partial(opened.get_tensor, name) for name in list(opened.keys())}
-        elif head.startswith(b"PK\3\4"):
-            with zipfile.ZipFile(path) as archive:
-                yield _Archive(archive).tensors()
-        elif head.startswith(b"\x80"):
-            yield _flatten(_load_old_format(path), lambda tensor: tensor)
-        else:
-            raise ValueError(_foreign(head))
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"a safetensors file that is {DAMAGED}") from error
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"a zip archive, as PyTorch writes them, that is {DAMAGED}") from error
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_HEADER:
+        with (
+            _damaged("a safetensors file", safetensors.SafetensorError),
+            safetensors.safe_open(path, framework="pt") as opened,
+        ):
+            yield {name: partial(opened.get_tensor, name) for name in list(opened.keys())}
+    elif head.startswith(b"PK\3\4"):
+        with (
+            _damaged("a zip archive, as PyTorch writes them,", zipfile.BadZipFile),
+            zipfile.ZipFile(path) as archive,
+        ):
+            yield _read_archive(archive)
+    elif head.startswith(b"\x80"):
+        yield _flatten(_load_old_format(path), lambda tensor: tensor)
+    else:
+        raise ValueError(_foreign(head))
 
 
 def _foreign(head: bytes) -> str:
@@ -176,47 +172,38 @@ class _InertUnpickler(pickle.Unpickler):
         return identity
 
 
-class _Archive:
+def _read_archive(archive: zipfile.ZipFile) -> Tensors:
     """The tensors of a zip archive of `torch.save` or `torch.jit.save`.
 
     Both hold a pickle, `data.pkl`, and beside it the numbers, a plain entry for each storage.
     """
+    names = archive.namelist()
+    pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+    if not pickles:
+        raise ValueError(f"a zip archive without weights of PyTorch; it holds {names[:3]}")
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        names = archive.namelist()
-        pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
-        if not pickles:
-            raise ValueError(f"a zip archive without weights of PyTorch; it holds {names[:3]}")
-        self._archive = archive
-        self._root = pickles[0].removesuffix("data.pkl")
-        self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def tensors(self) -> Tensors:
-        content = self._read("data.pkl")
-        try:
-            return _flatten(_InertUnpickler(io.BytesIO(content)).load(), self._tensor)
-        except Exception as error:  # as above
-            raise ValueError(f"an archive of PyTorch that is {DAMAGED}") from error
-
-    def _read(self, name: str) -> bytes:
-        entry = self._archive.getinfo(self._root + name)
+    def read(name: str) -> bytes:
+        entry = archive.getinfo(pickles[0].removesuffix("data.pkl") + name)
         if entry.compress_type != zipfile.ZIP_STORED:  # a small file could swell to any size
             raise ValueError("a compressed archive, which PyTorch does not write; unpack it first")
-        return self._archive.read(entry)
+        return archive.read(entry)
 
-    def _tensor(self, rebuild: _Inert) -> Tensor:
-        try:
+    @cache
+    def storage(key: str, dtype: torch.dtype) -> Tensor:
+        return torch.frombuffer(bytearray(read(f"data/{key}")), dtype=dtype)
+
+    def tensor(rebuild: _Inert) -> Tensor:
+        wrong = AttributeError, KeyError, RuntimeError, TypeError, ValueError
+        with _damaged("an archive of PyTorch", *wrong):
             (_, kind, key, *_), offset, size, stride = rebuild.arguments[:4]
-            dtype = STORAGES[kind.path]
-            if (key, dtype) not in self._storages:
-                numbers = bytearray(self._read(f"data/{key}"))
-                self._storages[key, dtype] = torch.frombuffer(numbers, dtype=dtype)
-            storage = self._storages[key, dtype]
-            if math.prod(size) > storage.numel():
-                raise ValueError(f"{math.prod(size)} numbers in a storage of {storage.numel()}")
-            return storage.as_strided(size, stride, offset)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"an archive of PyTorch that is {DAMAGED}") from error
+            numbers = storage(key, STORAGES[kind.path])
+            if math.prod(size) > numbers.numel():
+                raise ValueError(f"{math.prod(size)} numbers in a storage of {numbers.numel()}")
+            return numbers.as_strided(size, stride, offset)
+
+    content = read("data.pkl")
+    with _damaged("an archive of PyTorch", Exception):  # as above
+        return _flatten(_InertUnpickler(io.BytesIO(content)).load(), tensor)
 
 
 def _flatten(content: Any, read: Callable[[Any], Tensor]) -> Tensors:

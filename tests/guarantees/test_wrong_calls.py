@@ -70,8 +70,12 @@ VALUES = {
     "0 to 255": (lambda x: x * 255, ValueError, "divide by 255"),
     "-1 to 1": (lambda x: x * 2 - 1, ValueError, r"data_range=\(-1, 1\)"),
     "far out": (lambda x: x * 1e4, ValueError, "rescale"),
-    "NaN": (lambda x: x.masked_fill(x == x.max(), torch.nan), ValueError, "NaN"),
-    "infinite": (lambda x: x.masked_fill(x == x.max(), torch.inf), ValueError, "got values"),
+    "NaN": (
+        lambda x: x.masked_fill(x == x.max(), torch.nan),
+        ValueError,
+        "finite, got values from nan",
+    ),
+    "infinite": (lambda x: x.masked_fill(x == x.max(), torch.inf), ValueError, "finite.*to inf"),
 }
 
 
@@ -311,25 +315,6 @@ def test_wrong_call(here, call, error, words):
     assert here.call().isfinite()
 
 
-@pytest.mark.parametrize("data_range", [(0, 255), (-1, 1)])
-def test_unit_images_announced_as_others(encoder, data_range):
-    criterion = make_criterion(encoder, data_range=data_range)
-    with pytest.warns(UserWarning, match="`visible` and `infrared` in \\[0, 1\\] although"):
-        criterion(*draw_images())
-
-
-def test_warnings_point_to_the_line_that_called(encoder):
-    criterion = make_criterion(encoder, data_range=(0, 255))
-    with pytest.warns(
-        UserWarning, match="`visible` and `infrared` in \\[0, 1\\] although"
-    ) as caught:
-        criterion(*draw_images())
-    assert {warning.filename for warning in caught} == {__file__}
-    with pytest.warns(UserWarning, match="'zebra'") as caught:
-        LanguageDrivenFusionLoss.tiny("a zebra")
-    assert {warning.filename for warning in caught} == {__file__}
-
-
 def test_paper_without_a_network_names_all_that_is_missing(monkeypatch):
     def unreachable(*arguments, **options):
         raise FileNotFoundError("fetch this")
@@ -343,48 +328,3 @@ def test_paper_without_a_network_names_all_that_is_missing(monkeypatch):
     assert "VGGMaxFeatureLoss(VGG_FILE)" in message
     assert "tiny()" in message
     assert caught.value.__suppress_context__
-
-
-def test_values_are_looked_at_on_demand(encoder):
-    criterion = make_criterion(encoder)
-    criterion(*draw_images())
-    fused, visible, infrared = draw_images()
-    criterion(fused, visible * 255, infrared)  # not the first call: nothing is read any more
-    criterion.check_values(fused * 2 - 0.5, visible, infrared)  # young networks overshoot
-    with pytest.raises(ValueError, match="divide by 255"):
-        criterion.check_values(fused, visible * 255, infrared)
-
-
-def test_options_may_be_assigned(encoder):
-    images = draw_images()
-    criterion = make_criterion(encoder, direction_weight=1.0)
-    criterion.direction_weight = 3
-    criterion.objective = "a dark image"
-    expected = make_criterion(encoder, objective="a dark image", direction_weight=3)
-    assert criterion.objective == FusionObjective("a dark image")
-    assert criterion(*images) == expected(*images)
-
-
-def test_all_on_the_wrong_device(encoder):
-    with pytest.raises(ValueError, match=r"criterion.to\('meta'\)"):
-        make_criterion(encoder)(*(image.to("meta") for image in draw_images()))
-
-
-@pytest.mark.parametrize("returned", [torch.zeros(()), torch.zeros(2, 1), 0.0, torch.zeros(3)])
-def test_regularizer_that_is_not_per_sample(encoder, returned):
-    class Wrong(nn.Module):
-        def forward(self, *images):
-            return returned
-
-    criterion = make_criterion(encoder, regularizer=Wrong())
-    with pytest.raises(ValueError, match="`regularizer` must return one loss a sample"):
-        criterion(*draw_images())
-
-
-def test_another_range_has_the_sources_checked_again(encoder):
-    criterion = make_criterion(encoder)
-    images = draw_images()
-    criterion(*images)
-    criterion.data_range = (0.0, 0.1)
-    with pytest.raises(ValueError, match=r"`visible` must lie in \[0, 0.1\]"):
-        criterion(*images)
