@@ -259,6 +259,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.fusion_model = fusion_model.to(self.encoder.device)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "objective":  # nn.Module would take an EmbeddedFusionModel as a child
+            return object.__setattr__(self, name, value)
         if name in OPTIONS:
             value = OPTIONS[name](name, value)
         if name == "compile":
