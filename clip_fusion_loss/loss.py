@@ -260,7 +260,8 @@ class LanguageDrivenFusionLoss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "objective":  # nn.Module would take an EmbeddedFusionModel as a child
-            return object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)
+            return
         if name in OPTIONS:
             value = OPTIONS[name](name, value)
         if name == "compile":

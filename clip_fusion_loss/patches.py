@@ -176,7 +176,8 @@ def _without_hooks() -> AbstractContextManager[Any]:
 
     `torch.utils.checkpoint` would run the whole loss again for each chunk.
     """
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # by torch.func; there are none
+    # Under torch.func there are none.
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
