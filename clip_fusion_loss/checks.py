@@ -367,7 +367,8 @@ def check_per_sample(name: str, losses: Any, batch: int) -> None:
 
 def warn(message: str) -> None:
     """A UserWarning at the caller's line that led here, not at one of ours or of torch's."""
-    inside = (*(str(Path(file).parent) for file in (__file__, torch.__file__)), contextlib.__file__)
+    folders = (os.path.join(Path(file).parent, "") for file in (__file__, torch.__file__))
+    inside = (*folders, contextlib.__file__)
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         level, frame = level + 1, frame.f_back

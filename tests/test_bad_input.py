@@ -17,6 +17,7 @@ from clip_fusion_loss import (
     SourceEmbeddings,
     StructureLoss,
     VGGMaxFeatureLoss,
+    checks,
     functional,
 )
 from conftest import draw_images, make_criterion
@@ -333,6 +334,14 @@ def test_warnings_point_to_the_line_that_called(encoder):
 def test_paper_without_a_network_names_all_that_is_missing(monkeypatch):
     def unreachable(*arguments, **options):
         raise FileNotFoundError("fetch this")
+
+def test_also_in_a_script_beside_the_package():
+    script = str(Path(checks.__file__).parent) + "_training.py"
+    code = compile("def train():\n    checks.warn('so it is')\ntrain()", script, "exec")
+    with pytest.warns(UserWarning, match="so it is") as caught:
+        exec(code, {"checks": checks})
+    assert [(warning.filename, warning.lineno) for warning in caught] == [(script, 2)]
+
 
     monkeypatch.setattr(FrozenCLIP, "from_pretrained", unreachable)
     monkeypatch.setattr("clip_fusion_loss.presets.VGGMaxFeatureLoss", unreachable)
