@@ -204,14 +204,15 @@ def check_size(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be (height, width) in whole pixels, got {value!r}")
 
 
-def check_embeddings(name: str, embeddings: Any, images: Tensor) -> None:
-    """Raise a ValueError unless (B, D) `embeddings` can belong to the (B, C, H, W) `images`."""
+def check_embeddings(name: str, embeddings: Any, images: Tensor, width: int) -> None:
+    """Raise a ValueError unless (B, width) `embeddings` can belong to the (B, C, H, W) `images`."""
     for embedding in embeddings:
-        if len(embedding) != len(images) or embedding.device != images.device:
+        if embedding.shape != (len(images), width) or embedding.device != images.device:
             raise ValueError(
-                f"`{name}` must hold {len(images)} embeddings on {images.device}, as many as "
-                f"there are images, got {len(embedding)} on {embedding.device}; make them of this "
-                "batch with criterion.embed_sources(visible, infrared)"
+                f"`{name}` must hold embeddings of shape {(len(images), width)} on "
+                f"{images.device}, one for each image, got {tuple(embedding.shape)} on "
+                f"{embedding.device}; make them of this batch with this loss's own "
+                "criterion.embed_sources(visible, infrared)"
             )
 
 

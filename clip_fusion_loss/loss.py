@@ -378,7 +378,8 @@ class LanguageDrivenFusionLoss(nn.Module):
             sources = self._embed_sources(visible, infrared)
         else:
             checks.check_type("sources", sources, SourceEmbeddings)
-            checks.check_embeddings("sources", sources, fused)
+            width = len(self.fusion_model.visible_direction)
+            checks.check_embeddings("sources", sources, fused, width)
         fused, visible, infrared = (
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )

@@ -170,6 +170,7 @@ OTHERS = [
     (lambda h: LanguageDrivenFusionLoss.paper(num_patch=3), TypeError, "num_patch"),
     (lambda h: h.call(sources=(D, D)), TypeError, "`sources`"),
     (lambda h: h.call(sources=SourceEmbeddings(D[:1], D[:1])), ValueError, "`sources`"),
+    (lambda h: h.call(sources=SourceEmbeddings(D[:2], D[:2])), ValueError, "`sources`"),
     (lambda h: h.criterion.terms(**{**h.images, "fused": 0}), TypeError, "`fused`"),
     (lambda h: h.criterion.embed_sources(GREY, GREY[0]), ValueError, "`infrared`"),
     (lambda h: h.criterion.embed_sources(GREY, GREY.double()), TypeError, "`infrared`"),
