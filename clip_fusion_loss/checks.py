@@ -350,10 +350,10 @@ def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> 
 
 
 def check_path(name: str, value: Any) -> Path:
-    """`value` as a path; raises a TypeError if it is none."""
+    """`value` as a path, "~" being the home folder; raises a TypeError if it is none."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"`{name}` must be a path, got {value!r}; pass a str or a pathlib.Path")
-    return Path(value)
+    return Path(value).expanduser()
 
 
 def check_per_sample(name: str, losses: Any, batch: int) -> None:

@@ -155,9 +155,11 @@ class FrozenCLIP(FrozenModule):
         if pretrained is not None:
             checks.check_path("pretrained", pretrained)
         if cache_dir is not None:
-            checks.check_path("cache_dir", cache_dir)
-        if tokenizer is not None and not checks.check_path("tokenizer", tokenizer).is_dir():
-            raise FileNotFoundError(f"`tokenizer` must be an existing folder, got {tokenizer}")
+            cache_dir = checks.check_path("cache_dir", cache_dir)
+        if tokenizer is not None:
+            tokenizer = checks.check_path("tokenizer", tokenizer)
+            if not tokenizer.is_dir():
+                raise FileNotFoundError(f"`tokenizer` must be an existing folder, got {tokenizer}")
         name, model, tokenize = load_clip(model_name, pretrained, cache_dir, tokenizer)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
 

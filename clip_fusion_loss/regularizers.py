@@ -210,7 +210,8 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
             ) from error
         return network.features[: VGG_LAYERS[-1] + 1]
 
-    if not checks.check_path("weights", weights).is_file():
+    weights = checks.check_path("weights", weights)
+    if not weights.is_file():
         raise FileNotFoundError(f"`weights` must be an existing file, got {weights}")
     with torch.random.fork_rng(devices=()):
         features = vgg19().features
