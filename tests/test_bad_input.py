@@ -20,7 +20,7 @@ from clip_fusion_loss import (
     checks,
     functional,
 )
-from conftest import draw_images, make_criterion
+from conftest import build_clip, draw_images, make_criterion
 
 NAMES = ("fused", "visible", "infrared")
 
@@ -183,6 +183,9 @@ OTHERS = [
     (lambda h: FrozenCLIP("ViT-B-32", h.tokenizer), TypeError, "`model`"),
     (lambda h: FrozenCLIP(WithoutSize(), h.tokenizer), ValueError, "`model.visual`"),
     (lambda h: FrozenCLIP(WithoutSize(), None), TypeError, "`tokenizer`"),
+    (lambda h: FrozenCLIP(build_clip(), h.tokenizer, name=3), TypeError, "`name`"),
+    (lambda h: FrozenCLIP(build_clip(), h.tokenizer, keep_text="no"), TypeError, "`keep_text`"),
+    (lambda h: FrozenCLIP(build_clip(), h.tokenizer, vocabulary="a b"), TypeError, "`vocabulary`"),
     (lambda h: FrozenCLIP.from_pretrained(3), TypeError, "`model_name`"),
     (lambda h: FrozenCLIP.from_pretrained("ViT-B32"), ValueError, "`model_name`"),
     (lambda h: FrozenCLIP.from_pretrained(pretrained=3), TypeError, "`pretrained`"),
@@ -332,10 +335,6 @@ def test_warnings_point_to_the_line_that_called(encoder):
     assert {warning.filename for warning in caught} == {__file__}
 
 
-def test_paper_without_a_network_names_all_that_is_missing(monkeypatch):
-    def unreachable(*arguments, **options):
-        raise FileNotFoundError("fetch this")
-
 def test_also_in_a_script_beside_the_package():
     script = str(Path(checks.__file__).parent) + "_training.py"
     code = compile("def train():\n    checks.warn('so it is')\ntrain()", script, "exec")
@@ -343,6 +342,10 @@ def test_also_in_a_script_beside_the_package():
         exec(code, {"checks": checks})
     assert [(warning.filename, warning.lineno) for warning in caught] == [(script, 2)]
 
+
+def test_paper_without_a_network_names_all_that_is_missing(monkeypatch):
+    def unreachable(*arguments, **options):
+        raise FileNotFoundError("fetch this")
 
     monkeypatch.setattr(FrozenCLIP, "from_pretrained", unreachable)
     monkeypatch.setattr("clip_fusion_loss.presets.VGGMaxFeatureLoss", unreachable)
