@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from . import checks, states
 from .checkpoints import open_tensors
 from .hub import fetch_files
-from .sources import TOKENIZER_FILES, Source, check_activation, find_source, read_json
+from .sources import (
+    TOKENIZER_FILES,
+    Source,
+    check_activation,
+    find_source,
+    processor_values,
+    read_json,
+)
 
 __all__ = ["check_digests", "load_clip"]
 
@@ -76,6 +83,9 @@ def _read_state(source: Source) -> dict[str, Tensor]:
                 raise ValueError(states.describe(state))
             state = states.from_transformers(state)
             source.kind = "a transformers CLIPModel"
+            if source.given_as == "pretrained":  # the file alone; its processor may lie beside it
+                beside = processor_values(source.weights.parent)
+                source.preprocessing = source.preprocessing | beside
     except ValueError as error:
         raise ValueError(f"{refusal}{error}") from error
     if states.is_openai(state):
