@@ -114,7 +114,7 @@ def _open_file(path: Path) -> Iterator[Tensors]:
             raise ValueError(_foreign(head))
     except safetensors.SafetensorError as error:
         raise ValueError(f"a safetensors file that is {DAMAGED}") from error
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter of a wrong version
         raise ValueError(f"a zip archive, as PyTorch writes them, that is {DAMAGED}") from error
 
 
@@ -188,7 +188,8 @@ class _Archive:
         if not pickles:
             raise ValueError(f"a zip archive without weights of PyTorch; it holds {names[:3]}")
         self._archive = archive
-        self._root = pickles[0].removesuffix("data.pkl")
+        # An archive of TorchScript may have further files, of any name, in a folder "extra".
+        self._root = min(pickles, key=len).removesuffix("data.pkl")
         self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def tensors(self) -> Tensors:
@@ -220,13 +221,15 @@ class _Archive:
 
 
 def _flatten(content: Any, read: Callable[[Any], Tensor]) -> Tensors:
-    """Tensors at any depth of dictionaries and objects, by the names that lead to them."""
+    """Tensors at any depth of dictionaries, lists and objects, by the names that lead to them."""
     found: dict[str, Callable[[], Tensor]] = {}
     seen = set()
 
     def walk(value: Any, path: tuple[str, ...]) -> None:
         if isinstance(value, _Inert) and "._rebuild_parameter" in value.path:
             value = value.arguments[0]
+        if isinstance(value, _Inert) and value.path.endswith("._rebuild_from_type_v2"):
+            value = value.arguments[0](*value.arguments[2])  # a tensor that has attributes
         if isinstance(value, Tensor) or getattr(value, "path", "") == REBUILD:
             found[".".join(path)] = partial(read, value)
         elif isinstance(value, dict) and id(value) not in seen:  # a pickle may hold circles
@@ -235,6 +238,10 @@ def _flatten(content: Any, read: Callable[[Any], Tensor]) -> Tensors:
             for part in (value, *(state if isinstance(state, tuple) else (state,))):
                 for name, child in part.items() if isinstance(part, dict) else ():
                     walk(child, path if name in MODULE_PARTS else (*path, str(name)))
+        elif isinstance(value, (list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            for number, child in enumerate(value):
+                walk(child, (*path, str(number)))
 
     walk(content, ())
     return found

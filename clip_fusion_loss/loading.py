@@ -74,7 +74,7 @@ def _read_state(source: Source) -> dict[str, Tensor]:
                     f"one under {prefixes[0]!r} is taken. Save another one alone to have it"
                 )
             state = {
-                name.removeprefix(prefixes[0]): read()
+                states.without_wrappers(name.removeprefix(prefixes[0])): read()
                 for name, read in tensors.items()
                 if name.startswith(prefixes[0])
             }

@@ -18,11 +18,15 @@ __all__ = [
     "is_openai",
     "is_transformers",
     "model_names",
+    "without_wrappers",
 ]
 
 # What comes before the first name of an image tower: "module.", "state_dict.model.", ...
 TOWER = re.compile(r"((?:.*?\.)?)(?:visual|vision_model|image_encoder)\.")
-SECOND_CHOICE = re.compile("ema|averag|swa|teacher|momentum", re.IGNORECASE)
+SECOND_CHOICE = re.compile(r"ema|averag|swa|teacher|momentum|\b\d+\.", re.IGNORECASE)
+
+# What wrappers of parts of a model put into names: DDP, torch.compile, FSDP, checkpointing.
+WRAPPERS = re.compile(r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 # Kept in OpenAI's archives, and in no others.
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
@@ -91,6 +95,11 @@ def find_clip(names: Iterable[str]) -> list[str]:
     prefixes = dict.fromkeys(match[1] for match in matches if match)
     prefixes = {prefix: None for prefix in prefixes if "optim" not in prefix}
     return sorted(prefixes, key=lambda prefix: bool(SECOND_CHOICE.search(prefix)))
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name as that of the model that is in the wrappers."""
+    return WRAPPERS.sub("", name)
 
 
 def is_openai(state: Mapping[str, Tensor]) -> bool:

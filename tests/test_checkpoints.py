@@ -62,7 +62,7 @@ def openai_like(config=MODEL_CONFIG):
     return model.eval()
 
 
-def save_archive(model, path, how="script"):
+def save_archive(model, path, how="script", **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; its files stay
         if how == "script":
@@ -74,7 +74,7 @@ def save_archive(model, path, how="script"):
                 "encode_text": (torch.zeros(1, 24, dtype=torch.long),),
             }
             archive = torch.jit.trace_module(model.float(), inputs, check_trace=False).half()
-        archive.save(str(path))
+        torch.jit.save(archive, str(path), **options)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,12 @@ class TestTorchScript:
     ):
         path = tmp_path / "scripted.pt"
         save_archive(clip_model, path)
+        loaded = FrozenCLIP.from_pretrained(small_architecture, path)
+        assert_same_vectors(loaded, FrozenCLIP(clip_model, tokenizer))
+
+    def test_further_files_in_it(self, clip_model, tokenizer, small_architecture, tmp_path):
+        path = tmp_path / "scripted.pt"
+        save_archive(clip_model, path, _extra_files={"data.pkl": "of the caller's"})
         loaded = FrozenCLIP.from_pretrained(small_architecture, path)
         assert_same_vectors(loaded, FrozenCLIP(clip_model, tokenizer))
 
@@ -193,6 +199,17 @@ def renamed(state, prefix):
     return OrderedDict((f"{prefix}{name}", tensor) for name, tensor in state.items())
 
 
+def inside(state, part, wrapper):
+    return {name.replace(part, f"{part}{wrapper}"): tensor for name, tensor in state.items()}
+
+
+def with_attribute(tensor):
+    """As nn.Buffer and libraries that mark parameters leave them."""
+    tensor = tensor.clone()
+    tensor.no_weight_decay = True
+    return tensor
+
+
 class TestTrainingCheckpoints:
     @pytest.mark.parametrize(
         "wrap",
@@ -206,8 +223,28 @@ class TestTrainingCheckpoints:
             },
             lambda state: {"state_dict_ema": state},
             lambda state: renamed(state, "module."),
+            lambda state: {"models": [state, 3]},
+            lambda state: {"model": inside(state, "visual.", "_orig_mod.")},
+            lambda state: {"model": inside(state, "visual.", "module.")},
+            lambda state: {"model": inside(state, "resblocks.0.", "_checkpoint_wrapped_module.")},
+            lambda state: {"model": inside(state, "resblocks.1.", "_fsdp_wrapped_module.")},
+            lambda state: {"model": {name: with_attribute(state[name]) for name in state}},
         ],
-        ids=["open_clip", "model", "compiled", "wrapped twice", "lightning", "ema alone", "ddp"],
+        ids=[
+            "open_clip",
+            "model",
+            "compiled",
+            "wrapped twice",
+            "lightning",
+            "ema alone",
+            "ddp",
+            "list",
+            "compiled tower",
+            "ddp of a tower",
+            "checkpointing",
+            "fsdp",
+            "attributes",
+        ],
     )
     def test_nesting_and_prefixes(self, wrap, clip_model, tokenizer, small_architecture, tmp_path):
         path = tmp_path / "epoch_7.pt"
@@ -558,3 +595,12 @@ def files(archives, tmp_path_factory):
             tokenizer_object=words, pad_token="<pad>", unk_token="a"
         ).save_pretrained("siglip-tokenizer")
         return Path.cwd()
+
+
+def test_a_zip_archive_of_a_version_that_does_not_exist(small_architecture, tmp_path):
+    """As one flipped bit makes it."""
+    content = bytearray(crafted())
+    content[content.rindex(b"PK\1\2") + 6] = 255
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    refused("a zip archive, as PyTorch writes them, that is cut short or damaged", path)
