@@ -157,12 +157,14 @@ def check_size(name: str, value: Any) -> None:
         raise ValueError(_words(name, "be (height, width) in whole pixels", repr(value)))
 
 
-def check_embeddings(name: str, embeddings: Any, images: Tensor) -> None:
-    """Raise a ValueError unless (B, D) `embeddings` can belong to the (B, C, H, W) `images`."""
+def check_embeddings(name: str, embeddings: Any, images: Tensor, width: int) -> None:
+    """Raise a ValueError unless (B, width) `embeddings` can belong to the (B, C, H, W) `images`."""
     for embedding in embeddings:
-        if len(embedding) != len(images) or embedding.device != images.device:
-            expected = f"hold {len(images)} embeddings on {images.device}, one an image"
-            got = f"{len(embedding)} on {embedding.device}"
+        if embedding.shape != (len(images), width) or embedding.device != images.device:
+            expected = (
+                f"hold embeddings of shape {(len(images), width)} on {images.device}, one an image"
+            )
+            got = f"{tuple(embedding.shape)} on {embedding.device}"
             remedy = "make them of this batch with criterion.embed_sources(visible, infrared)"
             raise ValueError(_words(name, expected, got, remedy))
 
@@ -270,10 +272,10 @@ def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> 
 
 
 def check_path(name: str, value: Any) -> Path:
-    """`value` as a path; raises a TypeError if it is none."""
+    """`value` as a path, "~" being the home folder; raises a TypeError if it is none."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(_words(name, "be a path", repr(value), "pass a str or a pathlib.Path"))
-    return Path(value)
+    return Path(value).expanduser()
 
 
 def check_per_sample(name: str, losses: Any, batch: int) -> None:
@@ -286,7 +288,8 @@ def check_per_sample(name: str, losses: Any, batch: int) -> None:
 
 def warn(message: str) -> None:
     """A UserWarning at the caller's line that led here, not at one of ours or of torch's."""
-    inside = (*(str(Path(file).parent) for file in (__file__, torch.__file__)), contextlib.__file__)
+    folders = (os.path.join(Path(file).parent, "") for file in (__file__, torch.__file__))
+    inside = (*folders, contextlib.__file__)
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         level, frame = level + 1, frame.f_back

@@ -56,7 +56,7 @@ class FrozenCLIP(FrozenModule):
 
     Raises:
         TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` cannot be
-            called.
+            called; another argument is of another type.
         ValueError: `model` does not say the size of its input images.
     """
 
@@ -85,9 +85,13 @@ class FrozenCLIP(FrozenModule):
                 f"`tokenizer` must be callable, got {tokenizer!r}; take that of the model with "
                 "open_clip.get_tokenizer(name)"
             )
+        checks.check_type("name", name, str)
+        checks.check_flag("keep_text", keep_text)
+        if isinstance(vocabulary, str):
+            raise TypeError(f"`vocabulary` must be a collection of words, got {vocabulary!r}")
         super().__init__(visual)
         self.name = name
-        self.keep_text = keep_text
+        self.keep_text = bool(keep_text)
         self.vocabulary = None if vocabulary is None else frozenset(vocabulary)
         self.image_size, mean, std = _preprocessing(visual)
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)

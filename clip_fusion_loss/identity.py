@@ -24,13 +24,13 @@ def fingerprint_of(
     """Who a CLIP is, as a short text; `same_clip` compares two of them.
 
     It covers the weights of the image tower and of the text tower, the activations, the numbers
-    of attention heads, the epsilons of the normalisations, and the size, mean and std of input
-    images. Take it before anything changes the layers.
+    of attention heads, the epsilons of the normalisations, the pooling, the text's causal mask, and
+    the size, mean and std of input images. Take it before anything changes the layers.
     """
     numbers = [f"{number:.6g}" for number in (*size, *mean, *std)]
     image = f"{_arithmetic(visual)}{numbers}"
     weights = {
-        name: weight
+        name.removeprefix("text."): weight  # as in open_clip's CustomTextCLIP
         for name, weight in text.state_dict().items()
         if not name.startswith("logit_")  # scale and bias of a score that no loss here takes
     }
@@ -70,7 +70,7 @@ def _digests(weights: dict[str, Tensor], arithmetic: str) -> str:
     digests = []
     for dtype in (torch.float16, torch.bfloat16):
         digest = hashlib.sha256(arithmetic.encode())
-        for name, weight in weights.items():
+        for name, weight in sorted(weights.items()):
             step = max(1, weight.numel() // SAMPLES) | 1  # odd: even ones may stay in a column
             values = weight.flatten()[::step].to("cpu", dtype).contiguous()
             digest.update(f"{name}{tuple(weight.shape)}".encode())
@@ -88,7 +88,9 @@ def _arithmetic(tower: nn.Module) -> str:
         is_activation = type(module).__module__ == "torch.nn.modules.activation"
         if not has_weights and ("GELU" in kind or is_activation):
             found.add(f"{kind}({module.extra_repr()})")
-        for name in ("num_heads", "eps"):
+        for name in ("num_heads", "eps", "pool_type", "text_pool_type", "final_ln_after_pool"):
             if hasattr(module, name):
-                found.add(f"{name}={getattr(module, name)}")
+                found.add(f"{name.removeprefix('text_')}={getattr(module, name)}")
+        if hasattr(module, "attn_mask"):
+            found.add(f"causal={module.attn_mask is not None}")
     return str(sorted(found))

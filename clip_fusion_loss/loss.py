@@ -259,6 +259,9 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.fusion_model = fusion_model.to(self.encoder.device)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "objective":  # nn.Module would take an EmbeddedFusionModel as a child
+            object.__setattr__(self, name, value)
+            return
         if name in OPTIONS:
             value = OPTIONS[name](name, value)
         if name == "compile":
@@ -375,7 +378,8 @@ class LanguageDrivenFusionLoss(nn.Module):
             sources = self._embed_sources(visible, infrared)
         else:
             checks.check_type("sources", sources, SourceEmbeddings)
-            checks.check_embeddings("sources", sources, fused)
+            width = len(self.fusion_model.visible_direction)
+            checks.check_embeddings("sources", sources, fused, width)
         fused, visible, infrared = (
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )

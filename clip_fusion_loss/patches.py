@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ def sum_over_patches(
             if pad and used < chunk:
                 part = torch.cat([part, part[:1].expand(chunk - used)])
             owners = part // count
-            with torch.set_grad_enabled(differentiate):
+            with torch.set_grad_enabled(differentiate), _without_hooks():
                 with record_function("clip_fusion_loss.crop"):
                     sources = images[owners].requires_grad_(differentiate)
                     maps = transforms.flatten(0, 1)[part].unsqueeze(1)
@@ -168,6 +169,17 @@ def sum_over_patches(
     if torch.is_grad_enabled() and images.requires_grad:
         return _SumWithGradient.apply(images, run)[0]
     return run(images, False)[0]
+
+
+def _without_hooks() -> AbstractContextManager[Any]:
+    """Keep the caller's hooks for saved tensors from a graph that is differentiated at once.
+
+    `torch.utils.checkpoint` would run the whole loss again for each chunk.
+    """
+    # Under torch.func there are none.
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 class _SumWithGradient(torch.autograd.Function):

@@ -149,12 +149,9 @@ class StructureLoss(nn.Module):
         self, *, window: int = 9, flat_energy: float = 0.05, layout_weight: float = 1.0
     ) -> None:
         super().__init__()
-        checks.check_number("window", window, minimum=1, whole=True)
-        checks.check_number("flat_energy", flat_energy, minimum=1e-6)
-        checks.check_number("layout_weight", layout_weight)
-        self.window = window
-        self.flat_energy = flat_energy
-        self.layout_weight = layout_weight
+        self.window = checks.check_number("window", window, minimum=1, whole=True)
+        self.flat_energy = checks.check_number("flat_energy", flat_energy, minimum=1e-6)
+        self.layout_weight = checks.check_number("layout_weight", layout_weight)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         """See the class; all images (B, 1 | 3, H, W) in [0, 1].
@@ -210,7 +207,8 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
             ) from error
         return network.features[: VGG_LAYERS[-1] + 1]
 
-    if not checks.check_path("weights", weights).is_file():
+    weights = checks.check_path("weights", weights)
+    if not weights.is_file():
         raise FileNotFoundError(f"`weights` must be an existing file, got {weights}")
     with torch.random.fork_rng(devices=()):
         features = vgg19().features

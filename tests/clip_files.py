@@ -60,7 +60,7 @@ def openai_like(config=MODEL_CONFIG):
     return model.eval()
 
 
-def save_archive(model, path, how="script"):
+def save_archive(model, path, how="script", **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; its files stay
         if how == "script":
@@ -72,7 +72,7 @@ def save_archive(model, path, how="script"):
                 "encode_text": (torch.zeros(1, 24, dtype=torch.long),),
             }
             archive = torch.jit.trace_module(model.float(), inputs, check_trace=False).half()
-        archive.save(str(path))
+        torch.jit.save(archive, str(path), **options)
 
 
 def make_archives(folder):

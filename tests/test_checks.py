@@ -1,5 +1,7 @@
 """Checks that need more than one call; guarantees/test_wrong_calls.py has all the others."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from clip_fusion_loss import (
     FusionObjective,
     LanguageDrivenFusionLoss,
+    checks,
 )
 from conftest import draw_images, make_criterion
 
@@ -66,3 +69,11 @@ def test_another_range_has_the_sources_checked_again(encoder):
     criterion.data_range = (0.0, 0.1)
     with pytest.raises(ValueError, match=r"`visible` must lie in \[0, 0.1\]"):
         criterion(*images)
+
+
+def test_also_in_a_script_beside_the_package():
+    script = str(Path(checks.__file__).parent) + "_training.py"
+    code = compile("def train():\n    checks.warn('so it is')\ntrain()", script, "exec")
+    with pytest.warns(UserWarning, match="so it is") as caught:
+        exec(code, {"checks": checks})
+    assert [(warning.filename, warning.lineno) for warning in caught] == [(script, 2)]

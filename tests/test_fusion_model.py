@@ -148,3 +148,12 @@ def test_failed_save_leaves_the_old_file(saved, encoder, monkeypatch):
         EmbeddedFusionModel(FusionObjective(), encoder).save(saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_home_folder(encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fusion_model = EmbeddedFusionModel(FusionObjective("a sharp image"), encoder)
+    fusion_model.save("~/sharp.safetensors")
+    assert (tmp_path / "sharp.safetensors").is_file()
+    loaded = EmbeddedFusionModel.load("~/sharp.safetensors", encoder)
+    assert loaded.objective == fusion_model.objective

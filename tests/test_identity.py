@@ -22,6 +22,17 @@ def vision(**changes):
     return {"vision_cfg": {**MODEL_CONFIG["vision_cfg"], **changes}}
 
 
+def text(**changes):
+    return {"text_cfg": {**MODEL_CONFIG["text_cfg"], **changes}}
+
+
+def with_a_text_tower_of_its_own():
+    """The same weights in open_clip's other class of CLIPs."""
+    model = open_clip.CustomTextCLIP(**MODEL_CONFIG)
+    model.load_state_dict(open_clip.model.convert_to_custom_text_state_dict(build().state_dict()))
+    return model
+
+
 def with_text_of(model, other):
     """The image tower of one and the text tower of the other."""
     state = {k: v for k, v in other.state_dict().items() if not k.startswith("visual.")}
@@ -60,10 +71,17 @@ OTHERS = {
     "std": lambda: with_preprocessing(size=32, std=[0.5] * 3),
     "input size": lambda: with_preprocessing(size=64),
     "number of heads": lambda: build(**vision(head_width=8)),
+    "pooling": lambda: build(**vision(pool_type="avg")),
+    "norm before or after pooling": lambda: build(
+        **vision(pool_type="avg", final_ln_after_pool=True)
+    ),
+    "pooling of the text": lambda: build(**text(pool_type="last")),
+    "causal mask": lambda: build(**text(no_causal_mask=True)),
 }
 
 SAME = {
     "another copy": build,
+    "another class": with_a_text_tower_of_its_own,
     "float16": lambda: build().half(),
     "bfloat16": lambda: build().bfloat16(),
     "float64": lambda: build().double(),

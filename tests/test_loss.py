@@ -273,6 +273,16 @@ class TestObjective:
         criterion.generator.manual_seed(1)
         assert criterion(*images) == first != second
 
+    @pytest.mark.parametrize("embedded", [False, True])
+    def test_assigning_is_setting(self, encoder, embedded):
+        criterion = make_criterion(encoder)
+        objective = FusionObjective("a blurry dark image")
+        criterion.objective = EmbeddedFusionModel(objective, encoder) if embedded else objective
+        assert criterion.objective == criterion.fusion_model.objective == objective
+        assert "objective" not in dict(criterion.named_children())
+        criterion.objective = ["a sharp image", "a clear image"]
+        assert criterion.objective.fused == ("a sharp image", "a clear image")
+
     def test_a_text_leaves_those_of_the_sources(self, encoder):
         mine = FusionObjective("a brain", visible="an MRI scan", infrared="a PET scan")
         criterion = make_criterion(encoder, objective=mine)

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from clip_fusion_loss import FusionObjective, IntensityGradientLoss, LanguageDrivenFusionLoss
+from clip_fusion_loss import (
+    FusionObjective,
+    IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+    StructureLoss,
+)
 from clip_fusion_loss.options import OPTIONS
 from conftest import draw_images, make_criterion
 
@@ -137,3 +142,12 @@ class TestWhatIsGivenOutIsTakenBack:
         criterion = make_criterion(encoder)
         sources = copy.deepcopy(criterion.embed_sources(*images[1:]))
         assert criterion(*images, sources=sources) == make_criterion(encoder)(*images)
+
+
+def test_those_of_the_structure_loss():
+    loss = StructureLoss(
+        window=np.int64(7), flat_energy=torch.tensor(0.25), layout_weight=np.float32(0.5)
+    )
+    kept = (loss.window, loss.flat_energy, loss.layout_weight)
+    assert kept == (7, 0.25, 0.5)
+    assert [type(value) for value in kept] == [int, float, float]

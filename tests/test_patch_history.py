@@ -113,6 +113,16 @@ class TestRecomputation:
         with pytest.raises(RuntimeError, match="(?s)drew other patches.*`generator` at None"):
             self.run(make_criterion(encoder), segment, use_reentrant=reentrant)
 
+    @pytest.mark.parametrize("chunk", [None, 1, 4])
+    def test_images_are_encoded_twice_and_not_anew_for_each_chunk(
+        self, encoder, encoded_batches, chunk
+    ):
+        criterion = make_criterion(encoder, generator=None, patch_chunk=chunk)
+        self.plain(criterion)
+        images = sum(encoded_batches)
+        self.run(criterion, "loss", use_reentrant=False)
+        assert sum(encoded_batches) == 3 * images
+
     def test_as_are_torchs_own_if_they_are_not_repeated(self, encoder):
         criterion = make_criterion(encoder, generator=None)
         with pytest.raises(RuntimeError, match="preserve_rng_state"):

@@ -34,8 +34,10 @@ def load_clip(
     if pretrained is not None:
         checks.check_path("pretrained", pretrained)
     cache = None if cache_dir is None else str(checks.check_path("cache_dir", cache_dir))
-    if tokenizer is not None and not checks.check_path("tokenizer", tokenizer).is_dir():
-        raise FileNotFoundError(f"`tokenizer` must be an existing folder, got {tokenizer}")
+    if tokenizer is not None:
+        tokenizer = checks.check_path("tokenizer", tokenizer)
+        if not tokenizer.is_dir():
+            raise FileNotFoundError(f"`tokenizer` must be an existing folder, got {tokenizer}")
     source = find_source(model_name, pretrained, cache)
     tokenize = find_tokenizer(source, tokenizer, cache)
     model = build_model(source, cache)

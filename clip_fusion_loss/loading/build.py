@@ -14,13 +14,16 @@ from .checkpoints import open_tensors
 from .from_transformers import convert_config, convert_state
 from .hub import fetch_files
 from .kinds import CLIP, describe, difference
-from .sources import Source, check_activation, read_json
+from .sources import Source, check_activation, processor_values, read_json
 
 __all__ = ["build_model"]
 
 # What comes before the first name of an image tower: "module.", "state_dict.model.", ...
 TOWER = re.compile(r"((?:.*?\.)?)(?:visual|vision_model|image_encoder)\.")
-SECOND_CHOICE = re.compile("ema|averag|swa|teacher|momentum", re.IGNORECASE)
+SECOND_CHOICE = re.compile(r"ema|averag|swa|teacher|momentum|\b\d+\.", re.IGNORECASE)
+
+# What wrappers of parts of a model put into names: DDP, torch.compile, FSDP, checkpointing.
+WRAPPERS = re.compile(r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 # Kept in OpenAI's archives, and in no others.
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
@@ -61,7 +64,7 @@ def _read_state(source: Source) -> tuple[dict[str, Tensor], str]:
                     f"one under {prefixes[0]!r} is taken. Save another one alone to have it"
                 )
             state = {
-                name.removeprefix(prefixes[0]): read()
+                WRAPPERS.sub("", name.removeprefix(prefixes[0])): read()
                 for name, read in tensors.items()
                 if name.startswith(prefixes[0])
             }
@@ -69,6 +72,9 @@ def _read_state(source: Source) -> tuple[dict[str, Tensor], str]:
             if not {"visual_projection.weight", "text_model.final_layer_norm.weight"} <= set(state):
                 raise ValueError(describe(state))
             kind, state = "a transformers CLIPModel", convert_state(state)
+            if source.given_as == "pretrained":  # the file alone; its processor may lie beside it
+                beside = processor_values(source.weights.parent)
+                source.preprocessing = source.preprocessing | beside
     except ValueError as error:
         raise ValueError(
             f"`{source.given_as}` must hold weights of a CLIP, got {source.weights}; it is {error}"

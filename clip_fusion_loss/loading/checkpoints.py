@@ -103,8 +103,10 @@ def _open_file(path: Path) -> Iterator[Tensors]:
         ):
             yield {name: partial(opened.get_tensor, name) for name in list(opened.keys())}
     elif head.startswith(b"PK\3\4"):
+        # NotImplementedError: of a version that does not exist.
+        wrong = zipfile.BadZipFile, NotImplementedError
         with (
-            _damaged("a zip archive, as PyTorch writes them,", zipfile.BadZipFile),
+            _damaged("a zip archive, as PyTorch writes them,", *wrong),
             zipfile.ZipFile(path) as archive,
         ):
             yield _read_archive(archive)
@@ -182,8 +184,11 @@ def _read_archive(archive: zipfile.ZipFile) -> Tensors:
     if not pickles:
         raise ValueError(f"a zip archive without weights of PyTorch; it holds {names[:3]}")
 
+    # An archive of TorchScript may have further files, of any name, in a folder "extra".
+    root = min(pickles, key=len).removesuffix("data.pkl")
+
     def read(name: str) -> bytes:
-        entry = archive.getinfo(pickles[0].removesuffix("data.pkl") + name)
+        entry = archive.getinfo(root + name)
         if entry.compress_type != zipfile.ZIP_STORED:  # a small file could swell to any size
             raise ValueError("a compressed archive, which PyTorch does not write; unpack it first")
         return archive.read(entry)
@@ -207,13 +212,15 @@ def _read_archive(archive: zipfile.ZipFile) -> Tensors:
 
 
 def _flatten(content: Any, read: Callable[[Any], Tensor]) -> Tensors:
-    """Tensors at any depth of dictionaries and objects, by the names that lead to them."""
+    """Tensors at any depth of dictionaries, lists and objects, by the names that lead to them."""
     found: dict[str, Callable[[], Tensor]] = {}
     seen = set()
 
     def walk(value: Any, path: tuple[str, ...]) -> None:
         if isinstance(value, _Inert) and "._rebuild_parameter" in value.path:
             value = value.arguments[0]
+        if isinstance(value, _Inert) and value.path.endswith("._rebuild_from_type_v2"):
+            value = value.arguments[0](*value.arguments[2])  # a tensor that has attributes
         if isinstance(value, Tensor) or getattr(value, "path", "") == REBUILD:
             found[".".join(path)] = partial(read, value)
         elif isinstance(value, dict) and id(value) not in seen:  # a pickle may hold circles
@@ -222,6 +229,10 @@ def _flatten(content: Any, read: Callable[[Any], Tensor]) -> Tensors:
             for part in (value, *(state if isinstance(state, tuple) else (state,))):
                 for name, child in part.items() if isinstance(part, dict) else ():
                     walk(child, path if name in MODULE_PARTS else (*path, str(name)))
+        elif isinstance(value, (list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            for number, child in enumerate(value):
+                walk(child, (*path, str(number)))
 
     walk(content, ())
     return found

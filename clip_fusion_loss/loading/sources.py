@@ -13,7 +13,14 @@ from typing import Any
 from .from_transformers import convert_config
 from .hub import fetch, fetch_files, repository_folder
 
-__all__ = ["TOKENIZER_FILES", "Source", "check_activation", "find_source", "read_json"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "Source",
+    "check_activation",
+    "find_source",
+    "processor_values",
+    "read_json",
+]
 
 # In the order in which they are looked for.
 CONFIGS = ("open_clip_config.json", "config.json")
@@ -22,6 +29,7 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",
     "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the latter of transformers 5
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model",
     "sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt",
@@ -143,7 +151,7 @@ def _download(model_name: str, tag: str, published: dict[str, Any], cache_dir: s
 
 def _from_hub(model_name: str, cache_dir: str | None) -> Source:
     repository = model_name.removeprefix("hf-hub:")
-    optional = ("preprocessor_config.json", *TOKENIZER_FILES)
+    optional = (*PROCESSORS, *TOKENIZER_FILES)
     remedy = f"FrozenCLIP.from_pretrained('local-dir:FOLDER') with a copy of {repository}"
     with _within_reach(repr(model_name), f"all files of {repository}", remedy):
         folder = fetch_files(repository, (CONFIGS, WEIGHTS), optional, cache_dir)
@@ -182,13 +190,23 @@ def _from_folder(folder: Path, model_name: str) -> Source:
             config = convert_config(content)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"`model_name` must be a CLIP, got {folder}; it is {error}") from error
-        processor = folder / "preprocessor_config.json"
-        values = read_json(processor) if processor.is_file() else {}
-        names = {"mean": "image_mean", "std": "image_std"}
-        preprocessing = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
+        preprocessing = processor_values(folder)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     tokenizer = folder if has_tokenizer else None
     return Source(model_name, config, weights, preprocessing, tokenizer, "model_name")
+
+
+def processor_values(folder: Path) -> dict[str, Any]:
+    """Mean and std with which transformers normalises."""
+    values: dict[str, Any] = {}
+    for name in PROCESSORS:
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            values |= content.get("image_processor", content)
+    if values.get("do_normalize") is False:
+        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    names = {"mean": "image_mean", "std": "image_std"}
+    return {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
 
 
 def _snapshot_in(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from clip_fusion_loss import (
     VGGMaxFeatureLoss,
     functional,
 )
-from conftest import draw_images, make_criterion
+from conftest import build_clip, draw_images, make_criterion
 
 NAMES = ("fused", "visible", "infrared")
 
@@ -173,6 +173,7 @@ OTHERS = [
     (lambda h: LanguageDrivenFusionLoss.paper(num_patch=3), TypeError, "num_patch"),
     (lambda h: h.call(sources=(D, D)), TypeError, "`sources`"),
     (lambda h: h.call(sources=SourceEmbeddings(D[:1], D[:1])), ValueError, "`sources`"),
+    (lambda h: h.call(sources=SourceEmbeddings(D[:2], D[:2])), ValueError, "`sources`"),
     (lambda h: h.criterion.terms(**{**h.images, "fused": 0}), TypeError, "`fused`"),
     (lambda h: h.criterion.embed_sources(GREY, GREY[0]), ValueError, "`infrared`"),
     (lambda h: h.criterion.embed_sources(GREY, GREY.double()), TypeError, "`infrared`"),
@@ -185,6 +186,9 @@ OTHERS = [
     (lambda h: FrozenCLIP("ViT-B-32", h.tokenizer), TypeError, "`model`"),
     (lambda h: FrozenCLIP(WithoutSize(), h.tokenizer), ValueError, "`model.visual`"),
     (lambda h: FrozenCLIP(WithoutSize(), None), TypeError, "`tokenizer`"),
+    (lambda h: FrozenCLIP(build_clip(), h.tokenizer, name=3), TypeError, "`name`"),
+    (lambda h: FrozenCLIP(build_clip(), h.tokenizer, keep_text="no"), TypeError, "`keep_text`"),
+    (lambda h: FrozenCLIP(build_clip(), h.tokenizer, vocabulary="a b"), TypeError, "`vocabulary`"),
     (lambda h: FrozenCLIP.from_pretrained(3), TypeError, "`model_name`"),
     (lambda h: FrozenCLIP.from_pretrained("ViT-B32"), ValueError, "`model_name`"),
     (lambda h: FrozenCLIP.from_pretrained(pretrained=3), TypeError, "`pretrained`"),

@@ -50,6 +50,12 @@ class TestTorchScript:
         loaded = FrozenCLIP.from_pretrained("small", tmp_path / "traced.pt")
         assert_same_vectors(loaded, FrozenCLIP(model.half().float(), tokenizer))
 
+    def test_further_files_in_it(self, clip_model, tokenizer, small_architecture, tmp_path):
+        path = tmp_path / "scripted.pt"
+        save_archive(clip_model, path, _extra_files={"data.pkl": "of the caller's"})
+        loaded = FrozenCLIP.from_pretrained(small_architecture, path)
+        assert_same_vectors(loaded, FrozenCLIP(clip_model, tokenizer))
+
     def test_code_that_loading_would_run_is_not_run(self, small_architecture, tmp_path, capfd):
         path = tmp_path / "hostile.pt"
         save_archive(RunsWhenLoaded(), path)
@@ -108,6 +114,17 @@ def training_objects(trace):
     }
 
 
+def inside(state, part, wrapper):
+    return {name.replace(part, f"{part}{wrapper}"): tensor for name, tensor in state.items()}
+
+
+def with_attribute(tensor):
+    """As nn.Buffer and libraries that mark parameters leave them."""
+    tensor = tensor.clone()
+    tensor.no_weight_decay = True
+    return tensor
+
+
 class TestTrainingCheckpoints:
     @pytest.mark.parametrize(
         "wrap",
@@ -121,8 +138,28 @@ class TestTrainingCheckpoints:
             },
             lambda state: {"state_dict_ema": state},
             lambda state: renamed(state, "module."),
+            lambda state: {"models": [state, 3]},
+            lambda state: {"model": inside(state, "visual.", "_orig_mod.")},
+            lambda state: {"model": inside(state, "visual.", "module.")},
+            lambda state: {"model": inside(state, "resblocks.0.", "_checkpoint_wrapped_module.")},
+            lambda state: {"model": inside(state, "resblocks.1.", "_fsdp_wrapped_module.")},
+            lambda state: {"model": {name: with_attribute(state[name]) for name in state}},
         ],
-        ids=["open_clip", "model", "compiled", "wrapped twice", "lightning", "ema alone", "ddp"],
+        ids=[
+            "open_clip",
+            "model",
+            "compiled",
+            "wrapped twice",
+            "lightning",
+            "ema alone",
+            "ddp",
+            "list",
+            "compiled tower",
+            "ddp of a tower",
+            "checkpointing",
+            "fsdp",
+            "attributes",
+        ],
     )
     def test_nesting_and_prefixes(self, wrap, clip_model, tokenizer, small_architecture, tmp_path):
         path = tmp_path / "epoch_7.pt"
@@ -291,3 +328,12 @@ def test_hostile_pickles(code, small_architecture, tmp_path, monkeypatch):
     refused("damaged|weights of another kind", path)
     assert list(tmp_path.iterdir()) == [path]
     assert vars(torch.FloatStorage)["dtype"] is STORAGE_DTYPE
+
+
+def test_a_zip_archive_of_a_version_that_does_not_exist(small_architecture, tmp_path):
+    """As one flipped bit makes it."""
+    content = bytearray(crafted())
+    content[content.rindex(b"PK\1\2") + 6] = 255
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    refused("a zip archive, as PyTorch writes them, that is cut short or damaged", path)

@@ -73,6 +73,22 @@ def test_mean_and_std_of_the_preprocessor(folder, model, tmp_path):
     assert_equals_theirs(FrozenCLIP.from_pretrained(str(tmp_path)), model, mean, std)
 
 
+def test_mean_and_std_of_the_processor(folder, model, tmp_path):
+    """transformers 5 writes them with CLIPProcessor's own."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    content = {"image_processor": {"do_normalize": True, "image_mean": mean, "image_std": std}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(content))
+    assert_equals_theirs(FrozenCLIP.from_pretrained(str(tmp_path)), model, mean, std)
+
+
+def test_images_that_are_not_normalised(folder, model, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    text = json.dumps({"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    assert_equals_theirs(FrozenCLIP.from_pretrained(str(tmp_path)), model, [0.0] * 3, [1.0] * 3)
+
+
 @pytest.fixture
 def named(monkeypatch):
     """Its architecture under a name that open_clip knows, as published ones are."""
@@ -110,6 +126,14 @@ class TestFile:
     def test_the_config_beside_it_tells_the_activation(self, named, folder):
         with pytest.raises(ValueError, match=r"\(QuickGELU\), got 'tiny-hf'.*use 'tiny-hf-quickg"):
             FrozenCLIP.from_pretrained("tiny-hf", folder / "model.safetensors")
+
+    def test_the_processor_beside_it_tells_mean_and_std(self, named, folder, model, tmp_path):
+        shutil.copy(folder / "model.safetensors", tmp_path)
+        mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+        text = json.dumps({"image_mean": mean, "image_std": std})
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        encoder = FrozenCLIP.from_pretrained(named, tmp_path / "model.safetensors")
+        assert_equals_theirs(encoder, model, mean, std)
 
     def test_of_another_architecture(self, named, folder, small_architecture):
         with pytest.raises(ValueError, match="a transformers CLIPModel, with the weights of tiny"):
