@@ -11,7 +11,8 @@ from torchmetrics.functional.image import visual_information_fidelity
 from tqdm import tqdm
 
 from parts.command_line import errors_as_messages
-from parts.data.images import READABLE, luminance, read_image, to_8bit
+from parts.data.decoding import READABLE
+from parts.data.images import luminance, read_image, to_8bit
 from parts.data.pairs import LAYOUTS, Pair, PairFiles, UnusablePairError, find_pairs, read_pair
 from parts.files import written_whole
 from parts.measuring import metrics
