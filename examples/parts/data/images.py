@@ -4,11 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from parts.data.decoding import Values, decode
 from parts.files import written_whole
+
+#: The keyword of the text in a PNG that says what the image was made of.
+NOTE = "Comment"
 
 
 def read_image(path: Path, *, stretch: bool = True) -> Tensor:
@@ -71,10 +76,25 @@ def saved_to_8bit(values: Values) -> Values:
     return (values.astype(np.float64) / white * 255).round().astype(np.uint8)
 
 
-def save_image(image: Tensor, path: Path) -> None:
-    """Write a uint8 image, replacing the file only when the new one is complete."""
+def save_image(image: Tensor, path: Path, note: str | None = None) -> None:
+    """Write a uint8 image, replacing the file only when the new one is complete.
+
+    A PNG keeps a `note`, which is no part of the picture; see `note_in`.
+    """
+    about = PngInfo()
+    if note is not None:
+        about.add_text(NOTE, note)
     with written_whole(path) as temporary:
-        to_pil_image(image).save(temporary)
+        to_pil_image(image).save(temporary, pnginfo=about)
+
+
+def note_in(path: Path) -> str | None:
+    """What `save_image` noted in a PNG; None if that is nothing, or it is no image."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(NOTE)
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def to_8bit(image: Tensor) -> Tensor:
