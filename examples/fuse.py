@@ -1,16 +1,19 @@
 """Fuse folders of image pairs with a trained network."""
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
-from parts.command_line import choose_device, errors_as_messages, make_writable
-from parts.data.images import save_image, with_chroma_of
-from parts.data.pairs import LAYOUTS, UnusablePairError, find_pairs, read_pair
+from parts.command_line import choose_device, errors_as_messages, make_writable, progress
+from parts.data.images import note_in, save_image, with_chroma_of
+from parts.data.layouts import nothing_usable, what_was_taken
+from parts.data.pairs import LAYOUTS, PairFiles, UnusablePairError, find_pairs, read_pair
 from parts.networks.catalogue import NETWORKS, PORTS
 from parts.networks.fusing import fuse_with
 from parts.training.checkpoints import load_network, load_weights
@@ -19,9 +22,11 @@ OVERVIEW = """\
 Fuse folders of image pairs with a network that train.py has trained, or with published weights.
 
 The fused image of DIR/ir/street.png and DIR/vi/street.png becomes OUT/street.png, in full
-resolution and with the colours of the visible image. One pair is in memory at a time. Images that
-are in OUT already are left alone, so an interrupted run goes on where it was; fuse with another
-checkpoint into another folder.
+resolution and with the colours of the visible image. One pair is in memory at a time.
+
+An interrupted run goes on where it was: images in OUT that were fused from the same pairs with the
+same weights are left alone. If OUT holds others of these names, nothing is fused; --overwrite
+replaces them.
 """
 
 
@@ -43,6 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", required=True, type=Path, metavar="DIR", help="images, laid out as shown below")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the fused images")
     add("--grey", action="store_true", help="leave out the colours of the visible image")
+    add("--overwrite", action="store_true", help="replace what was fused otherwise")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     options = parser.parse_args(arguments)
     if (options.weights is None) != (options.network is None):
@@ -54,31 +60,86 @@ def fuse_folder(options: argparse.Namespace) -> None:
     """Fuse what is not fused yet.
 
     Raises:
-        OSError, ValueError: if nothing can be fused; single bad pairs are named and skipped.
+        OSError, ValueError: if nothing can be fused, or --out holds images that were fused
+            otherwise; single bad pairs are named and skipped.
     """
     device = choose_device(options.device)
-    network = open_network(options).to(device)
+    network = open_network(options)
+    method = identity(network, options)
     found, skipped = find_pairs(options.pairs)
     for item in skipped:
         print(f"skipped {item}", file=sys.stderr)
     if not found:
-        raise ValueError(f"no pair of images in {options.pairs}\n{LAYOUTS}")
+        raise nothing_usable(options.pairs, found, skipped)
+    print(what_was_taken(options.pairs, found), file=sys.stderr)
     out = make_writable(options.out)
-    written = bad = 0
-    for files in tqdm(found, desc="fusing", unit="pair", disable=None):
-        path = out / f"{files.name}.png"
-        if path.exists():
-            continue
+    left = still_to_fuse(found, out, method, options.overwrite)
+    network.to(device)
+    written = 0
+    for files in progress(left, "fusing", "pair", keep=True):
         try:
             pair = read_pair(files)
+            fused = fuse_with(network, pair, device)
         except UnusablePairError as problem:
             tqdm.write(f"skipped {problem}", file=sys.stderr)
-            bad += 1
-            continue
-        fused = fuse_with(network, pair, device)
-        save_image(fused if options.grey else with_chroma_of(pair.visible, fused), path)
-        written += 1
-    print(f"{written} fused, {len(found) - written - bad} there already, {bad} unusable; see {out}")
+        except RuntimeError as error:  # out of memory, say, which the next pair need not be
+            reason = str(error).splitlines()[0]
+            tqdm.write(f"skipped {files.visible}: cannot be fused: {reason}", file=sys.stderr)
+        else:
+            image = fused if options.grey else with_chroma_of(pair.visible, fused)
+            save_image(image, target(out, files), note(method, files))
+            written += 1
+    there, bad = len(found) - len(left), len(left) - written
+    print(f"{written} fused, {there} there already, {bad} unusable; see {out}")
+    if written + there == 0:
+        raise ValueError(f"no pair of {options.pairs} could be fused; the reasons are above")
+
+
+def target(out: Path, files: PairFiles) -> Path:
+    return out / f"{files.name}.png"
+
+
+def still_to_fuse(
+    found: Sequence[PairFiles], out: Path, method: str, overwrite: bool
+) -> list[PairFiles]:
+    """The pairs whose fused image is not in `out`.
+
+    Raises:
+        ValueError: if images of these names are there that were made otherwise, and not to be
+            overwritten.
+    """
+    left = []
+    others = []
+    for files in found:
+        path = target(out, files)
+        exists = path.exists()
+        if not exists or note_in(path) != note(method, files):
+            left.append(files)
+            others += [path] if exists else []
+    if others and not overwrite:
+        raise ValueError(
+            f"--out {out} holds {len(others)} images, such as {others[0]}, that were not "
+            "fused from these pairs with these weights and options; choose another --out, or "
+            "pass --overwrite to replace them"
+        )
+    return left
+
+
+def identity(network: nn.Module, options: argparse.Namespace) -> str:
+    """A digest of what the network computes and of what is made of it."""
+    digest = hashlib.sha256(f"{options.network} {options.grey} {network}".encode())
+    for name, weights in sorted(network.state_dict().items()):
+        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+        digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def note(method: str, files: PairFiles) -> str:
+    """What a fused image says it was made of: a digest of the network and both sources."""
+    digest = hashlib.sha256(method.encode())
+    for path in files[1:]:
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"")
+    return f"fused by {digest.hexdigest()}"
 
 
 def open_network(options: argparse.Namespace) -> nn.Module:

@@ -4,38 +4,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.v2.functional import to_pil_image
 
+from parts.data.decoding import Values, decode
 from parts.files import written_whole
 
-Image.init()
-#: Extensions of the formats that Pillow reads, in lower case with their dot.
-READABLE = frozenset(
-    extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN
-)
+#: The keyword of the text in a PNG that says what the image was made of.
+NOTE = "Comment"
 
 
-def read_image(path: Path) -> Tensor:
-    """Read an image of any format, depth and colour mode that Pillow knows.
+def read_image(path: Path, *, stretch: bool = True) -> Tensor:
+    """Read an image of any format, depth and colour mode.
 
     The orientation noted by a camera is applied, transparency is dropped, and an image whose
-    channels are all equal is grey. Images of more than 8 bits: see `deep_to_8bit`.
+    channels are all equal is grey. Of more than 8 bits, `stretch` says what it is: True an image
+    of a sensor, see `deep_to_8bit`; False a result to be taken as saved, see `saved_to_8bit`.
+
+    Raises:
+        OSError, ValueError, ...: where `decoding.decode` does, or values are not as expected.
     """
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode == "F" or image.mode.startswith("I"):
-            return torch.from_numpy(deep_to_8bit(np.asarray(image)))[None]
-        if image.has_transparency_data:  # Pillow warns if a palette's transparency is just dropped
-            image = image.convert("RGBA")
-        colours = pil_to_tensor(image.convert("RGB"))
-    is_grey = bool((colours == colours[0]).all())
-    return colours[:1] if is_grey else colours
+    values = decode(path)
+    if values.dtype != np.uint8:
+        values = deep_to_8bit(values) if stretch else saved_to_8bit(values)
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(planes))
 
 
-def deep_to_8bit(values: np.ndarray) -> np.ndarray:
-    """(H, W) of integers up to 65535, or of floats up to 1 -> uint8.
+def deep_to_8bit(values: Values) -> Values:
+    """Integers up to 65535, or floats up to 1 -> uint8 of the same shape, channels alike.
 
     An image that spans less than a quarter of that range, or leaves it, holds raw sensor counts.
     They would come out as an even grey, so they are stretched, but for one value in a thousand at
@@ -45,17 +46,55 @@ def deep_to_8bit(values: np.ndarray) -> np.ndarray:
         raise ValueError("it holds values that are not finite")
     is_fraction = values.dtype.kind == "f" and values.max() <= 1
     white = 1.0 if is_fraction else 65535.0
+    values = values.astype(np.float64)
     low, high = np.percentile(values, (0.1, 99.9))
     if high - low >= white / 4 and values.min() >= 0 and values.max() <= white:
         low, high = 0.0, white
-    scaled = (values.astype(np.float64) - low) / max(high - low, 1e-12)
+    scaled = (values - low) / max(high - low, 1e-12)
     return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def save_image(image: Tensor, path: Path) -> None:
-    """Write a uint8 image, replacing the file only when the new one is complete."""
+def saved_to_8bit(values: Values) -> Values:
+    """The same grey levels in 8 bits: unsigned integers up to their largest, floats up to 1.
+
+    Raises:
+        ValueError: if other values show that the image was saved otherwise.
+    """
+    white = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
+    if values.dtype.kind == "i":  # what Pillow makes of 16 bits in some formats
+        white = 65535
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):  # nor NaN
+        raise ValueError(
+            f"its values go from {low:g} to {high:g}, expected are 0 to {white}: scale them"
+        )
+    if white > 255 and 0 < high <= 255:
+        raise ValueError(
+            f"its values go to {high} of {white}: 8-bit levels in a deeper type, and black to "
+            "every viewer; save it with 8 bits"
+        )
+    return (values.astype(np.float64) / white * 255).round().astype(np.uint8)
+
+
+def save_image(image: Tensor, path: Path, note: str | None = None) -> None:
+    """Write a uint8 image, replacing the file only when the new one is complete.
+
+    A PNG keeps a `note`, which is no part of the picture; see `note_in`.
+    """
+    about = PngInfo()
+    if note is not None:
+        about.add_text(NOTE, note)
     with written_whole(path) as temporary:
-        to_pil_image(image).save(temporary)
+        to_pil_image(image).save(temporary, pnginfo=about)
+
+
+def note_in(path: Path) -> str | None:
+    """What `save_image` noted in a PNG; None if that is nothing, or it is no image."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(NOTE)
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def to_8bit(image: Tensor) -> Tensor:

@@ -1,27 +1,37 @@
-"""Find and read pairs of aligned infrared and visible images."""
+"""Read pairs of aligned infrared and visible images."""
 
-import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from parts.data.images import READABLE, luminance, read_image, to_8bit
+from parts.data.images import luminance, read_image, to_8bit
+from parts.data.layouts import (
+    LAYOUTS,
+    PairFiles,
+    Skipped,
+    find_pairs,
+    nothing_usable,
+    what_was_taken,
+)
 
-MODALITIES = {
-    **dict.fromkeys(("ir", "infrared", "thermal", "lwir"), "infrared"),
-    **dict.fromkeys(("vi", "vis", "visible", "rgb"), "visible"),
-}
-
-LAYOUTS = """\
-Layouts understood (upper or lower case; ir may also be infrared, thermal or lwir, and vi may be
-vis, visible or rgb; two images are a pair if their names are equal, extensions aside):
-    DIR/ir/street.png         DIR/vi/street.png
-    DIR/train/ir/street.png   DIR/train/vi/street.jpg     (likewise test, val, ...)
-    DIR/ir/train/street.png   DIR/vi/train/street.png"""
+__all__ = [
+    "LAYOUTS",
+    "MIN_SIDE",
+    "Pair",
+    "PairFiles",
+    "PairFolder",
+    "Skipped",
+    "UnusablePairError",
+    "find_pairs",
+    "open_pairs",
+    "read_pair",
+    "spread",
+]
 
 #: Images with a shorter side are skipped: there is nothing to crop from them.
 MIN_SIDE = 32
@@ -33,24 +43,6 @@ class Pair(NamedTuple):
     name: str
     visible: Tensor
     infrared: Tensor
-
-
-class PairFiles(NamedTuple):
-    """Where a pair lies; `name` is its path below the folder, without modality and extension."""
-
-    name: str
-    visible: Path
-    infrared: Path
-
-
-class Skipped(NamedTuple):
-    """A file that is not used, and why."""
-
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class UnusablePairError(ValueError):
@@ -88,6 +80,7 @@ class PairFolder(Sequence[Pair]):
 def open_pairs(root: Path, limit: int) -> tuple[PairFolder, list[Skipped]]:
     """The usable pairs below `root`, and the files that are not used.
 
+    A line on the error stream says what was taken for what, of several processes by the first.
     Every pair is read once, so that a broken file shows itself now and not amid the training.
     At most `limit` pairs are taken, spread evenly over the folder.
 
@@ -103,8 +96,9 @@ def open_pairs(root: Path, limit: int) -> tuple[PairFolder, list[Skipped]]:
         except UnusablePairError as problem:
             skipped.append(problem.skipped)
     if not folder:
-        reasons = "".join(f"\n    skipped {item}" for item in skipped[:10])
-        raise ValueError(f"no usable pair of images in {root}{reasons}\n{LAYOUTS}")
+        raise nothing_usable(root, found, skipped)
+    if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+        tqdm.write(what_was_taken(root, found), file=sys.stderr)
     return folder, skipped
 
 
@@ -114,79 +108,20 @@ def spread(total: int, limit: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def find_pairs(root: Path) -> tuple[list[PairFiles], list[Skipped]]:
-    """Match the infrared and visible files below `root` by name, without opening them."""
-    if not root.is_dir():
-        raise NotADirectoryError(f"there is no folder {root}")
-    pairs: list[PairFiles] = []
-    skipped: list[Skipped] = []
-    scenes: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for path in _files_below(root, skipped):
-        name, modality = _name_and_modality(path.relative_to(root))
-        if modality is None:
-            continue
-        if path.suffix.lower() in READABLE:
-            scenes[name][modality].append(path)
-        else:
-            skipped.append(Skipped(path, "not a type of image that Pillow reads"))
-    for name, files in sorted(scenes.items()):
-        matched, unmatched = _match(name, files["visible"], files["infrared"])
-        pairs += matched
-        skipped += unmatched
-    return pairs, skipped
-
-
 def read_pair(files: PairFiles) -> Pair:
     """Read both images; raises `UnusablePairError` where one is broken or they do not match."""
     visible = _read_or_explain(files.visible)
     infrared = to_8bit(luminance(_read_or_explain(files.infrared)))
     if infrared.shape[1:] != visible.shape[1:]:
-        reason = f"is {_size(infrared)} pixels, its visible image {_size(visible)}"
+        reason = (
+            f"is {_size(infrared)} pixels, its visible image {_size(visible)}; a pair must be "
+            "aligned and of one size"
+        )
         raise UnusablePairError(files.infrared, reason)
     if min(visible.shape[1:]) < MIN_SIDE:
         reason = f"is {_size(visible)} pixels, needed are at least {MIN_SIDE} x {MIN_SIDE}"
         raise UnusablePairError(files.visible, reason)
     return Pair(files.name, visible, infrared)
-
-
-def _files_below(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """All files but hidden ones, in alphabetical order; closed folders go to `skipped`."""
-
-    def skip(error: OSError) -> None:
-        skipped.append(Skipped(Path(error.filename), error.strerror or "cannot be read"))
-
-    for folder, subfolders, names in os.walk(root, onerror=skip, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _name_and_modality(path: Path) -> tuple[str, str | None]:
-    """train/IR/street.png -> ("train/street", "infrared"); None: in no folder of a modality."""
-    folders = list(path.parent.parts)
-    for index in reversed(range(len(folders))):
-        modality = MODALITIES.get(folders[index].lower())
-        if modality is not None:
-            return Path(*folders[:index], *folders[index + 1 :], path.stem).as_posix(), modality
-    return path.stem, None
-
-
-def _match(
-    name: str, visible: list[Path], infrared: list[Path]
-) -> tuple[list[PairFiles], list[Skipped]]:
-    """Pair the files of one name: the only two, or else those of equal extensions."""
-    if not visible or not infrared:
-        missing = "visible" if infrared else "infrared"
-        return [], [Skipped(path, f"has no {missing} partner") for path in visible + infrared]
-    if len(visible) == len(infrared) == 1:
-        return [PairFiles(name, visible[0], infrared[0])], []
-    pairs = []
-    unmatched = visible + infrared
-    for suffix in sorted({path.suffix for path in visible}):
-        both = [[p for p in paths if p.suffix == suffix] for paths in (visible, infrared)]
-        if [len(paths) for paths in both] == [1, 1]:
-            pairs.append(PairFiles(name + suffix, both[0][0], both[1][0]))
-            unmatched = [path for path in unmatched if path.suffix != suffix]
-    return pairs, [Skipped(path, "several images have this name") for path in unmatched]
 
 
 def _read_or_explain(path: Path) -> Tensor:

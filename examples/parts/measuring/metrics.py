@@ -80,8 +80,8 @@ def sum_of_correlations_of_differences(fused: Grey, visible: Grey, infrared: Gre
     correlates with nothing (Aslantas & Bendes, AEU 2015).
     """
     fused_, visible_, infrared_ = (image.astype(np.float64) for image in (fused, visible, infrared))
-    from_visible = _correlation(fused_ - infrared_, visible_)
-    from_infrared = _correlation(fused_ - visible_, infrared_)
+    from_visible = correlation(fused_ - infrared_, visible_)
+    from_infrared = correlation(fused_ - visible_, infrared_)
     return from_visible + from_infrared
 
 
@@ -119,7 +119,8 @@ def _entropy_of_counts(counts: NDArray[np.int64]) -> float:
     return float(-np.sum(shares * np.log2(shares)))
 
 
-def _correlation(first: Real, second: Real) -> float:
+def correlation(first: Real, second: Real) -> float:
+    """Pearson's; a constant image correlates with nothing."""
     first = first - first.mean()
     second = second - second.mean()
     scale = np.sqrt(np.sum(first**2) * np.sum(second**2))

@@ -1,16 +1,12 @@
-"""Fusing folders with a checkpoint, and measuring what came out."""
-
-import csv
+"""Fusing folders with a checkpoint."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import evaluate
 import fuse
-from evaluate import fidelity
-from parts.data.images import luminance, read_image, to_8bit
+from parts.data.images import luminance, note_in, read_image, save_image, to_8bit
 from parts.data.pairs import Pair, find_pairs, read_pair
 from parts.networks import fusing
 from parts.networks.catalogue import NETWORKS
@@ -145,7 +141,7 @@ def test_u2fusion_in_strips():
 def test_fusing_nothing_is_an_error(tmp_path, checkpoint, folder):
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ((checkpoint, tmp_path / "empty", tmp_path / "out"), "no pair of images"),
+        ((checkpoint, tmp_path / "empty", tmp_path / "out"), "no usable pair of images"),
         ((tmp_path / "no.pt", folder, tmp_path / "out"), "there is no checkpoint"),
         ((folder / "ir" / "broken.png", folder, tmp_path / "out"), "is no checkpoint of train.py"),
     ):
@@ -153,79 +149,87 @@ def test_fusing_nothing_is_an_error(tmp_path, checkpoint, folder):
             run_fuse(*arguments)
 
 
-def run_evaluate(fused, pairs, *options):
-    evaluate.main(["--fused", str(fused), "--pairs", str(pairs), *map(str, options)])
-
-
-def test_fidelity():
-    image = noise(0, 64, 48)
-    assert fidelity(image, image) == pytest.approx(1)
-    smooth = np.kron(noise(1, 8, 8) // 2, np.ones((8, 8))).astype(np.uint8)
-    stretched = 2 * smooth
-    assert fidelity(stretched, smooth) > 1 > fidelity(smooth, stretched) > 0.5
-    assert fidelity(np.full_like(image, 100), image) == pytest.approx(0, abs=1e-3)
-    assert fidelity(noise(2, 64, 48), image) < 0.1  # nothing in common
-    with pytest.raises(ValueError, match="at least 41 x 41 pixels, got 64 x 40"):
-        fidelity(image[:40].repeat(2, 1)[:, :64], image[:40].repeat(2, 1)[:, :64])
-
-
-def test_measures_a_folder(tmp_path, folder, checkpoint, capsys):
+def test_says_what_was_taken_for_what(tmp_path, folder, checkpoint, capsys):
     run_fuse(checkpoint, folder, tmp_path / "fused")
+    assert "such as visible vi/broken.png and infrared ir/broken.png" in capsys.readouterr().err
+
+
+@pytest.fixture
+def other_checkpoint(tmp_path):
+    torch.manual_seed(1)
+    return checkpoint_of(NETWORKS["densefuse"](), tmp_path / "other.pt")
+
+
+def test_images_of_other_weights_options_or_sources_are_not_taken_for_done(
+    tmp_path, folder, checkpoint, other_checkpoint, capsys
+):
+    out = tmp_path / "fused"
+    run_fuse(checkpoint, folder, out)
+    before = (out / "colour.png").read_bytes()
+    with pytest.raises(SystemExit, match="holds 2 images, such as .*colour.png.*--overwrite"):
+        run_fuse(other_checkpoint, folder, out)
+    with pytest.raises(SystemExit, match="that were not fused from these pairs"):
+        run_fuse(checkpoint, folder, out, "--grey")
+    assert (out / "colour.png").read_bytes() == before
+    write(folder / "ir" / "colour.png", noise(9, 44, 60))
+    with pytest.raises(SystemExit, match="holds 1 images"):
+        run_fuse(checkpoint, folder, out)
     capsys.readouterr()
-    run_evaluate(tmp_path / "fused", folder, "--csv", tmp_path / "figures.csv")
-    printed = capsys.readouterr().out
-    assert "1 of 3 pairs left out" in printed
-    assert "means over 2 images" in printed
-    assert "Measured as saved" in printed
-    assert printed.split("\n")[2].split() == list(evaluate.COLUMNS)
-    with open(tmp_path / "figures.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == ["colour", "night/grey"]
-    mean = np.mean([float(row["VIF"]) for row in rows])
-    assert f"{mean:.3f}" in printed
+    run_fuse(checkpoint, folder, out, "--overwrite")
+    assert "1 fused, 1 there already" in capsys.readouterr().out
+    assert (out / "colour.png").read_bytes() != before
 
 
-def test_two_methods_side_by_side(tmp_path, folder, capsys):
-    for name, seed in (("first", 1), ("second", 5)):
-        write(tmp_path / name / "colour.jpg", noise(seed, 44, 60))
-    write(tmp_path / "first" / "night" / "grey.png", noise(6, 50, 42))
-    run_evaluate(tmp_path / "first", folder, "--vs", tmp_path / "second")
-    lines = capsys.readouterr().out.split("\n")
-    assert lines[0] == "2 of 3 pairs left out: not fused by all"
-    assert lines[1] == "means over 1 images"
-    assert [line.split()[0] for line in lines[3:6]] == ["first", "second", "difference"]
-    table = np.array([line.split()[-9:] for line in lines[3:6]], float)
-    assert np.allclose(table[0] - table[1], table[2], atol=2e-3)
+def test_images_of_unknown_origin_are_not_taken_for_done(tmp_path, folder, checkpoint):
+    write(tmp_path / "fused" / "colour.png", noise(9, 44, 60))
+    with pytest.raises(SystemExit, match="choose another --out"):
+        run_fuse(checkpoint, folder, tmp_path / "fused")
+    assert [path.name for path in (tmp_path / "fused").iterdir()] == ["colour.png"]
 
 
-def test_methods_are_called_by_what_tells_them_apart(tmp_path):
-    folders = [tmp_path / "a" / "fused", tmp_path / "b" / "fused"]
-    assert evaluate.labels(folders) == ["a/fused", "b/fused"]
-    assert evaluate.labels(folders[:1]) == ["fused"]
-    with pytest.raises(ValueError, match="the same folder"):
-        evaluate.labels([folders[0], folders[0]])
+def test_the_same_weights_in_another_file_go_on(tmp_path, folder, checkpoint, capsys):
+    run_fuse(checkpoint, folder, tmp_path / "fused")
+    (tmp_path / "moved.pt").write_bytes(checkpoint.read_bytes())
+    capsys.readouterr()
+    run_fuse(tmp_path / "moved.pt", folder, tmp_path / "fused")
+    assert "0 fused, 2 there already" in capsys.readouterr().out
 
 
-def test_measuring_against_the_wrong_sources(tmp_path, folder):
-    write(tmp_path / "small" / "colour.png", noise(0, 44, 44))
-    write(tmp_path / "other" / "name.png", noise(0, 44, 60))
-    write(tmp_path / "bad" / "broken.png", noise(0, 44, 44))
-    (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / "colour.png").write_bytes(b"no image")
-    for name, message in (
-        ("small", "has another size"),
-        ("other", "no image of .*other has the name of a pair"),
-        ("bad", "cannot measure against .*broken.png"),
-        ("cut", "colour.png cannot be read"),
-        ("nowhere", "there is no folder"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            run_evaluate(tmp_path / name, folder)
+def test_a_pair_that_the_network_cannot_fuse_is_named(
+    tmp_path, folder, checkpoint, monkeypatch, capsys
+):
+    def out_of_memory(network, pair, device):
+        if pair.name == "colour":
+            raise RuntimeError("out of memory\nand a long trace")
+        return fusing.fuse_with(network, pair, device)
+
+    monkeypatch.setattr(fuse, "fuse_with", out_of_memory)
+    run_fuse(checkpoint, folder, tmp_path / "fused")
+    printed = capsys.readouterr()
+    assert "colour.png: cannot be fused: out of memory\n" in printed.err
+    assert "1 fused, 0 there already, 2 unusable" in printed.out
 
 
-@pytest.mark.parametrize("program", [fuse, evaluate])
-def test_help(program, capsys):
+def test_nothing_fused_is_no_success(tmp_path, checkpoint):
+    for folder in ("ir", "vi"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="no pair of .* could be fused"):
+        run_fuse(checkpoint, tmp_path, tmp_path / "fused")
+
+
+def test_notes_stay_out_of_the_picture(tmp_path):
+    image = torch.from_numpy(noise(0, 1, 44, 60))
+    save_image(image, tmp_path / "a.png", "made by hand")
+    assert note_in(tmp_path / "a.png") == "made by hand"
+    assert torch.equal(read_image(tmp_path / "a.png"), image)
+    save_image(image, tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"no image")
+    assert note_in(tmp_path / "b.png") is note_in(tmp_path / "c.png") is None
+
+
+def test_help(capsys):
     with pytest.raises(SystemExit) as end:
-        program.main(["--help"])
+        fuse.main(["--help"])
     assert end.value.code == 0
     assert "DIR/ir/street.png" in capsys.readouterr().out
