@@ -93,6 +93,9 @@ class EmbeddedFusionModel(FixedBuffers):
         for name in ("visible_direction", "infrared_direction"):
             self.register_buffer(name, getattr(content, name), persistent=False)
 
+    def _content(self) -> Content:
+        return Content(*(getattr(self, name) for name in Content._fields))
+
     @property
     def objectives(self) -> tuple[FusionObjective, ...]:
         """The texts, N times. Of those chosen by a tensor on a device, that is waited for."""
@@ -147,51 +150,42 @@ class EmbeddedFusionModel(FixedBuffers):
                 device, on CUDA a device-side assert.
         """
         one = isinstance(choice, (str, Integral))
-        device = self.visible_direction.device
-        rows: list[int] | None = None
-        if isinstance(choice, Tensor):
-            checks.check_indices("choice", choice, device)
-            rows = choice.tolist() if choice.device.type == "cpu" else None
-        elif isinstance(choice, (bytes, Mapping)) or not (one or hasattr(choice, "__getitem__")):
-            raise TypeError(
-                "`choice` must be a name, an index, a sequence of them or a tensor of indices, got "
-                f"{checks.shown(choice)}"
-            )
-        else:
-            entries: Any = [choice] if one else choice
-            rows = [self._row(entry) for entry in entries]
-            choice = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        index, rows = self._index([choice] if one else choice)
         objectives = self.objectives
         if rows is not None:
-            wrong = [row for row in rows if not 0 <= row < len(self)]
-            if wrong or not rows:
-                raise ValueError(
-                    f"`choice` must hold indices from 0 to {len(self) - 1}, got "
-                    f"{checks.shown(wrong) if wrong else 'none'}"
-                )
             objectives = tuple(objectives[row] for row in rows)
-        index = choice.to(device, torch.int64, non_blocking=True)
         directions = [
             torch.atleast_2d(direction).index_select(0, index)
             for direction in (self.visible_direction, self.infrared_direction)
         ]
         if one:
             directions = [direction[0] for direction in directions]
-        model = self._of(
-            Content(objectives, None, self.encoder_name, self.encoder_fingerprint, *directions)
-        )
-        model._chosen = index if rows is None else None
+        identity = self.encoder_name, self.encoder_fingerprint
+        model = self._of(Content(objectives, None, *identity, *directions))
+        model._chosen = index.clone() if rows is None else None  # a loader may reuse its own
         return model
 
-    def _row(self, entry: Any) -> int:
-        if isinstance(entry, str):
-            if self.names is None or entry not in self.names:
-                names = checks.shown(list(self.names or ()))
-                raise ValueError(f"`choice` must be of the names {names}, got {entry!r}")
-            return self.names.index(entry)
-        if not isinstance(entry, Integral) or isinstance(entry, bool):
-            raise TypeError(f"`choice` must hold names or indices, got {checks.shown(entry)}")
-        return operator.index(entry)
+    def _index(self, choice: Any) -> tuple[Tensor, list[int] | None]:
+        """(B,) indices on this device, and as numbers where the host knows them."""
+        device = self.visible_direction.device
+        if isinstance(choice, Tensor):
+            checks.check_indices("choice", choice, device)
+            rows = choice.tolist() if choice.device.type == "cpu" else None
+        elif isinstance(choice, (bytes, Mapping)) or not hasattr(choice, "__getitem__"):
+            raise TypeError(
+                "`choice` must be a name, an index, a sequence of them or a tensor of indices, got "
+                f"{checks.shown(choice)}"
+            )
+        else:
+            rows = [_row(entry, self.names or ()) for entry in choice]
+            choice = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        wrong = [row for row in rows or () if not 0 <= row < len(self)]
+        if wrong or len(choice) == 0:
+            raise ValueError(
+                f"`choice` must hold indices from 0 to {len(self) - 1}, got "
+                f"{checks.shown(wrong) if wrong else 'none'}"
+            )
+        return choice.to(device, torch.int64, non_blocking=True), rows
 
     def forward(
         self,
@@ -247,18 +241,7 @@ class EmbeddedFusionModel(FixedBuffers):
             TypeError: `path` is none.
             OSError: it cannot be written; what was there is left as it was.
         """
-        path = checks.check_path("path", path)
-        objective_files.write(
-            path,
-            Content(
-                self.objectives,
-                self.names,
-                self.encoder_name,
-                self.encoder_fingerprint,
-                self.visible_direction,
-                self.infrared_direction,
-            ),
-        )
+        objective_files.write(checks.check_path("path", path), self._content())
 
     @classmethod
     @building()
@@ -290,6 +273,18 @@ class EmbeddedFusionModel(FixedBuffers):
         else:  # texts chosen on a device are not asked for
             what = f"{len(self)} objectives, names={self.names}"
         return f"{what}, encoder={self.encoder_name!r}"
+
+
+def _row(entry: Any, names: Sequence[str]) -> int:
+    if isinstance(entry, str):
+        if entry not in names:
+            raise ValueError(
+                f"`choice` must be of the names {checks.shown(list(names))}, got {entry!r}"
+            )
+        return names.index(entry)
+    if not isinstance(entry, Integral) or isinstance(entry, bool):
+        raise TypeError(f"`choice` must hold names or indices, got {checks.shown(entry)}")
+    return operator.index(entry)
 
 
 def text_directions(

@@ -89,7 +89,8 @@ class Steered(nn.Module):
         """Embed several objectives: one for each image of a batch, or a bank to choose from.
 
         Texts that this encoder has seen before are not embedded again, and new ones in one call
-        of the text tower, so that this may be called in every step.
+        of the text tower, so that this may be called in every step. Vectors of texts stay with
+        the encoder, on the host; directions of 4096 objectives at most stay on the device.
 
         Args:
             objectives: N texts or `FusionObjective`s, or a mapping of names to such. A text is
