@@ -169,6 +169,19 @@ def check_embeddings(name: str, embeddings: Any, images: Tensor, width: int) -> 
             raise ValueError(_words(name, expected, got, remedy))
 
 
+def check_indices(name: str, value: Tensor, device: torch.device) -> None:
+    """Raise unless `value` is (B,) integers on the CPU or on `device`; they are not read."""
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"`{name}` must be integers, got {value.dtype}; convert with .long()")
+    if value.ndim != 1:
+        raise ValueError(f"`{name}` must have shape (B,), got {tuple(value.shape)}")
+    if value.device.type != "cpu" and value.device != device:
+        raise ValueError(
+            f"`{name}` must be on the CPU or on {device}, got {value.device}; move one of them "
+            "with .to(device)"
+        )
+
+
 def check_source_values(images: Mapping[str, Tensor], data_range: tuple[float, float]) -> None:
     """Raise a ValueError if one is not finite or not in `data_range`.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import checks
 
 if TYPE_CHECKING:
-    from .loss import LanguageDrivenFusionLoss, SourceEmbeddings
+    from .source_images import SourceEmbeddings, TakesSources
 
 __all__ = ["warn_of_mistakes"]
 
@@ -32,7 +32,7 @@ INFRARED_WORDS = re.compile(r"\b(infrared|thermal|ir)\b", re.IGNORECASE)
 
 @torch.no_grad()
 def warn_of_mistakes(
-    criterion: LanguageDrivenFusionLoss, fused: Tensor | None, visible: Tensor, infrared: Tensor
+    criterion: TakesSources, fused: Tensor | None, visible: Tensor, infrared: Tensor
 ) -> None:
     """Warn of ranges, colour spaces and roles that the images contradict.
 
@@ -100,9 +100,7 @@ def _warn_of_grey_levels(fused: Tensor) -> None:
         )
 
 
-def _warn_of_swapped_roles(
-    criterion: LanguageDrivenFusionLoss, visible: Tensor, infrared: Tensor
-) -> None:
+def _warn_of_swapped_roles(criterion: TakesSources, visible: Tensor, infrared: Tensor) -> None:
     """Ask the encoder which text describes each source."""
     texts = criterion.objective
     about_modalities = all(map(INFRARED_WORDS.search, texts.infrared)) and not any(

@@ -13,7 +13,7 @@ from torch import nn
 from . import checks
 from .encoder import PRECISIONS
 
-__all__ = ["OPTIONS"]
+__all__ = ["OPTIONS", "CheckedOptions"]
 
 
 def _regularizer(name: str, value: Any) -> Any:
@@ -63,3 +63,37 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "precision": partial(checks.check_choice, choices=PRECISIONS),
     "compile_encoder": checks.check_flag,
 }
+
+
+class CheckedOptions(nn.Module):
+    """Options as attributes, checked like arguments whenever one is assigned."""
+
+    direction_weight: float
+    patch_weight: float
+    similarity_weight: float
+    regularizer: nn.Module | None
+    regularizer_weight: float
+    num_patches: int
+    patch_scale: tuple[float, float]
+    min_patch_entropy: float | None
+    patch_reduction: str
+    data_range: tuple[float, float]
+    reduction: str
+    generator: torch.Generator | None
+    patch_chunk: int | str | None
+    precision: str
+    compile_encoder: bool
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPTIONS:
+            value = OPTIONS[name](name, value)
+        if name == "compile":
+            raise TypeError(
+                f"`compile` is settled at construction, got an assignment of {value!r}; build the "
+                "loss anew with compile=True"
+            )
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        names = [name for name in OPTIONS if name not in ("regularizer", "generator")]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

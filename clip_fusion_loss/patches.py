@@ -11,8 +11,15 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from . import functional
+from .patch_history import PatchHistory
 
-__all__ = ["choose_patches", "default_chunk", "draw_patches", "sum_over_patches"]
+__all__ = [
+    "choose_patches",
+    "default_chunk",
+    "draw_patches",
+    "sum_over_kept_patches",
+    "sum_over_patches",
+]
 
 # Patches to encode at a time. ViT-B/32 keeps about 18 MiB of float32 activations for each. An
 # accelerator needs many to be busy and has memory for them, a CPU is busy with few of 224 px.
@@ -54,6 +61,55 @@ def draw_patches(
         generator=generator,
     )
     return transforms.expand(len(images), -1, -1, -1)
+
+
+def sum_over_kept_patches(
+    fused: Tensor,
+    visible: Tensor,
+    infrared: Tensor,
+    score: Callable[[Tensor, Tensor], Tensor],
+    *,
+    count: int,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    min_entropy: float | None,
+    generator: torch.Generator | None,
+    history: PatchHistory | None,
+    chunk: int | str | None,
+    pad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Draw patches, choose those that show something, and sum a score over them.
+
+    Args:
+        fused: (B, 1 | 3, H, W) in [0, 1]; differentiable in it.
+        visible: likewise.
+        infrared: likewise.
+        score: see `sum_over_patches`, as are `size`, `chunk` and `pad`; "auto" is `default_chunk`.
+        count: patches of each image, N.
+        scale: see `functional.random_patch_transforms`, as is `generator`.
+        min_entropy: see `choose_patches`.
+        history: of the steps of a training; None: out of training.
+
+    Returns:
+        (B,) sums, and (B, N) which patches were chosen.
+    """
+    # At this size the smallest patch still has a source pixel for each of its own.
+    short_side = round(max(size) / scale[0])
+    fused, visible, infrared = (
+        functional.shrink_images(images, short_side) for images in (fused, visible, infrared)
+    )
+    training = history is not None
+    transforms = draw_patches(fused, count, scale=scale, generator=generator, training=training)
+    if history is not None:
+        history.check_draw(transforms)
+    transforms = transforms.to(fused.device, non_blocking=True)
+    kept, index = choose_patches(visible, infrared, transforms, size, min_entropy=min_entropy)
+    if history is not None and min_entropy is not None:
+        history.count(len(index), min_entropy)
+    if isinstance(chunk, str):
+        chunk = default_chunk(fused.device, size)
+    sums = sum_over_patches(fused, transforms, index, size, score, chunk=chunk, pad=pad)
+    return sums, kept
 
 
 @torch.no_grad()

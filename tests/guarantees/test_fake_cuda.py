@@ -140,6 +140,22 @@ def test_prompt_swap(criterion, images):
     check(criterion, images)
 
 
+@pytest.mark.parametrize("form", ["texts", "names", "indices", "a list"])
+def test_an_objective_for_each_image(criterion, images, form):
+    texts = ["a blurry dark image", "a sharp image"]
+    bank = criterion.embed(dict(zip("ab", texts, strict=True)))
+    objectives = {
+        "texts": lambda: texts,
+        "names": lambda: bank[["b", "a"]],
+        "indices": lambda: bank[torch.zeros(2, dtype=torch.int64, device=CUDA)],
+        "a list": lambda: bank[[1, 0]],
+    }[form]()
+    check(criterion, images, objectives=objectives)
+    assert bank.text_direction.device == CUDA
+    criterion.objective = bank["a"]
+    check(criterion, images)
+
+
 def test_moved_after_a_prompt_swap(encoder, images):
     criterion = make_criterion(encoder, objective="a blurry dark image", generator=None)
     criterion.to(CUDA)._source_values_checked = True
