@@ -53,8 +53,8 @@ class TrainingStep:
         for part in range(self.parts):
             visible, infrared = (images.to(device, non_blocking=True) for images in next(batches))
             # Processes average their gradients only when the last part's have been added.
-            alone = self.processes.world == 1 or part == self.parts - 1
-            with nullcontext() if alone else self.loss.no_sync():
+            waits = self.processes.world > 1 and part < self.parts - 1
+            with self.loss.no_sync() if waits else nullcontext():
                 with self.autocast:
                     terms = self.loss(visible, infrared)
                 self.scaler.scale(terms["total"] / self.parts).backward()
