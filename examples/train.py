@@ -9,34 +9,31 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Event
 
 import torch
 from torch import nn
 
-from clip_fusion_loss import (
-    FusionObjective,
-    IntensityGradientLoss,
-    LanguageDrivenFusionLoss,
-    StructureLoss,
-    VGGMaxFeatureLoss,
-)
+from clip_fusion_loss import FusionObjective
 from parts.command_line import (
+    Parser,
+    add_option,
     errors_as_messages,
     make_writable,
+    natural,
     number,
     warnings_as_notes,
     whole_number,
 )
 from parts.data.crops import Crops
 from parts.data.pairs import LAYOUTS, PairFolder, open_pairs
-from parts.losses.combined import Objective, OriginalLoss
-from parts.losses.language import CHECKPOINT_MODEL, ENCODERS, load_clip
+from parts.losses.combined import NetworkWithLosses, OriginalLoss
+from parts.losses.language import CHECKPOINT_MODEL, REGULARIZERS, build_criterion
 from parts.losses.original import ReconstructionLoss, SwinFusionLoss, U2FusionLoss, VGGInformation
 from parts.networks.catalogue import NETWORKS
 from parts.training.checkpoints import Checkpoint, load_checkpoint
-from parts.training.processes import Processes, StopRequest, joined_processes, stop_on_request
-from parts.training.trainer import AMP_TYPES, CHECKPOINT, LOG, Plan, Trainer
+from parts.training.processes import Processes, joined_processes, stop_on_request
+from parts.training.trainer import CHECKPOINT, LOG, Plan, Trainer
 
 OVERVIEW = f"""\
 Train a fusion network with the language-driven loss, its original one, or both.
@@ -68,25 +65,9 @@ A word @FILE stands for the options in that file. Those that come later win.
 #: Options that a resumed training may change: they decide where and how long, not which numbers.
 #: The rest, and what follows from these, is compared with the checkpoint.
 FREE_OPTIONS = {
-    "pairs",
-    "max_pairs",
-    "out",
-    "resume",
-    "device",
-    "workers",
-    "epochs",
-    "steps",
-    "save_every",
-    "sample_every",
-    "batch",
-    "accumulate",
-    "encoder",
-    "vgg16",
-    "vgg19",
-    "prompt",
-    "visible_text",
-    "infrared_text",
-    "objective",
+    *("pairs", "max_pairs", "out", "resume", "device", "workers", "epochs", "steps", "batch"),
+    *("accumulate", "save_every", "sample_every", "encoder", "vgg16", "vgg19", "prompt"),
+    *("visible_text", "infrared_text", "objective"),
 }
 WEIGHTS = ("direction_weight", "patch_weight", "similarity_weight", "regularizer_weight")
 
@@ -101,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-class Parser(argparse.ArgumentParser):
+class RecipeParser(Parser):
     """Reads @FILE with any number of options a line, and comments."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
@@ -109,125 +90,99 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        description=OVERVIEW,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        fromfile_prefix_chars="@",
-    )
-    shown = "(default: %(default)s)"
-    natural = partial(whole_number, minimum=0)
+    parser = RecipeParser(OVERVIEW, EXAMPLES, fromfile_prefix_chars="@")
 
-    add = parser.add_argument_group("what to train").add_argument
+    add = partial(add_option, parser.add_argument_group("what to train"))
     add("--network", required=True, choices=NETWORKS)
-    add("--pairs", required=True, type=Path, metavar="DIR", help="images, laid out as shown below")
-    add("--max-pairs", type=whole_number, default=sys.maxsize, metavar="N", help="use at most N")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
-    add("--resume", action="store_true", help="go on with the training in --out, if there is one")
+    add("--pairs", required=True)
+    add("--max-pairs", " (default: all)")
+    add("--out", required=True)
+    add("--resume", "go on with the training in --out, if there is one", action="store_true")
 
-    add = parser.add_argument_group("what to strive for").add_argument
-    add(
-        "--prompt",
-        action="append",
-        metavar="TEXT",
-        help="what the fused image should be; repeat it for an ensemble "
-        f"(default: {FusionObjective().fused[0]})",
-    )
-    add("--visible-text", action="append", metavar="TEXT", help="what the visible image is")
-    add("--infrared-text", action="append", metavar="TEXT", help="what the infrared image is")
+    add = partial(add_option, parser.add_argument_group("what to strive for"))
+    add("--prompt", f" for an ensemble (default: {FusionObjective().fused[0]})")
+    add("--visible-text", "what the visible image is", action="append", metavar="TEXT")
+    add("--infrared-text", "what the infrared image is", action="append", metavar="TEXT")
     add(
         "--objective",
+        'the texts as JSON: {"fused": TEXT or [TEXT, ...], "visible": ..., "infrared": ...}',
         type=Path,
-        metavar="FILE",
-        help='the texts as JSON: {"fused": TEXT or [TEXT, ...], "visible": ..., "infrared": ...}',
     )
 
-    add = parser.add_argument_group("loss").add_argument
-    add("--loss", choices=("language", "original", "both"), default="language", help=shown)
-    add("--language-weight", type=number, default=1.0, metavar="W", help=f"in both {shown}")
-    add("--original-weight", type=number, default=1.0, metavar="W", help=f"in both {shown}")
-    add(
-        "--encoder",
-        default="tiny",
-        help=f"the CLIP that judges; for research name a real one: {ENCODERS} {shown}",
-    )
-    add("--patches", type=whole_number, metavar="N", help="of a crop (default: suits the encoder)")
+    add = partial(add_option, parser.add_argument_group("loss"))
+    add("--loss", choices=("language", "original", "both"), default="language")
+    add("--language-weight", "in both", type=number, default=1.0)
+    add("--original-weight", "in both", type=number, default=1.0)
+    add("--encoder", "; for research name a real one")
+    add("--patches", "of a crop (default: suits the encoder)", type=whole_number)
     for name in WEIGHTS:
         option = f"--{name.replace('_', '-')}"
-        add(option, type=number, metavar="W", help="(default: suits the encoder)")
+        add(option, "(default: suits the encoder)", type=number)
     add(
         "--regularizer",
-        choices=("vgg", "structure", "intensity", "none"),
-        help="(default: structure with the tiny encoder, or else vgg, the paper's)",
+        "(default: structure with the tiny encoder, or else vgg, the paper's)",
+        choices=REGULARIZERS,
     )
-    add("--vgg19", type=Path, metavar="FILE", help="weights of vgg, else they are downloaded")
-    add("--vgg16", type=Path, metavar="FILE", help="likewise, for the original loss of u2fusion")
+    add("--vgg19", "weights of vgg, else they are downloaded", type=Path)
+    add("--vgg16", "likewise, for the original loss of u2fusion", type=Path)
     add(
         "--reconstruction-epochs",
+        "first train densefuse to reconstruct single images",
         type=number,
         default=0.0,
-        metavar="N",
-        help=f"first train densefuse to reconstruct single images {shown}",
     )
 
-    add = parser.add_argument_group("data").add_argument
+    add = partial(add_option, parser.add_argument_group("data"))
     add(
         "--crop",
+        "side; smaller images are enlarged to it",
         type=partial(whole_number, minimum=32),
         default=224,
         metavar="PIXELS",
-        help=f"side; smaller images are enlarged to it {shown}",
     )
-    add("--crops-per-pair", type=whole_number, default=10, metavar="N", help=f"an epoch {shown}")
+    add("--crops-per-pair", "an epoch", type=whole_number, default=10)
     add(
         "--augment",
+        "turn, shift, zoom and shear the crops a little (default: do)",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="turn, shift, zoom and shear the crops a little (default: do)",
     )
     add(
         "--noise",
+        "added to the network's inputs, not to what the loss sees",
         type=number,
         default=0.03,
-        metavar="STD",
-        help=f"added to the network's inputs, not to what the loss sees {shown}",
     )
     add(
         "--swap-inputs",
+        "exchange the network's inputs at random, as u2fusion does originally",
         action="store_true",
-        help="exchange the network's inputs at random, as u2fusion does originally",
     )
 
-    add = parser.add_argument_group("schedule").add_argument
-    add("--optimizer", choices=("adam", "rmsprop"), default="adam", help=shown)
-    add("--rate", type=number, default=5e-4, metavar="R", help=f"learning rate {shown}")
-    add("--batch", type=whole_number, default=16, metavar="N", help=f"of each process {shown}")
-    add(
-        "--accumulate",
-        type=whole_number,
-        default=1,
-        metavar="N",
-        help=f"batches whose gradients make a step {shown}",
-    )
-    add("--epochs", type=number, default=100.0, metavar="N", help=shown)
-    add("--steps", type=whole_number, metavar="N", help="end after N steps whatever the epoch")
-    add("--warmup-epochs", type=number, default=1.0, metavar="N", help=f"rise linearly {shown}")
+    add = partial(add_option, parser.add_argument_group("schedule"))
+    add("--optimizer", choices=("adam", "rmsprop"), default="adam")
+    add("--rate", "learning rate", type=number, default=5e-4)
+    add("--batch", "of each process", type=whole_number, default=16)
+    add("--accumulate", "batches whose gradients make a step", type=whole_number, default=1)
+    add("--epochs", type=number, default=100.0)
+    add("--steps", ", whatever the epoch (default: as many as the epochs have)")
+    add("--warmup-epochs", "rise linearly", type=number, default=1.0)
     add(
         "--milestones",
+        "halve the rate there (default: 50 60 70 80 90)",
         type=number,
         nargs="*",
         default=[50.0, 60.0, 70.0, 80.0, 90.0],
         metavar="EPOCH",
-        help="halve the rate there (default: 50 60 70 80 90)",
     )
-    add("--seed", type=natural, default=0, metavar="N", help=f"decides all chance {shown}")
+    add("--seed")
 
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--amp", choices=AMP_TYPES, help="mixed precision (default: float32)")
-    add("--workers", type=natural, default=0, metavar="N", help=f"loading processes {shown}")
-    add("--save-every", type=natural, default=500, metavar="STEPS", help=f"0: never {shown}")
-    add("--sample-every", type=natural, default=500, metavar="STEPS", help=f"likewise {shown}")
+    add = partial(add_option, parser.add_argument_group("machine"))
+    add("--device")
+    add("--amp")
+    add("--workers", "loading processes", type=natural, default=0)
+    add("--save-every", "0: never", type=natural, default=500, metavar="STEPS")
+    add("--sample-every", "likewise", type=natural, default=500, metavar="STEPS")
     return parser.parse_args(arguments)
 
 
@@ -244,38 +199,24 @@ def prepare(options: argparse.Namespace, processes: Processes) -> Trainer:
     network = NETWORKS[options.network]()
     generator = torch.Generator()
     with warnings_as_notes():
-        objective = build_objective(options, network, generator).to(processes.device)
+        combined = combine(options, network, generator).to(processes.device)
     crops = Crops(
         pairs, options.crop, options.crops_per_pair, augment=options.augment, seed=options.seed
     )
     global_batch = options.batch * options.accumulate * processes.world
     settings = {name: value for name, value in vars(options).items() if name not in FREE_OPTIONS}
     settings |= {"number of pairs": len(pairs), "global batch": global_batch}
-    if objective.language is not None:
-        texts = asdict(objective.language.objective)
+    if combined.language is not None:
+        texts = asdict(combined.language.objective)
         settings |= {role: list(texts[role]) for role in texts}
-        settings["encoder"] = objective.language.encoder.fingerprint
-    plan = Plan(
-        network=options.network,
-        settings=settings,
-        out=out,
-        steps=options.steps or math.ceil(options.epochs * crops.epoch_size / global_batch),
-        batch=options.batch,
-        parts=options.accumulate,
-        rate=options.rate,
-        warmup=options.warmup_epochs,
-        milestones=options.milestones,
-        reconstruction=options.reconstruction_epochs,
-        seed=options.seed,
-        amp=options.amp,
-        workers=options.workers,
-        save_every=options.save_every,
-        sample_every=options.sample_every,
-    )
+        settings["encoder"] = combined.language.encoder.fingerprint
+    steps = options.steps or math.ceil(options.epochs * crops.epoch_size / global_batch)
+    named = {f.name: getattr(options, f.name) for f in fields(Plan) if hasattr(options, f.name)}
+    plan = Plan(**named | {"settings": settings, "steps": steps})
     # The step sets the rate; RMSProp and Adam otherwise have PyTorch's defaults, as the paper has.
     optimizer_class = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}[options.optimizer]
     optimizer = optimizer_class(network.parameters(), lr=options.rate)
-    trainer = Trainer(plan, objective, optimizer, crops, processes, generator)
+    trainer = Trainer(plan, combined, optimizer, crops, processes, generator)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     return trainer
@@ -297,7 +238,7 @@ def find_checkpoint(out: Path, resume: bool) -> Checkpoint | None:
     return load_checkpoint(path)
 
 
-def run(trainer: Trainer, stop: StopRequest) -> bool:
+def run(trainer: Trainer, stop: Event) -> bool:
     """Train, and tell the user; returns whether it came to the end."""
     plan, processes = trainer.plan, trainer.processes
     if processes.is_first:
@@ -313,20 +254,30 @@ def run(trainer: Trainer, stop: StopRequest) -> bool:
 
 
 def load_pairs(options: argparse.Namespace, processes: Processes) -> PairFolder:
-    pairs, skipped = open_pairs(options.pairs, options.max_pairs)
+    pairs, skipped = open_pairs(options.pairs, options.max_pairs or sys.maxsize)
     if processes.is_first:
         for item in skipped:
             print(f"skipped {item}", file=sys.stderr)
     return pairs
 
 
-def build_objective(
+def combine(
     options: argparse.Namespace, network: nn.Module, generator: torch.Generator
-) -> Objective:
+) -> NetworkWithLosses:
+    """The network with the losses that are asked for."""
     language = original = None
     original_weight = options.original_weight
     if options.loss != "original":
-        language = build_language(options, generator)
+        suited = "structure" if options.encoder == "tiny" else "vgg"
+        language = build_criterion(
+            options.encoder,
+            generator,
+            read_objective(options),
+            regularizer=options.regularizer or suited,
+            vgg19=options.vgg19,
+            num_patches=options.patches,
+            **{name: getattr(options, name) for name in WEIGHTS},
+        )
     if options.loss != "language":
         original = build_original(options)
     if options.reconstruction_epochs > 0:
@@ -334,7 +285,7 @@ def build_objective(
             raise ValueError("--reconstruction-epochs is for densefuse")
         if original is None:
             original, original_weight = ReconstructionLoss(), 0.0
-    return Objective(
+    return NetworkWithLosses(
         network,
         language,
         original,
@@ -345,29 +296,18 @@ def build_objective(
     )
 
 
-def build_language(
-    options: argparse.Namespace, generator: torch.Generator
-) -> LanguageDrivenFusionLoss:
-    tiny = options.encoder == "tiny"
-    chosen: dict[str, Any] = {
-        name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None
-    }
-    chosen["generator"] = generator
-    if options.patches is not None:
-        chosen["num_patches"] = options.patches
-    if not tiny:
-        chosen["encoder"] = load_clip(options.encoder)
-    regularizer = options.regularizer or ("structure" if tiny else "vgg")
-    if regularizer == "vgg":
-        chosen["regularizer"] = VGGMaxFeatureLoss(options.vgg19)
-    elif regularizer == "intensity":
-        chosen["regularizer"] = IntensityGradientLoss()
-    elif regularizer == "none":
-        chosen["regularizer"] = None
-    elif not tiny:  # which has its own
-        chosen["regularizer"] = StructureLoss()
-    build = LanguageDrivenFusionLoss.tiny if tiny else LanguageDrivenFusionLoss
-    return build(read_objective(options), **chosen)
+def read_objective(options: argparse.Namespace) -> FusionObjective:
+    """The texts of the file, if there is one, with those of the command line in their stead."""
+    said = {"fused": options.prompt, "visible": options.visible_text}
+    said["infrared"] = options.infrared_text
+    said = {role: texts for role, texts in said.items() if texts}
+    if options.objective is None:
+        return FusionObjective(**said)
+    try:
+        texts = dict(json.loads(options.objective.read_text("utf-8")))
+        return FusionObjective(**texts | said)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--objective {options.objective}, see --help: {error}") from error
 
 
 def build_original(options: argparse.Namespace) -> OriginalLoss:
@@ -378,31 +318,6 @@ def build_original(options: argparse.Namespace) -> OriginalLoss:
     if options.network == "swinfusion":
         return SwinFusionLoss()
     raise ValueError(f"the original loss of {options.network} is --loss language")
-
-
-def read_objective(options: argparse.Namespace) -> FusionObjective:
-    """The texts of the file, if there is one, with those of the command line in their stead."""
-    texts: dict[str, Any] = {}
-    if options.objective is not None:
-        try:
-            texts = dict(json.loads(options.objective.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"--objective {options.objective} is not as --help says: {error}"
-            ) from error
-    unknown = texts.keys() - {field.name for field in fields(FusionObjective)}
-    if unknown:
-        raise ValueError(f"--objective {options.objective} has unknown roles: {sorted(unknown)}")
-    said = {
-        "fused": options.prompt,
-        "visible": options.visible_text,
-        "infrared": options.infrared_text,
-    }
-    texts |= {role: value for role, value in said.items() if value}
-    try:
-        return FusionObjective(**texts)
-    except TypeError as error:
-        raise ValueError(f"--objective {options.objective}: {error}") from error
 
 
 if __name__ == "__main__":

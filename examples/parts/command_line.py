@@ -7,11 +7,14 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from parts.losses.language import ENCODERS
 
 
 def whole_number(text: str, minimum: int = 1) -> int:
@@ -32,10 +35,61 @@ def number(text: str) -> float:
     return value
 
 
-def progress(things: Iterable[Any], title: str, unit: str, *, keep: bool = False) -> tqdm:
+natural = partial(whole_number, minimum=0)
+
+#: What --amp names.
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: How the help names the value of an option of this type.
+METAVARS = {Path: "FILE", whole_number: "N", natural: "N", number: "X"}
+
+#: What several programs ask for, in the same words.
+SHARED_OPTIONS: dict[str, dict[str, Any]] = {
+    "--pairs": {"type": Path, "metavar": "DIR", "help": "images, laid out as shown below"},
+    "--max-pairs": {"type": whole_number, "help": "at most N, spread evenly over the folder"},
+    "--out": {"type": Path, "metavar": "DIR", "help": "folder for the results"},
+    "--prompt": {
+        "action": "append",
+        "metavar": "TEXT",
+        "help": "what the fused image should be; repeat it",
+    },
+    "--encoder": {"default": "tiny", "help": f"the CLIP that judges: {ENCODERS}"},
+    "--steps": {"type": whole_number, "help": "steps of a training"},
+    "--seed": {"type": natural, "default": 0, "help": "decides all chance"},
+    "--device": {"help": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"},
+    "--amp": {"choices": AMP_TYPES, "help": "mixed precision (default: float32)"},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows `description` and `epilog` as they are written."""
+
+    def __init__(self, description: str, epilog: str, **options: Any) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=layout, **options)
+
+
+def add_option(parser: Any, name: str, text: str = "", **settings: Any) -> None:
+    """Add an option to a parser or a group of one; its help ends with its default, if any.
+
+    A name among `SHARED_OPTIONS` has what is said there, unless `settings` differ; `text` then
+    follows the help, which it otherwise is.
+    """
+    settings = SHARED_OPTIONS.get(name, {}) | settings
+    text = settings.pop("help", "") + text
+    if settings.get("default") is not None and "(default: " not in text:
+        text += " (default: %(default)s)"
+    if settings.get("type") in METAVARS:
+        settings = {"metavar": METAVARS[settings["type"]]} | settings
+    parser.add_argument(name, help=text.lstrip(), **settings)
+
+
+def progress(
+    things: Iterable[Any], title: str, unit: str, *, keep: bool = False, **options: Any
+) -> tqdm:
     """A progress bar around `things`; in a log that is no terminal a line every five seconds.
 
-    With `keep` the finished bar stays on the terminal.
+    With `keep` the finished bar stays on the terminal. `options` are more of tqdm's.
     """
     on_terminal = sys.stderr.isatty()
     return tqdm(
@@ -45,6 +99,7 @@ def progress(things: Iterable[Any], title: str, unit: str, *, keep: bool = False
         leave=keep or not on_terminal,
         mininterval=0.1 if on_terminal else 5,
         dynamic_ncols=True,
+        **options,
     )
 
 

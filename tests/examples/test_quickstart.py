@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from PIL import Image
 
 import quickstart
 from clip_fusion_loss import FrozenCLIP, __version__
-from parts.command_line import choose_device, warnings_as_notes
 from parts.data.default_pairs import choose_pairs, rendered_pairs
 from parts.data.images import read_image
 from parts.data.pairs import Pair
@@ -240,12 +238,6 @@ def test_an_unknown_word_is_a_note(tmp_path, capsys):
     assert ".py" not in next(line for line in printed.splitlines() if "xylophone" in line)
 
 
-def test_any_gpu_is_used_and_else_the_cpu(monkeypatch):
-    for available, expected in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=available: answer)
-        assert choose_device(None) == torch.device(expected)
-
-
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -365,13 +357,6 @@ def test_an_interrupted_file_is_not_written(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_half()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_notes_hide_warnings_for_programmers(capsys):
-    with warnings_as_notes():
-        warnings.warn("mind the gap", stacklevel=1)
-        warnings.warn("old function", DeprecationWarning, stacklevel=1)
-    assert capsys.readouterr().err == "note: mind the gap\n"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 import open_clip
 import pytest
@@ -26,15 +28,15 @@ from clip_fusion_loss import (
     functional,
 )
 from conftest import build_clip
-from parts.data.crops import Crops, batches
-from parts.data.pairs import Pair
+from parts.data.crops import Crops
 from parts.data.seeds import seed_for
-from parts.losses.combined import Objective
+from parts.losses.combined import NetworkWithLosses
 from parts.losses.original import SwinFusionLoss
 from parts.networks.densefuse import DenseFuse
 from parts.training.checkpoints import load_checkpoint, load_network
-from parts.training.processes import Processes, StopRequest
+from parts.training.processes import Processes
 from parts.training.schedule import learning_rate_factor
+from parts.training.step import TrainingStep
 from parts.training.trainer import Plan, Trainer
 
 EXAMPLES = Path(train.__file__).parent
@@ -59,60 +61,13 @@ def read_log(out):
 
 def test_the_schedule_is_the_intended_one():
     step = 1 / 100
-    assert learning_rate_factor(0, step) == pytest.approx(0.01)
-    assert learning_rate_factor(0.5, step) == pytest.approx(0.51)
-    assert learning_rate_factor(0.99, step) == learning_rate_factor(49.99, step) == 1
-    halved = [learning_rate_factor(epoch, step) for epoch in (50, 60, 70, 80, 90, 99.99)]
+    factor = partial(learning_rate_factor, warmup=1.0, milestones=(50, 60, 70, 80, 90))
+    assert factor(0, step) == pytest.approx(0.01)
+    assert factor(0.5, step) == pytest.approx(0.51)
+    assert factor(0.99, step) == factor(49.99, step) == 1
+    halved = [factor(epoch, step) for epoch in (50, 60, 70, 80, 90, 99.99)]
     assert halved == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32]
     assert learning_rate_factor(0, step, warmup=0, milestones=()) == 1
-
-
-@pytest.mark.parametrize("augment", [False, True])
-def test_crops_are_the_same_whenever_asked_for(augment):
-    pairs = draw_pairs()
-    crops, again = (Crops(pairs, 32, 2, augment=augment, seed=5) for _ in range(2))
-    other = Crops(pairs, 32, 2, augment=augment, seed=6)
-    numbers = [7, 0, 13]
-    for number in numbers:
-        visible, infrared = crops[number]
-        assert visible.shape == infrared.shape == (1, 32, 32)
-        assert visible.min() >= 0
-        assert visible.max() <= 1
-        assert torch.equal(visible, again[number][0])
-    assert not all(torch.equal(crops[number][0], other[number][0]) for number in numbers)
-
-
-@pytest.mark.parametrize("augment", [False, True])
-def test_both_crops_are_of_the_same_place(augment):
-    pairs = [pair._replace(infrared=pair.visible) for pair in draw_pairs()]
-    crops = Crops(pairs, 32, 1, augment=augment, seed=0)
-    for number in range(6):
-        assert torch.equal(*crops[number])
-
-
-def test_an_epoch_shows_every_pair_equally_often():
-    pairs = [Pair(str(i), *torch.full((2, 1, 40, 40), i, dtype=torch.uint8)) for i in range(5)]
-    crops = Crops(pairs, 32, 3, augment=False, seed=0)
-    assert crops.epoch_size == 15
-    epochs = [
-        [round(255 * crops[15 * epoch + place][0].mean().item()) for place in range(15)]
-        for epoch in range(2)
-    ]
-    assert all(sorted(epoch) == sorted(3 * [0, 1, 2, 3, 4]) for epoch in epochs)
-    assert epochs[0] != epochs[1]
-
-
-def test_small_pairs_are_enlarged():
-    crops = Crops(draw_pairs(size=(40, 60)), 64, 1, augment=False, seed=0)
-    assert crops[0][0].shape == (1, 64, 64)
-
-
-def test_processes_share_the_crops_of_a_step():
-    options = {"first_step": 3, "last_step": 5, "parts": 2}
-    alone = list(batches(**options, batch=6, rank=0, world=1))
-    assert [number for batch in alone for number in batch] == list(range(36, 60))
-    ranks = [list(batches(**options, batch=2, rank=rank, world=3)) for rank in range(3)]
-    assert [[*first, *second, *third] for first, second, third in zip(*ranks, strict=True)] == alone
 
 
 @pytest.mark.parametrize("network", ["densefuse", "u2fusion", "swinfusion", "ldfusion"])
@@ -215,10 +170,25 @@ def test_interrupting_saves(tmp_path, folder, monkeypatch, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(Objective, "_noisy", lambda self, image: image * torch.nan)
+    monkeypatch.setattr(NetworkWithLosses, "_noisy", lambda self, image: image * torch.nan)
     with pytest.raises(SystemExit, match="the loss is nan in step 1"):
         run(folder, tmp_path, "--steps", "2")
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_step_without_a_finite_loss_leaves_the_weights_alone():
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    take_step = TrainingStep(
+        lambda visible, infrared: {"total": (weight * visible / infrared).sum()},
+        optimizer,
+        Processes(0, 1, torch.device("cpu")),
+    )
+    with pytest.raises(ValueError, match="the loss is inf in step 1; try a lower learning rate"):
+        take_step(iter([(torch.ones(1), torch.zeros(1))]))
+    assert (weight.item(), take_step.done) == (1, 0)
+    assert take_step(iter([(torch.ones(1), torch.ones(1))])) == ({"total": 1}, False)
+    assert (weight.item(), take_step.done) == (0, 1)
 
 
 def test_mixed_precision(tmp_path, folder):
@@ -238,8 +208,8 @@ def test_noise_reaches_the_network_but_not_the_loss():
 
     torch.manual_seed(0)
     visible, infrared = torch.rand(2, 4, 1, 32, 32)
-    objective = Objective(Network(), None, SwinFusionLoss(), noise=0.03)
-    terms = objective(visible, infrared)
+    combined = NetworkWithLosses(Network(), None, SwinFusionLoss(), noise=0.03)
+    terms = combined(visible, infrared)
     for noisy, clean in zip(inputs[0], (visible, infrared), strict=True):
         assert (noisy - clean).std().item() == pytest.approx(0.03, rel=0.05)
     clean_terms = SwinFusionLoss().terms(sum(inputs[0]) / 2, visible, infrared)
@@ -259,17 +229,17 @@ def make_trainer(out, processes):
     )
     torch.manual_seed(processes.rank)  # the first process decides where all start
     network = DenseFuse()
-    objective = Objective(network, language, None)
+    combined = NetworkWithLosses(network, language, None)
     crops = Crops(draw_pairs(), 32, 2, augment=True, seed=0)
-    plan = Plan("densefuse", {}, out, steps=1, batch=2 // processes.world, parts=2)
+    plan = Plan("densefuse", {}, out, steps=1, batch=2 // processes.world, accumulate=2)
     optimizer = torch.optim.SGD(network.parameters())
-    return Trainer(plan, objective, optimizer, crops, processes, generator)
+    return Trainer(plan, combined, optimizer, crops, processes, generator)
 
 
 def train_step(trainer):
     """One step; returns the row of the log and all gradients."""
-    row, _ = trainer._train_step(trainer._load_batches(), StopRequest())
-    return row, [p.grad.clone() for p in trainer.objective.network.parameters()]
+    row, _ = trainer._train_step(trainer._load_batches(), Event())
+    return row, [p.grad.clone() for p in trainer.combined.network.parameters()]
 
 
 def take_part(_, rank, out):
@@ -360,6 +330,8 @@ def test_objectives(tmp_path):
     file = tmp_path / "objective.json"
     file.write_text(json.dumps({"fused": "sharp", "visible": ["a photo", "a picture"]}))
     assert texts("--objective", str(file)) == FusionObjective("sharp", ["a photo", "a picture"])
+    assert texts("--objective", str(file), "--visible-text", "v").visible == ("v",)
+    file.write_text('{"fused": "a visible gray image"}')
     assert texts("--objective", str(file), "--visible-text", "v").visible == ("v",)
     for content in ('{"fused": 3}', '{"fuse": "sharp"}', "[1]", "{"):
         file.write_text(content)

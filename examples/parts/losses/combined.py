@@ -24,7 +24,7 @@ TERMS = {
 }
 
 
-class Objective(nn.Module):
+class NetworkWithLosses(nn.Module):
     """From sources to loss in one call, as DistributedDataParallel wants it.
 
     Its trainable parameters are those of the network. The network's inputs get noise, the losses

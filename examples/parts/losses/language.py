@@ -1,13 +1,25 @@
 """The language-driven loss with the CLIP that a user names."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, StructureLoss
+from clip_fusion_loss import (
+    FrozenCLIP,
+    FusionObjective,
+    IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+    StructureLoss,
+    VGGMaxFeatureLoss,
+)
 
-#: The paper draws 32 patches an image; fewer make a step cheaper, and noisier.
-PATCHES = 8
+REGULARIZERS = {
+    "vgg": VGGMaxFeatureLoss,
+    "structure": StructureLoss,
+    "intensity": IntensityGradientLoss,
+    "none": lambda: None,
+}
 CHECKPOINT_MODEL = "ViT-B-32-quickgelu"
 ENCODERS = (
     f"tiny, which comes with the package; MODEL/TAG as open_clip names them, say "
@@ -17,22 +29,37 @@ ENCODERS = (
 )
 
 
-def build_criterion(encoder: str, generator: torch.Generator) -> LanguageDrivenFusionLoss:
+def build_criterion(
+    encoder: str,
+    generator: torch.Generator,
+    objective: FusionObjective = FusionObjective(),
+    *,
+    regularizer: str = "structure",
+    vgg19: Path | None = None,
+    **options: Any,
+) -> LanguageDrivenFusionLoss:
     """The loss with the CLIP that `encoder` names, drawing its patches from `generator`.
 
-    `encoder`: tiny or what `load_clip` takes.
+    Args:
+        encoder: tiny or what `load_clip` takes.
+        generator, objective: of the loss.
+        regularizer: one of `REGULARIZERS`.
+        vgg19: weights of the regularizer vgg; None downloads them.
+        options: more of `LanguageDrivenFusionLoss`; None leaves what suits the encoder.
 
     Raises:
         OSError, ValueError: if there is no such model or its weights cannot be had.
     """
-    if encoder == "tiny":
-        return LanguageDrivenFusionLoss.tiny(generator=generator)
-    return LanguageDrivenFusionLoss(
-        encoder=load_clip(encoder),
-        regularizer=StructureLoss(),
-        num_patches=PATCHES,
-        generator=generator,
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    tiny = encoder == "tiny"
+    if not tiny:
+        given["encoder"] = load_clip(encoder)
+    if regularizer == "vgg":
+        given["regularizer"] = VGGMaxFeatureLoss(vgg19)
+    elif not (tiny and regularizer == "structure"):  # tiny has one that suits it
+        given["regularizer"] = REGULARIZERS[regularizer]()
+    build = LanguageDrivenFusionLoss.tiny if tiny else LanguageDrivenFusionLoss
+    return build(objective, generator=generator, **given)
 
 
 def load_clip(name: str) -> FrozenCLIP:

@@ -1,4 +1,7 @@
-"""Train a fusion network with the language-driven loss, on random crops of image pairs."""
+"""A short training, in one process and without files, of quickstart.py and evidence.py.
+
+`trainer` holds the long training of train.py, which can be stopped and resumed.
+"""
 
 from collections.abc import Sequence
 
@@ -9,6 +12,8 @@ from clip_fusion_loss import LanguageDrivenFusionLoss
 from parts.command_line import progress
 from parts.data.images import luminance
 from parts.data.pairs import Pair
+from parts.training.processes import Processes
+from parts.training.step import TrainingStep
 
 #: The crops have the size at which the embedded CLIP sees images, so that it sees every pixel.
 BATCH_SIZE = 3
@@ -34,26 +39,28 @@ def train(
     `seed` decides which crops are seen; with `amp` the network computes in bfloat16.
     `learning_rate` is that of the start and falls to 0 on a cosine. A step takes `batch_size`
     crops, by default `BATCH_SIZE`.
+
+    Raises:
+        ValueError: if the loss is no longer a finite number.
     """
-    crops = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    batches = (random_crops(pairs, generator, batch_size) for _ in range(steps))
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     # Runs that end at a small rate differ less from seed to seed than any setting does.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    def loss(visible: Tensor, infrared: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            fused = network(visible, infrared)
+        return criterion.terms(fused, visible, infrared)._asdict()
+
+    take_step = TrainingStep(loss, optimizer, Processes(0, 1, device))
     history: dict[str, list[float]] = {}
     network.train()
     bar = progress(range(steps), title, "step", keep=True)
     for _ in bar:
-        visible, infrared = (batch.to(device) for batch in random_crops(pairs, crops, batch_size))
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            fused = network(visible, infrared)
-        terms = criterion.terms(fused, visible, infrared)
-        optimizer.zero_grad()
-        terms.total.backward()
-        optimizer.step()
+        values, _ = take_step(batches)
         schedule.step()
-
-        # All terms in one transfer: each would wait for the device on its own.
-        values = dict(zip(terms._fields, torch.stack(terms).tolist(), strict=True))
         for name, value in values.items():
             history.setdefault(name, []).append(value)
         bar.set_postfix({"loss": values["total"], "kept": values.get("kept")}, refresh=False)

@@ -1,41 +1,39 @@
 """The training loop: steps, logs, samples and checkpoints, in one process or many."""
 
 import csv
-import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from parts.command_line import progress
 from parts.data.crops import Crops, batches
 from parts.data.images import luminance, to_8bit, with_chroma_of
 from parts.data.pairs import spread
 from parts.data.seeds import seed_for
 from parts.files import written_whole
-from parts.losses.combined import Objective
+from parts.losses.combined import NetworkWithLosses
 from parts.networks.fusing import fuse_with
 from parts.pages import sheets
 from parts.training.checkpoints import Checkpoint, save_checkpoint
-from parts.training.processes import Processes, StopRequest
+from parts.training.processes import Processes
 from parts.training.schedule import learning_rate_factor
+from parts.training.step import TrainingStep
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
 SAMPLED_PAIRS = 3
-AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train."""
+    """How to train; what is not explained here is as `train.py --help` says."""
 
     network: str
     """Its name in the checkpoints."""
@@ -45,48 +43,43 @@ class Plan:
     steps: int
     """When to end, counted from the very beginning."""
     batch: int
-    """Crops that one process computes at once."""
-    parts: int = 1
-    """Batches of each process whose gradients make one step."""
+    accumulate: int = 1
     rate: float = 5e-4
-    warmup: float = 1.0
-    """In epochs, as the next two."""
+    warmup_epochs: float = 1.0
     milestones: Sequence[float] = (50, 60, 70, 80, 90)
-    reconstruction: float = 0.0
-    """How long the objective only reconstructs."""
+    reconstruction_epochs: float = 0.0
     seed: int = 0
     amp: str | None = None
     workers: int = 0
     save_every: int = 500
-    """In steps, as the next; 0 saves at the end only."""
     sample_every: int = 500
 
 
 @dataclass
 class Trainer:
-    """Trains the network of `objective` as `plan` says.
+    """Trains a network under its losses as `plan` says.
 
     A step's crops, patches, noise and everything else random depend on the seed, the step and
     the process alone. So a resumed training goes on with the numbers of one that never stopped.
     """
 
     plan: Plan
-    objective: Objective
+    combined: NetworkWithLosses
     optimizer: torch.optim.Optimizer
     crops: Crops
     processes: Processes
     generator: torch.Generator
     """Where the loss takes its patches from."""
-    step: int = field(default=0, init=False)
-    """Steps done."""
 
     def __post_init__(self) -> None:
-        self.scaler = torch.amp.GradScaler(
-            self.processes.device.type, enabled=self.plan.amp == "fp16"
+        self.take_step = TrainingStep(
+            self.combined, self.optimizer, self.processes, self.plan.amp, self.plan.accumulate
         )
-        self.module: torch.nn.Module = self.objective
-        if self.processes.world > 1:
-            self.module = DistributedDataParallel(self.objective)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.take_step.done
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on where the checkpoint was written.
@@ -103,53 +96,54 @@ class Trainer:
             raise ValueError(
                 f"cannot resume {self.plan.out} with other settings: {'; '.join(changed)}"
             )
-        self.objective.network.load_state_dict(checkpoint.weights)
+        self.combined.network.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.scaler.load_state_dict(checkpoint.scaler)
-        self.step = checkpoint.step
+        self.take_step.scaler.load_state_dict(checkpoint.scaler)
+        self.take_step.done = checkpoint.step
 
-    def run(self, stop: StopRequest) -> bool:
+    def run(self, stop: Event) -> bool:
         """Train to the end, or until asked to stop, and save; returns whether it was the end.
 
         Raises:
             ValueError: if the loss is no longer a finite number; nothing is saved then.
         """
         loader = self._load_batches()
-        progress = tqdm(
-            initial=self.step,
-            total=self.plan.steps,
-            desc=f"training {self.plan.network}",
-            unit="step",
+        first, last = self.step, self.plan.steps
+        bar = progress(
+            range(first, last),
+            f"training {self.plan.network}",
+            "step",
+            keep=True,
+            initial=first,
+            total=last,
             disable=not self.processes.is_first,
         )
-        self.objective.train()
-        with progress, self._open_log() as log:
+        self.combined.train()
+        with bar, self._open_log() as log:
             writer = csv.DictWriter(log, self._columns, restval="", lineterminator="\n")
-            while self.step < self.plan.steps:
+            for _ in bar:
                 row, stopping = self._train_step(loader, stop)
                 writer.writerow(row)
                 log.flush()
-                progress.update()
                 shown = {"loss": f"{row['total']:.4g}", "rate": f"{row['rate']:.2g}"}
                 if "language_kept" in row:  # near 0 the language has next to nothing to go by
                     shown["kept"] = f"{row['language_kept']:.2f}"
-                progress.set_postfix(shown)
-                last = self.step == self.plan.steps
-                if last or stopping or _is_multiple(self.step, self.plan.save_every):
+                bar.set_postfix(shown, refresh=False)
+                if self.step == last or stopping or _is_multiple(self.step, self.plan.save_every):
                     self._save()
                 if stopping:
                     break
-                if last or _is_multiple(self.step, self.plan.sample_every):
+                if self.step == last or _is_multiple(self.step, self.plan.sample_every):
                     self._save_samples()
-        return self.step == self.plan.steps
+        return self.step == last
 
     @property
     def _columns(self) -> list[str]:
-        return ["step", "epoch", "rate", *self.objective.names]
+        return ["step", "epoch", "rate", *self.combined.names]
 
     @property
     def _epochs_a_step(self) -> float:
-        crops = self.plan.batch * self.plan.parts * self.processes.world
+        crops = self.plan.batch * self.plan.accumulate * self.processes.world
         return crops / self.crops.epoch_size
 
     def _load_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -158,7 +152,7 @@ class Trainer:
             batch_sampler=batches(
                 first_step=self.step,
                 last_step=self.plan.steps,
-                parts=self.plan.parts,
+                parts=self.plan.accumulate,
                 batch=self.plan.batch,
                 rank=self.processes.rank,
                 world=self.processes.world,
@@ -169,13 +163,13 @@ class Trainer:
         return iter(loader)
 
     def _train_step(
-        self, loader: Iterator[tuple[Tensor, Tensor]], stop: StopRequest
+        self, loader: Iterator[tuple[Tensor, Tensor]], stop: Event
     ) -> tuple[dict[str, float], bool]:
         """One update of the weights; returns the row of the log, and whether to stop."""
-        plan, device = self.plan, self.processes.device
+        plan = self.plan
         epoch = self.step * self._epochs_a_step
         rate = plan.rate * learning_rate_factor(
-            epoch, self._epochs_a_step, warmup=plan.warmup, milestones=plan.milestones
+            epoch, self._epochs_a_step, warmup=plan.warmup_epochs, milestones=plan.milestones
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -184,43 +178,14 @@ class Trainer:
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
 
-        self.optimizer.zero_grad()
-        sums: dict[str, Tensor] = {}
-        for part in range(plan.parts):
-            visible, infrared = (images.to(device, non_blocking=True) for images in next(loader))
-            with self._communicating(part == plan.parts - 1):
-                with torch.autocast(
-                    device.type, AMP_TYPES.get(plan.amp), enabled=plan.amp is not None
-                ):
-                    terms = self.module(visible, infrared)
-                self.scaler.scale(terms["total"] / plan.parts).backward()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.detach() / plan.parts
-
-        # Processes must agree on when to stop, so the request travels with the terms.
-        request = torch.tensor(float(stop.made), device=device)
-        *values, stopping = self.processes.mean(torch.stack([*sums.values(), request])).tolist()
-        row = dict(zip(sums, values, strict=True))
-        if not math.isfinite(row["total"]):
-            raise ValueError(
-                f"the loss is {row['total']} in step {self.step + 1}; try a lower --rate"
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.step += 1
-        return {"step": self.step, "epoch": round(epoch, 6), "rate": rate} | row, stopping > 0
+        terms, stopping = self.take_step(loader, stop.is_set)
+        return {"step": self.step, "epoch": round(epoch, 6), "rate": rate} | terms, stopping
 
     def _enter_stage(self, epoch: float) -> None:
-        self.objective.reconstructing = epoch < self.plan.reconstruction
-        if epoch - self._epochs_a_step < self.plan.reconstruction <= epoch:
+        self.combined.reconstructing = epoch < self.plan.reconstruction_epochs
+        if epoch - self._epochs_a_step < self.plan.reconstruction_epochs <= epoch:
             # Averages over the first stage's far larger gradients would hold the second back.
             self.optimizer.state.clear()
-
-    def _communicating(self, now: bool) -> AbstractContextManager[None]:
-        """Gradients are averaged over processes only when the last part's have been added."""
-        if isinstance(self.module, DistributedDataParallel) and not now:
-            return self.module.no_sync()
-        return nullcontext()
 
     def _open_log(self) -> TextIO:
         """The log, less what a killed run wrote to it after its last checkpoint."""
@@ -244,9 +209,9 @@ class Trainer:
             self.plan.network,
             self.plan.settings,
             self.step,
-            self.objective.network.state_dict(),
+            self.combined.network.state_dict(),
             self.optimizer.state_dict(),
-            self.scaler.state_dict(),
+            self.take_step.scaler.state_dict(),
         )
         save_checkpoint(checkpoint, self.plan.out / CHECKPOINT)
 
@@ -254,7 +219,7 @@ class Trainer:
         """Pictures of a few pairs, fused with the network as it is now."""
         if not self.processes.is_first:
             return
-        network, pairs = self.objective.network, self.crops.pairs
+        network, pairs = self.combined.network, self.crops.pairs
         shown = [pairs[index] for index in spread(len(pairs), SAMPLED_PAIRS)]
         columns = {
             "infrared": [pair.infrared for pair in shown],
@@ -269,7 +234,7 @@ class Trainer:
             sheets.salient_window(to_8bit(luminance(pair.visible)), pair.infrared) for pair in shown
         ]
         sheets.save_sheet(columns, windows, path)
-        self.objective.train()
+        self.combined.train()
 
 
 def _is_multiple(step: int, period: int) -> bool:
