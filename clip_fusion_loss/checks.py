@@ -23,6 +23,7 @@ __all__ = [
     "check_flag",
     "check_fused_values",
     "check_images",
+    "check_indices",
     "check_interval",
     "check_number",
     "check_path",
@@ -213,6 +214,19 @@ def check_embeddings(name: str, embeddings: Any, images: Tensor) -> None:
                 f"there are images, got {len(embedding)} on {embedding.device}; make them of this "
                 "batch with criterion.embed_sources(visible, infrared)"
             )
+
+
+def check_indices(name: str, value: Tensor, device: torch.device) -> None:
+    """Raise unless `value` is (B,) integers on the CPU or on `device`; they are not read."""
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"`{name}` must be integers, got {value.dtype}; convert with .long()")
+    if value.ndim != 1:
+        raise ValueError(f"`{name}` must have shape (B,), got {tuple(value.shape)}")
+    if value.device.type != "cpu" and value.device != device:
+        raise ValueError(
+            f"`{name}` must be on the CPU or on {device}, got {value.device}; move one of them "
+            "with .to(device)"
+        )
 
 
 def check_source_values(images: Mapping[str, Tensor], data_range: tuple[float, float]) -> None:

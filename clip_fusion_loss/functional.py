@@ -27,6 +27,7 @@ __all__ = [
     "intensity_gradient_loss",
     "match_channels",
     "max_feature_loss",
+    "mean_direction",
     "mean_over_patches",
     "patch_entropy",
     "random_patch_transforms",
@@ -91,8 +92,9 @@ def direction_loss(
         embedding: (..., D) embeddings e of fused images or of their patches.
         visible_embedding: (..., D) embeddings v_v of the whole visible images.
         infrared_embedding: (..., D) embeddings v_r of the whole infrared images.
-        visible_direction: (D,) text direction D_v from "visible" to the objective.
-        infrared_direction: (D,) text direction D_r from "infrared" to the objective.
+        visible_direction: (D,) text direction D_v from "visible" to the objective, or (..., D)
+            with one for each embedding.
+        infrared_direction: likewise D_r, from "infrared".
 
     Returns:
         (...) losses in [0, 2]. Differentiable in every argument.
@@ -109,6 +111,24 @@ def direction_loss(
     from_visible = (direction(visible_embedding, embedding) * visible_direction).sum(-1)
     from_infrared = (direction(infrared_embedding, embedding) * infrared_direction).sum(-1)
     return 1 - 0.5 * (from_visible + from_infrared)
+
+
+def mean_direction(visible_direction: Tensor, infrared_direction: Tensor) -> Tensor:
+    """The direction between both: ``(D_v + D_r) / max(|D_v + D_r|, 1e-3)``.
+
+    Of all steps that an image could take from both sources alike, the one along it has the least
+    `direction_loss`.
+
+    Args:
+        visible_direction: (..., D) text directions D_v.
+        infrared_direction: (..., D) text directions D_r.
+
+    Returns:
+        (..., D) unit vectors; zero where both are zero or opposite.
+    """
+    directions = {"visible_direction": visible_direction, "infrared_direction": infrared_direction}
+    checks.check_alike(directions, "(..., D)")
+    return F.normalize(visible_direction + infrared_direction, dim=-1, eps=DIRECTION_EPS)
 
 
 def similarity_loss(

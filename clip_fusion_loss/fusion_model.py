@@ -1,32 +1,26 @@
-"""EmbeddedFusionModel: the objective as two directions in embedding space."""
+"""EmbeddedFusionModel: objectives as directions in embedding space."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
-import threading
-from contextlib import suppress
-from dataclasses import asdict
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks, functional
+from . import checks, functional, objective_files
 from .building import building
 from .encoder import FrozenCLIP
 from .frozen import FixedBuffers
 from .identity import is_current, same_clip
-from .objective import FusionObjective
+from .objective import FusionObjective, as_objectives
+from .objective_files import Content
 
-__all__ = ["EmbeddedFusionModel"]
-
-FORMAT = "clip_fusion_loss.EmbeddedFusionModel/1"
+__all__ = ["EmbeddedFusionModel", "text_directions"]
 
 
 class EmbeddedFusionModel(FixedBuffers):
@@ -36,52 +30,176 @@ class EmbeddedFusionModel(FixedBuffers):
     The directions from "visible" and from "infrared" to "fused" are buffers that no checkpoint
     holds and that stay float32 whatever the owner is cast to.
 
+    With several objectives it is a bank, from which each image of a batch takes its own:
+
+        bank = criterion.embed({"day": "a bright image", "night": "a dark image"})
+        chosen = bank[["night", "day", "night"]]  # or of integers: a list, or a (B,) tensor
+        loss = criterion(fused=fused, visible=visible, infrared=infrared, objectives=chosen)
+
     Args:
-        objective: the texts.
-        encoder: the CLIP that embeds them.
+        objective: the texts of one objective; or a sequence of N, or a mapping of names to N, of
+            which a plain text is `FusionObjective(text)`.
+        encoder: the CLIP that embeds them, all in one call of its text tower.
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: the encoder gives `fused` and a modality the same vector, so that there is
-            no direction between them.
+        ValueError: no objective; or the encoder gives `fused` and a modality the same vector, so
+            that there is no direction between them.
 
     Attributes:
-        visible_direction: (D,) float32 unit vector; zero if the encoder has a vocabulary and
-            knows no word of `fused`, so that the sentence has no effect.
+        visible_direction: float32 unit vectors, (D,) of one objective, (N, D) of several; zero
+            where the encoder has a vocabulary and knows no word of `fused`, so that the sentence
+            has no effect.
         infrared_direction: likewise.
-        objective: the texts.
+        names: of a bank made from a mapping: N texts; otherwise None.
         encoder_name: what the encoder is called.
     """
 
     visible_direction: Tensor
     infrared_direction: Tensor
+    names: tuple[str, ...] | None
 
     @building()
-    def __init__(self, objective: FusionObjective, encoder: FrozenCLIP) -> None:
-        super().__init__()
-        checks.check_type("objective", objective, FusionObjective)
-        checks.check_type("encoder", encoder, FrozenCLIP)
-        visible_direction, infrared_direction = _text_directions(objective, encoder)
-        self._set(
-            objective, encoder.name, encoder.fingerprint, visible_direction, infrared_direction
-        )
-
-    def _set(
+    def __init__(
         self,
-        objective: FusionObjective,
-        encoder_name: str,
-        encoder_fingerprint: str,
-        visible_direction: Tensor,
-        infrared_direction: Tensor,
+        objective: FusionObjective
+        | Sequence[str | FusionObjective]
+        | Mapping[str, str | FusionObjective],
+        encoder: FrozenCLIP,
     ) -> None:
-        self.objective = objective
-        self.encoder_name = encoder_name
-        self.encoder_fingerprint = encoder_fingerprint
-        self.register_buffer("visible_direction", visible_direction, persistent=False)
-        self.register_buffer("infrared_direction", infrared_direction, persistent=False)
+        super().__init__()
+        checks.check_type("encoder", encoder, FrozenCLIP)
+        one = isinstance(objective, FusionObjective)
+        objectives, names = as_objectives(
+            "objective", [objective] if one else objective, FusionObjective()
+        )
+        rows = text_directions(objectives, encoder)
+        visible, infrared = rows[0] if one else map(torch.stack, zip(*rows, strict=True))
+        self._set(Content(objectives, names, encoder.name, encoder.fingerprint, visible, infrared))
+
+    @classmethod
+    def _of(cls, content: Content) -> EmbeddedFusionModel:
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._set(content)
+        return model
+
+    def _set(self, content: Content) -> None:
+        self._objectives = content.objectives
+        self._chosen: Tensor | None = None
+        self.names = content.names
+        self.encoder_name = content.encoder_name
+        self.encoder_fingerprint = content.encoder_fingerprint
+        for name in ("visible_direction", "infrared_direction"):
+            self.register_buffer(name, getattr(content, name), persistent=False)
+
+    @property
+    def objectives(self) -> tuple[FusionObjective, ...]:
+        """The texts, N times. Of those chosen by a tensor on a device, that is waited for."""
+        if self._chosen is not None:
+            self._objectives = tuple(self._objectives[row] for row in self._chosen.tolist())
+            self._chosen = None
+        return self._objectives
+
+    @property
+    def objective(self) -> FusionObjective:
+        """The texts of the only objective; a ValueError where there are several."""
+        if self.visible_direction.ndim > 1:
+            raise ValueError(
+                f"`objective` must be a single one, got a bank of {len(self)}; choose one with "
+                "bank[name] or bank[index], or read bank.objectives"
+            )
+        return self.objectives[0]
+
+    @property
+    def text_direction(self) -> Tensor:
+        """The vector for a network that is to know the objective: (D,) of one, (N, D) of several.
+
+        Float32 unit vectors without gradient, each entry in [-1, 1] and about 1 / sqrt(D) large;
+        zero where the sentence has no effect. Halfway between both directions, it is where the
+        loss pulls an image, as seen from both sources (`functional.mean_direction`).
+        """
+        return functional.mean_direction(self.visible_direction, self.infrared_direction)
+
+    def __len__(self) -> int:
+        """How many objectives."""
+        return 1 if self.visible_direction.ndim == 1 else len(self.visible_direction)
+
+    def __iter__(self) -> Iterator[str | int]:
+        """What `model[...]` takes: the names, or else the indices."""
+        return iter(self.names or range(len(self)))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.inference_mode(False)
+    def __getitem__(self, choice: int | str | Sequence[int | str] | Tensor) -> EmbeddedFusionModel:
+        """One of the objectives, or one for each image of a batch.
+
+        Args:
+            choice: a name or an index, for one objective; or B of them; or a (B,) tensor of
+                indices, on the CPU or on this device. Indices go from 0 to N - 1.
+
+        Returns:
+            Of one objective with directions (D,), or of B with (B, D).
+
+        Raises:
+            TypeError, ValueError: no such name or index, or something else. Indices on a device
+                are not read, which would make the host wait: a wrong one is an error of the
+                device, on CUDA a device-side assert.
+        """
+        one = isinstance(choice, (str, Integral))
+        device = self.visible_direction.device
+        rows: list[int] | None = None
+        if isinstance(choice, Tensor):
+            checks.check_indices("choice", choice, device)
+            rows = choice.tolist() if choice.device.type == "cpu" else None
+        elif isinstance(choice, (bytes, Mapping)) or not (one or hasattr(choice, "__getitem__")):
+            raise TypeError(
+                "`choice` must be a name, an index, a sequence of them or a tensor of indices, got "
+                f"{checks.shown(choice)}"
+            )
+        else:
+            entries: Any = [choice] if one else choice
+            rows = [self._row(entry) for entry in entries]
+            choice = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        objectives = self.objectives
+        if rows is not None:
+            wrong = [row for row in rows if not 0 <= row < len(self)]
+            if wrong or not rows:
+                raise ValueError(
+                    f"`choice` must hold indices from 0 to {len(self) - 1}, got "
+                    f"{checks.shown(wrong) if wrong else 'none'}"
+                )
+            objectives = tuple(objectives[row] for row in rows)
+        index = choice.to(device, torch.int64, non_blocking=True)
+        directions = [
+            torch.atleast_2d(direction).index_select(0, index)
+            for direction in (self.visible_direction, self.infrared_direction)
+        ]
+        if one:
+            directions = [direction[0] for direction in directions]
+        model = self._of(
+            Content(objectives, None, self.encoder_name, self.encoder_fingerprint, *directions)
+        )
+        model._chosen = index if rows is None else None
+        return model
+
+    def _row(self, entry: Any) -> int:
+        if isinstance(entry, str):
+            if self.names is None or entry not in self.names:
+                names = checks.shown(list(self.names or ()))
+                raise ValueError(f"`choice` must be of the names {names}, got {entry!r}")
+            return self.names.index(entry)
+        if not isinstance(entry, Integral) or isinstance(entry, bool):
+            raise TypeError(f"`choice` must hold names or indices, got {checks.shown(entry)}")
+        return operator.index(entry)
 
     def forward(
-        self, embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor
+        self,
+        embedding: Tensor,
+        visible_embedding: Tensor,
+        infrared_embedding: Tensor,
+        *,
+        index: Tensor | None = None,
     ) -> Tensor:
         """Per-sample direction loss; see `functional.direction_loss`.
 
@@ -89,16 +207,17 @@ class EmbeddedFusionModel(FixedBuffers):
             embedding: (..., D) embeddings of fused images or patches.
             visible_embedding: (..., D) embeddings of the whole visible images.
             infrared_embedding: (..., D) embeddings of the whole infrared images.
+            index: where there are several objectives, which of them each embedding has, (P,) on
+                this device; None: there are as many, in this order.
 
         Returns:
             (...) losses in [0, 2].
         """
+        directions = [self.visible_direction, self.infrared_direction]
+        if index is not None and self.visible_direction.ndim > 1:
+            directions = [direction[index] for direction in directions]
         return functional.direction_loss(
-            embedding,
-            visible_embedding,
-            infrared_embedding,
-            self.visible_direction,
-            self.infrared_direction,
+            embedding, visible_embedding, infrared_embedding, *directions
         )
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
@@ -119,7 +238,7 @@ class EmbeddedFusionModel(FixedBuffers):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write directions, texts and the encoder's identity as safetensors, whole or not at all.
+        """Write directions, texts, names and the encoder's identity as safetensors, whole or not.
 
         Args:
             path: the file; an existing one is replaced.
@@ -128,20 +247,23 @@ class EmbeddedFusionModel(FixedBuffers):
             TypeError: `path` is none.
             OSError: it cannot be written; what was there is left as it was.
         """
-        metadata = {
-            "format": FORMAT,
-            "objective": json.dumps(asdict(self.objective)),
-            "encoder_name": self.encoder_name,
-            "encoder_fingerprint": self.encoder_fingerprint,
-        }
-        tensors = {name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}
-        metadata["sha256"] = _digest(metadata, tensors)
-        _write_whole(checks.check_path("path", path), safetensors.torch.save(tensors, metadata))
+        path = checks.check_path("path", path)
+        objective_files.write(
+            path,
+            Content(
+                self.objectives,
+                self.names,
+                self.encoder_name,
+                self.encoder_fingerprint,
+                self.visible_direction,
+                self.infrared_direction,
+            ),
+        )
 
     @classmethod
     @building()
     def load(cls, path: str | Path, encoder: FrozenCLIP | None = None) -> EmbeddedFusionModel:
-        """Read what `save` wrote; neither texts nor a text tower are needed.
+        """Read what `save` wrote, onto the CPU; neither texts nor a text tower are needed.
 
         Args:
             path: the file.
@@ -157,49 +279,42 @@ class EmbeddedFusionModel(FixedBuffers):
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
         if not path.is_file():
             raise FileNotFoundError(f"`path` must be an existing file, got {path}")
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-                objective = FusionObjective(**json.loads(metadata["objective"]))
-                names = ("visible_direction", "infrared_direction")
-                tensors = {name: file.get_tensor(name) for name in names}
-            if metadata.pop("sha256") != _digest(metadata, tensors):
-                raise ValueError("its content is not that of its checksum")
-            directions = [_as_direction(tensor) for tensor in tensors.values()]
-            if directions[0].shape != directions[1].shape:
-                raise ValueError("its directions have different lengths")
-            model = cls.__new__(cls)
-            nn.Module.__init__(model)
-            name, fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
-            model._set(objective, name, fingerprint, *directions)
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            RecursionError,
-            safetensors.SafetensorError,
-        ) as error:
-            raise ValueError(
-                f"`path` must be a whole file written by EmbeddedFusionModel.save, got {path}: "
-                f"{error}; save it again"
-            ) from error
+        model = cls._of(objective_files.read(path))
         if encoder is not None:
             model.check_encoder(encoder)
         return model
 
     def extra_repr(self) -> str:
-        return f"objective={self.objective}, encoder={self.encoder_name!r}"
+        if self.visible_direction.ndim == 1:
+            what = f"objective={self.objective}"
+        else:  # texts chosen on a device are not asked for
+            what = f"{len(self)} objectives, names={self.names}"
+        return f"{what}, encoder={self.encoder_name!r}"
 
 
-def _text_directions(objective: FusionObjective, encoder: FrozenCLIP) -> tuple[Tensor, Tensor]:
-    roles = (objective.fused, objective.visible, objective.infrared)
+def text_directions(
+    objectives: Sequence[FusionObjective], encoder: FrozenCLIP
+) -> list[tuple[Tensor, Tensor]]:
+    """The directions of each objective from "visible" and from "infrared": (D,) unit vectors."""
+    roles = [texts for each in objectives for texts in (each.fused, each.visible, each.infrared)]
     # One call for all texts: an encoder may drop its text tower after the first.
     embeddings = encoder.encode_text([text for texts in roles for text in texts])
-    fused, visible, infrared = (
+    means = [
         F.normalize(texts.mean(0), dim=-1) for texts in embeddings.split([len(t) for t in roles])
-    )
+    ]
+    return [
+        _directions_of(objective, encoder, *means[3 * number : 3 * number + 3])
+        for number, objective in enumerate(objectives)
+    ]
+
+
+def _directions_of(
+    objective: FusionObjective,
+    encoder: FrozenCLIP,
+    fused: Tensor,
+    visible: Tensor,
+    infrared: Tensor,
+) -> tuple[Tensor, Tensor]:
     if all(map(encoder.says_nothing, objective.fused)):
         # Where words mean nothing there is no direction, and then no gradient; any other vector
         # would pull at random.
@@ -212,37 +327,3 @@ def _text_directions(objective: FusionObjective, encoder: FrozenCLIP) -> tuple[T
                 "word one of them differently"
             )
     return functional.direction(visible, fused), functional.direction(infrared, fused)
-
-
-def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    """A checksum of all that a file says: flipped bits would pass for other directions."""
-    content = json.dumps(metadata, sort_keys=True).encode() + safetensors.torch.save(tensors)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _as_direction(tensor: Tensor) -> Tensor:
-    if tensor.dtype != torch.float32 or tensor.ndim != 1:
-        raise ValueError(f"a direction has dtype {tensor.dtype} and shape {tuple(tensor.shape)}")
-    norm = tensor.norm().item()
-    if norm != 0 and not abs(norm - 1) < 1e-3:  # NaN fails too
-        raise ValueError("a direction is not a unit vector")
-    return tensor
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the target and rename, so that no reader ever sees half a file."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:  # with the name that the caller knows
-        reason = f"`path` cannot be written: {error.strerror or error}"
-        raise OSError(error.errno, reason, str(path)) from None
-    finally:
-        with suppress(OSError):  # it is usually gone, and so may its folder be
-            temporary.unlink()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +11,6 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from . import checks, functional, mistakes, patches
-from .building import building
 from .encoder import FrozenCLIP
 from .frozen import drop_traces
 from .fusion_model import EmbeddedFusionModel
@@ -23,6 +19,7 @@ from .options import OPTIONS
 from .patch_history import PatchHistory
 from .presets import with_the_papers_networks
 from .regularizers import StructureLoss
+from .steering import Steered
 
 __all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss", "SourceEmbeddings"]
 
@@ -53,7 +50,7 @@ class FusionLossTerms(NamedTuple):
     """Fraction of the patches that passed the entropy filter; a mean also under "sum"."""
 
 
-class LanguageDrivenFusionLoss(nn.Module):
+class LanguageDrivenFusionLoss(Steered):
     """A sentence says what the fused image should be; a frozen CLIP makes it a training signal.
 
     Per sample, with the paper's defaults (arXiv 2402.16267), its regularizer apart:
@@ -212,52 +209,6 @@ class LanguageDrivenFusionLoss(nn.Module):
         }
         return cls(objective, **(defaults | options))
 
-    @property
-    def objective(self) -> FusionObjective:
-        """The texts in force; assigning is `set_objective`."""
-        return self.fusion_model.objective
-
-    @objective.setter
-    def objective(
-        self, objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str]
-    ) -> None:
-        self.set_objective(objective)
-
-    @building()
-    def set_objective(
-        self, objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str]
-    ) -> None:
-        """Swap the objective, at any time; the next call uses it.
-
-        Vectors of texts that this encoder has seen before are reused. On an error the old
-        objective stays.
-
-        Args:
-            objective: as in the class. A plain text, or several, are those for the fused image;
-                those of the modalities stay as they are.
-
-        Raises:
-            TypeError, ValueError: see `FusionObjective` and `EmbeddedFusionModel`.
-            RuntimeError: new texts, but the encoder's text tower was dropped.
-        """
-        if isinstance(objective, Sequence):
-            settled = "fusion_model" in self._modules
-            before = self.objective if settled else FusionObjective()
-            objective = replace(before, fused=objective)
-        if isinstance(objective, FusionObjective):
-            fusion_model = EmbeddedFusionModel(objective, self.encoder)
-        elif isinstance(objective, EmbeddedFusionModel):
-            objective.check_encoder(self.encoder)
-            fusion_model = copy.deepcopy(objective)  # it may serve other losses elsewhere
-            if not self.encoder.keep_text:
-                self.encoder.drop_text()
-        else:
-            raise TypeError(
-                "`objective` must be a text, a FusionObjective or an EmbeddedFusionModel, got "
-                f"{checks.shown(objective)}; {_objective_remedy(objective)}"
-            )
-        self.fusion_model = fusion_model.to(self.encoder.device)
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name in OPTIONS:
             value = OPTIONS[name](name, value)
@@ -266,10 +217,6 @@ class LanguageDrivenFusionLoss(nn.Module):
                 f"`compile` is settled at construction, got an assignment of {value!r}; build the "
                 "loss anew with compile=True"
             )
-        if name == "encoder" and "fusion_model" in self._modules:
-            # Replicas of DataParallel are assigned copies of it; another would not fit the texts.
-            checks.check_type("encoder", value, FrozenCLIP)
-            self.fusion_model.check_encoder(value)
         if name == "data_range":
             self._source_values_checked = False  # what was seen was seen under the old one
         super().__setattr__(name, value)
@@ -328,6 +275,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         infrared: Tensor,
         *,
         sources: SourceEmbeddings | None = None,
+        objectives: Sequence[str | FusionObjective] | EmbeddedFusionModel | None = None,
     ) -> Tensor:
         """The loss.
 
@@ -339,19 +287,22 @@ class LanguageDrivenFusionLoss(nn.Module):
             infrared: like `visible`.
             sources: what `embed_sources` returned for these very `visible` and `infrared`, to
                 save encoding them again.
+            objectives: one for each image: B texts or `FusionObjective`s, as in `embed`; or B
+                embedded ones, such as `embed(...)` or ``bank[names]`` returns. None: the objective
+                in force, for all.
 
         Returns:
             () float32, or (B,) with ``reduction="none"``; differentiable in `fused`.
 
         Raises:
-            TypeError, ValueError: shapes, dtypes or devices that do not go together (every
-                call); sources outside `data_range` or NaN (first call only, since looking
+            TypeError, ValueError: shapes, dtypes, devices or objectives that do not go together
+                (every call); sources outside `data_range` or NaN (first call only, since looking
                 costs a synchronisation with the device; see `check_values`).
 
         Warns:
             UserWarning: on the first call, of `mistakes` that raise no error, say swapped roles.
         """
-        return self.terms(fused, visible, infrared, sources=sources).total
+        return self.terms(fused, visible, infrared, sources=sources, objectives=objectives).total
 
     # One clean graph break in a compiled training step: what is encoded depends on the images, so
     # tracing this would compile anew for each number of patches.
@@ -363,6 +314,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         infrared: Tensor,
         *,
         sources: SourceEmbeddings | None = None,
+        objectives: Sequence[str | FusionObjective] | EmbeddedFusionModel | None = None,
     ) -> FusionLossTerms:
         """The loss and its unweighted parts, for logging; arguments as in `forward`.
 
@@ -370,6 +322,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
+        fusion_model = self._fusion_model_for(objectives, fused)
         self._check_source_values_once(visible, infrared, fused)
         if sources is None:
             sources = self._embed_sources(visible, infrared)
@@ -380,12 +333,12 @@ class LanguageDrivenFusionLoss(nn.Module):
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )
         # Patches first: what whole images leave for the backward pass is not there yet.
-        patch, kept = self._patch_term(fused, visible, infrared, sources)
+        patch, kept = self._patch_term(fused, visible, infrared, sources, fusion_model)
         embedding = self._encode(fused)
         regularizer = self._regularize(fused, visible, infrared)
         # Autocast would take the cosines, of differences of nearly equal vectors, in 16 bits.
         with torch.autocast(fused.device.type, enabled=False):
-            direction = self.fusion_model(embedding, *sources)
+            direction = fusion_model(embedding, *sources)
             similarity = functional.similarity_loss(embedding, *sources)
             parts = direction, patch, similarity, regularizer
             weights = (
@@ -442,7 +395,12 @@ class LanguageDrivenFusionLoss(nn.Module):
         return SourceEmbeddings(*self._encode(torch.cat(images)).chunk(2))
 
     def _patch_term(
-        self, fused: Tensor, visible: Tensor, infrared: Tensor, sources: SourceEmbeddings
+        self,
+        fused: Tensor,
+        visible: Tensor,
+        infrared: Tensor,
+        sources: SourceEmbeddings,
+        fusion_model: EmbeddedFusionModel,
     ) -> tuple[Tensor, Tensor]:
         """Patch loss (B,), and which patches were kept (B, N)."""
         device, size, count = fused.device, self.encoder.image_size, self.num_patches
@@ -474,8 +432,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         def score(images: Tensor, owners: Tensor) -> Tensor:
             embedding = self._encode(images)
             with torch.autocast(device.type, enabled=False):
-                return self.fusion_model(
-                    embedding, sources.visible[owners], sources.infrared[owners]
+                return fusion_model(
+                    embedding, sources.visible[owners], sources.infrared[owners], index=owners
                 )
 
         chunk = self.patch_chunk
@@ -504,11 +462,3 @@ class LanguageDrivenFusionLoss(nn.Module):
         if self.reduction == "mean":
             return losses.mean()
         return losses.sum() if self.reduction == "sum" else losses
-
-
-def _objective_remedy(objective: object) -> str:
-    if isinstance(objective, os.PathLike):
-        return "a saved one is EmbeddedFusionModel.load(path)"
-    if isinstance(objective, Mapping):
-        return "texts by role are FusionObjective(**texts)"
-    return "several texts are a list"

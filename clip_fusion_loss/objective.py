@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
-__all__ = ["FusionObjective", "as_texts"]
+__all__ = ["FusionObjective", "as_objectives", "as_texts"]
 
 # A file's name in place of a text would be embedded like any other words.
 FILE_SUFFIXES = (".safetensors", ".json", ".txt", ".pt", ".pth")
@@ -48,6 +48,35 @@ class FusionObjective:
                     f"`fused` and `{name}` must differ, got {self.fused!r} for both; "
                     f"describe in `fused` what the fused image has that the {name} image lacks"
                 )
+
+
+def as_objectives(
+    name: str, value: object, sources: FusionObjective
+) -> tuple[tuple[FusionObjective, ...], tuple[str, ...] | None]:
+    """Objectives and, of a mapping, their names; a text is one with the texts of `sources`."""
+    names = None
+    if isinstance(value, Mapping):
+        names, value = tuple(value), tuple(value.values())
+        if not all(isinstance(key, str) for key in names):
+            raise TypeError(f"`{name}` must have texts as names, got {names!r}")
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(
+            f"`{name}` must be a sequence of texts or FusionObjectives, or a mapping of names to "
+            f"such, got {value!r}; arrays have .tolist(), and one text is a list of one"
+        )
+    if not value:
+        raise ValueError(f"`{name}` must hold at least one text or FusionObjective, got {value!r}")
+    objectives = []
+    for entry in value:
+        if isinstance(entry, str):
+            entry = replace(sources, fused=entry)
+        elif not isinstance(entry, FusionObjective):
+            raise TypeError(
+                f"`{name}` must hold texts or FusionObjectives, got {entry!r} among them; several "
+                "texts for one image are FusionObjective(texts)"
+            )
+        objectives.append(entry)
+    return tuple(objectives), names
 
 
 def as_texts(name: str, value: object) -> tuple[str, ...]:

@@ -53,6 +53,34 @@ def test_direction_loss():
     )
 
 
+def test_direction_loss_with_directions_for_each_embedding():
+    e, v_v, v_r = vectors(4, 8), vectors(4, 8, seed=1), vectors(4, 8, seed=2)
+    d_v, d_r = vectors(4, 8, seed=3), vectors(4, 8, seed=4)
+    e.requires_grad_()
+    expected = torch.stack(
+        [
+            0.5 * (1 - cosine(e[i] - v_v[i], d_v[i])) + 0.5 * (1 - cosine(e[i] - v_r[i], d_r[i]))
+            for i in range(4)
+        ]
+    )
+    actual = functional.direction_loss(e, v_v, v_r, d_v, d_r)
+    torch.testing.assert_close(actual, expected)
+    slopes = [torch.autograd.grad(loss.sum(), e)[0] for loss in (actual, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_mean_direction():
+    d_v, d_r = vectors(5, 8), vectors(5, 8, seed=1)
+    expected = torch.stack([unit(unit(a) + unit(b)) for a, b in zip(d_v, d_r, strict=True)])
+    torch.testing.assert_close(functional.mean_direction(d_v, d_r), expected)
+    torch.testing.assert_close(functional.mean_direction(d_v, d_v), d_v)
+    # Opposite ones have no direction between them, and zero is none.
+    assert not functional.mean_direction(d_v, -d_v).any()
+    assert not functional.mean_direction(torch.zeros(8), torch.zeros(8)).any()
+    with pytest.raises(ValueError, match="`infrared_direction`"):
+        functional.mean_direction(d_v, d_r[:, :3])
+
+
 def test_direction_loss_is_zero_along_and_two_against_the_texts():
     v_v, v_r, e = vectors(8), vectors(8, seed=1), vectors(8, seed=2)
     d_v, d_r = unit(e - v_v), unit(e - v_r)
