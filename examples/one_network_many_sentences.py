@@ -1,0 +1,141 @@
+"""Train one network for many sentences, and tell it only at fusing time what to make."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clip_fusion_loss import FusionObjective
+from parts.command_line import (
+    choose_device,
+    errors_as_messages,
+    make_writable,
+    warnings_as_notes,
+    whole_number,
+)
+from parts.data.default_pairs import choose_pairs
+from parts.data.images import luminance, to_8bit
+from parts.data.pairs import LAYOUTS, spread
+from parts.losses.language import ENCODERS, build_criterion
+from parts.networks.conditioned import Conditioned, told
+from parts.networks.densefuse import DenseFuse
+from parts.networks.fusing import fuse_with
+from parts.networks.residual import AverageResidual
+from parts.pages import sheets
+from parts.training.drawn_sentences import DrawnSentences
+from parts.training.short import train
+
+OVERVIEW = """\
+Train one network for many sentences, and tell it only at fusing time what to make.
+
+Each image of a batch draws a sentence; the network gets its direction as a further input. One
+training takes the place of one for each sentence: about five minutes on two CPU cores with the
+small CLIP that comes with the package. The --out folder then holds:
+
+  sentences.png  rows of real pairs, a column for each sentence
+  blend.png      one pair, from the first --blend sentence to the second in equal steps
+"""
+
+PROMPTS = (
+    *FusionObjective().fused,
+    "a dark image",
+    "a bright image",
+    "a blurry image",
+    "a noisy image",
+    "an image with low contrast",
+)
+SHEET_ROWS = 3
+BLEND_STEPS = 7
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    with errors_as_messages("one_network_many_sentences"):
+        run(options)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=OVERVIEW, epilog=LAYOUTS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    shown = "(default: %(default)s)"
+    add("--pairs", type=Path, metavar="DIR", help="your images (default: five TNO pairs)")
+    add("--max-pairs", type=whole_number, default=200, metavar="N", help=f"at most N {shown}")
+    add("--prompt", action="append", metavar="TEXT", help="repeat it (default: six sentences)")
+    add(
+        "--blend",
+        nargs=2,
+        default=("a dark image", "a bright image"),
+        metavar=("A", "B"),
+        help="from one sentence to the other, which need not be trained ones "
+        "(default: dark to bright)",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("many_sentences_output"),
+        metavar="DIR",
+        help=f"folder for the results {shown}",
+    )
+    add("--steps", type=whole_number, default=400, metavar="N", help=f"of training {shown}")
+    add("--seed", type=partial(whole_number, minimum=0), default=0, metavar="N", help=shown)
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--encoder", default="tiny", help=f"the CLIP that judges: {ENCODERS} {shown}")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    device = choose_device(options.device)
+    pairs = choose_pairs(options.pairs, options.max_pairs)
+    generator = torch.Generator().manual_seed(options.seed)
+    prompts = list(dict.fromkeys(options.prompt or PROMPTS))
+    with warnings_as_notes():
+        criterion = build_criterion(options.encoder, generator).to(device)
+        bank = criterion.embed(prompts)
+        ends = criterion.embed(options.blend).text_direction
+    out = make_writable(options.out)
+
+    torch.manual_seed(options.seed)
+    network = Conditioned(AverageResidual(DenseFuse()), bank.text_direction.shape[1]).to(device)
+    drawn = DrawnSentences(network, criterion, bank)
+    train(
+        drawn,
+        drawn,
+        pairs,
+        steps=options.steps,
+        seed=options.seed,
+        device=device,
+        title=f"training for {len(prompts)} sentences",
+    )
+
+    shown = [pairs[index] for index in spread(len(pairs), SHEET_ROWS)]
+    greys = [to_8bit(luminance(pair.visible)) for pair in shown]
+
+    def fused(vector: Tensor) -> list[Tensor]:
+        return [fuse_with(told(network, vector), pair, device) for pair in shown]
+
+    columns = {"infrared": [pair.infrared for pair in shown], "visible": greys}
+    vectors = zip(prompts, bank.text_direction, strict=True)
+    columns |= {f'"{prompt}"': fused(vector) for prompt, vector in vectors}
+    windows = [
+        sheets.salient_window(grey, pair.infrared) for grey, pair in zip(greys, shown, strict=True)
+    ]
+    sheets.save_sheet(columns, windows, out / "sentences.png", cell_inches=1.7)
+
+    strip = {}
+    for step in range(BLEND_STEPS):
+        share = step / (BLEND_STEPS - 1)
+        title = options.blend[round(share)] if share in (0, 1) else f"{share:.0%}"
+        strip[title] = fused(torch.lerp(*ends, share))[:1]
+        print(f"{title}: mean grey level {strip[title][0].float().mean().item():.0f}")
+    sheets.save_sheet(strip, windows[:1], out / "blend.png", cell_inches=1.7)
+    for name in ("sentences.png", "blend.png"):
+        print(out / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""One training for many sentences, and the program that shows it."""
+
+import pytest
+import torch
+from drawn import draw_pairs, save_pairs
+
+import one_network_many_sentences
+from clip_fusion_loss import LanguageDrivenFusionLoss
+from conftest import draw_images
+from parts.data.images import read_image
+from parts.networks.conditioned import Conditioned
+from parts.networks.densefuse import DenseFuse
+from parts.training import short
+from parts.training.drawn_sentences import DrawnSentences
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(short, "BATCH_SIZE", 2)
+    monkeypatch.setattr(short, "CROP_SIDE", 48)
+
+
+def test_each_image_is_judged_by_the_sentence_its_network_was_told():
+    criterion = LanguageDrivenFusionLoss.tiny(
+        patch_weight=0.0, generator=torch.Generator().manual_seed(0)
+    )
+    bank = criterion.embed(["a dark image", "a bright image", "a blurry image"])
+    told = []
+
+    class Network(torch.nn.Module):
+        def forward(self, visible, infrared, vectors):
+            told.append(vectors)
+            return (visible + infrared) / 2
+
+    _, visible, infrared = draw_images(4)
+    both = DrawnSentences(Network(), criterion, bank)
+    torch.manual_seed(0)
+    indices = torch.randint(3, (4,))
+    assert len(set(indices.tolist())) > 1
+    torch.manual_seed(0)
+    fused = both(visible, infrared)
+    torch.testing.assert_close(told[0], bank.text_direction[indices])
+    expected = criterion.terms(fused, visible, infrared, objectives=bank[indices])
+    torch.testing.assert_close(both.terms(fused, visible, infrared), expected)
+
+
+def test_training_trains_what_takes_the_vector():
+    criterion = LanguageDrivenFusionLoss.tiny(generator=torch.Generator().manual_seed(0))
+    bank = criterion.embed(["a dark image", "a bright image"])
+    network = Conditioned(DenseFuse(), bank.text_direction.shape[1])
+    drawn = DrawnSentences(network, criterion, bank)
+    history = short.train(drawn, drawn, draw_pairs(2), steps=2, seed=0, device=torch.device("cpu"))
+    assert len(history["total"]) == 2
+    assert network.modulation[-1].weight.abs().sum() > 0
+
+
+def test_the_program(tmp_path, capsys):
+    folder = save_pairs(draw_pairs(2), tmp_path)
+    options = ["--pairs", folder, "--out", tmp_path / "out", "--steps", "1", "--device", "cpu"]
+    options += ["--prompt", "a dark image", "--prompt", "a bright image"]
+    one_network_many_sentences.main([str(option) for option in options])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said[:7]] == [
+        "a dark image", "17%", "33%", "50%", "67%", "83%", "a bright image",
+    ]  # fmt: skip
+    for name in ("sentences.png", "blend.png"):
+        assert str(tmp_path / "out" / name) in said
+        assert read_image(tmp_path / "out" / name).shape[2] > 500
