@@ -76,9 +76,11 @@ def test_two_folders_of_one_modality_are_not_mixed_up(tmp_path):
     write(tmp_path / "ir" / "a.png")
     write(tmp_path / "vi" / "a.png")
     write(tmp_path / "rgb" / "a.png")
-    pairs, skipped = find_pairs(tmp_path)
-    assert pairs == []
-    assert len(skipped) == 3
+    assert find_pairs(tmp_path)[0] == []
+    reason = (
+        "several images have this name: ir/a.png, rgb/a.png, vi/a.png; leave one of each modality"
+    )
+    assert reasons(tmp_path) == dict.fromkeys(("ir/a.png", "rgb/a.png", "vi/a.png"), reason)
 
 
 def test_hidden_files_and_other_folders_do_not_count(tmp_path):
