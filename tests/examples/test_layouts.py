@@ -143,6 +143,12 @@ def test_words_within_words_tell_nothing(tmp_path):
     assert reasons(tmp_path) == {}
 
 
+def test_a_folder_called_like_a_modality_outdoes_words_in_other_names(tmp_path):
+    touch(tmp_path, "ir/vis_spring/a.png", "vi/vis_spring/a.png", "vi/b_ir.png", "ir/b_ir.png")
+    assert names(tmp_path) == ["b_ir", "vis_spring/a"]
+    assert reasons(tmp_path) == {}
+
+
 def test_a_folder_a_scene_holds_one_of_each(tmp_path):
     touch(tmp_path, "scene/VIS_a.bmp", "scene/IR_b.bmp", "scene/IR_c.bmp")
     touch(tmp_path, "vi/cold.png", "ir/hot.png", "VIS_x.png", "IR_y.png")
