@@ -99,7 +99,7 @@ def test_saving_leaves_the_old_file_if_it_fails(tmp_path, monkeypatch):
     save_image(torch.from_numpy(GREY)[None], path)
     before = path.read_bytes()
 
-    def fail_half_way(image, target):
+    def fail_half_way(image, target, **options):
         target.write_bytes(b"half a file")
         raise OSError("disk full")
 

@@ -76,9 +76,11 @@ def test_two_folders_of_one_modality_are_not_mixed_up(tmp_path):
     write(tmp_path / "ir" / "a.png")
     write(tmp_path / "vi" / "a.png")
     write(tmp_path / "rgb" / "a.png")
-    pairs, skipped = find_pairs(tmp_path)
-    assert pairs == []
-    assert len(skipped) == 3
+    assert find_pairs(tmp_path)[0] == []
+    reason = (
+        "several images have this name: ir/a.png, rgb/a.png, vi/a.png; leave one of each modality"
+    )
+    assert reasons(tmp_path) == dict.fromkeys(("ir/a.png", "rgb/a.png", "vi/a.png"), reason)
 
 
 def test_hidden_files_and_other_folders_do_not_count(tmp_path):
@@ -138,6 +140,12 @@ def test_layouts_that_people_have(tmp_path, visible, infrared, name):
 def test_words_within_words_tell_nothing(tmp_path):
     touch(tmp_path, "video_firs.png", "revisible.png", "ir_vi_overlay.png")
     assert found(tmp_path) == []
+    assert reasons(tmp_path) == {}
+
+
+def test_a_folder_called_like_a_modality_outdoes_words_in_other_names(tmp_path):
+    touch(tmp_path, "ir/vis_spring/a.png", "vi/vis_spring/a.png", "vi/b_ir.png", "ir/b_ir.png")
+    assert names(tmp_path) == ["b_ir", "vis_spring/a"]
     assert reasons(tmp_path) == {}
 
 

@@ -99,7 +99,7 @@ def nothing_usable(
     }
     for item in skipped if not pairs else ():
         path = item.path.relative_to(root)
-        modality = _modality(_folder(path.parent.parts)[1], path.stem)
+        modality = _folder(path.parent.parts)[1] or _word(path.stem)[0]
         if modality is not None:
             sides[modality].append(item.path)
     lines = [f"no usable pair of images in {root}"]
@@ -158,16 +158,15 @@ def _folders_below(root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, l
 def _folder(parts: Sequence[str]) -> tuple[list[str], str | None]:
     """("train", "IR") -> (["train"], "infrared"): the innermost folder of a modality decides.
 
-    Of a folder with more in its name, such as images_thermal_train, the rest stays.
+    Where no folder is called like one, a word in its name tells, and the rest of the name stays.
     """
-    for index in reversed(range(len(parts))):
-        folder = unicodedata.normalize("NFC", parts[index])
-        modality = FOLDERS.get(folder.lower())
-        rest = ""
-        if modality is None:
-            modality, rest = _word(folder)
-        if modality is not None:
-            return [*parts[:index], *([rest] if rest else []), *parts[index + 1 :]], modality
+    names = [unicodedata.normalize("NFC", part) for part in parts]
+    whole = [((FOLDERS | WORDS).get(name.lower()), "") for name in names]
+    for told in (whole, map(_word, names)):
+        for index, (modality, rest) in reversed(list(enumerate(told))):
+            if modality is not None:
+                kept = [rest] if rest else []
+                return [*parts[:index], *kept, *parts[index + 1 :]], modality
     return list(parts), None
 
 
@@ -184,10 +183,6 @@ def _word(name: str) -> tuple[str | None, str]:
     # One separator goes with the word: that behind it at the start, else that before it.
     rest = before[:-1] + after if before and not before[-1].isalnum() else before + after
     return WORDS[found[0][0].lower()], rest if before else rest.lstrip("_-. ")
-
-
-def _modality(of_folder: str | None, stem: str) -> str | None:
-    return of_folder or _word(stem)[0]
 
 
 def _nfc(name: str) -> str:
