@@ -50,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = "(default: %(default)s)"
     add("--pairs", type=Path, required=True, metavar="DIR", help="every second pair is tested on")
     add("--show", type=Path, metavar="DIR", help=f"{SHOWN_PAIRS} more pairs, for the pictures")
+    add(
+        "--peers",
+        type=Path,
+        metavar="DIR",
+        help="fused images of published methods, SET/METHOD/NAME.png with the names of the tested "
+        "or shown pairs; SET-clamp holds the same without a stretch of the contrast",
+    )
     add("--credit", default="", metavar="TEXT", help="whose the images in the pictures are")
     add(
         "--out",
@@ -103,7 +110,7 @@ def write_page(options: argparse.Namespace) -> None:
     folder = make_writable(options.out) / encoder.name.replace("/", "-")
     halves = [[pairs[i] for i in range(first, len(pairs), 2)] for first in (0, 1)]
     names = options.pairs.name, options.show.name if options.show else ""
-    bench = Bench(encoder, halves[0], halves[1], shown, folder, device, names)
+    bench = Bench(encoder, halves[0], halves[1], shown, folder, device, names, options.peers)
     like = LanguageDrivenFusionLoss.tiny
     if options.encoder != "tiny":
         like = partial(LanguageDrivenFusionLoss, encoder=encoder, regularizer=StructureLoss())

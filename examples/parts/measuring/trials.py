@@ -98,6 +98,8 @@ class Bench:
     device: torch.device
     names: tuple[str, str] = ("test", "shown")
     """What to call the test and the shown pairs."""
+    published: Path | None = None
+    """Fused images of published methods, SET/METHOD/NAME.png, where there are any."""
 
     def __post_init__(self) -> None:
         names = {
