@@ -361,7 +361,7 @@ def train_a_part(rank, folder):
 
 
 def other_bank(here):
-    tokenizer = here.encoder._text[1]
+    tokenizer = here.encoder._text._tokenizer
     other = FrozenCLIP(build_clip(seed=1), tokenizer, name="other")
     return EmbeddedFusionModel(["a dark image", "a haze"], other)
 

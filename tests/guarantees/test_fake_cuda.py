@@ -140,6 +140,8 @@ def test_prompt_swap(criterion, images):
     check(criterion, images)
 
 
+# Copying fake tensors makes PyTorch warn of itself.
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("form", ["texts", "names", "indices", "a list"])
 def test_an_objective_for_each_image(criterion, images, form):
     texts = ["a blurry dark image", "a sharp image"]
