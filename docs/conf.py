@@ -22,7 +22,7 @@ html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_css_files = ["layout.css"]
 html_show_sourcelink = False
-smartquotes = False
+smartquotes_action = "D"  # dashes only: sentences are quoted as a program has them
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#b34700", "color-brand-content": "#b34700"},
     "dark_css_variables": {"color-brand-primary": "#ffa657", "color-brand-content": "#ffa657"},

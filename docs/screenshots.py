@@ -18,12 +18,13 @@ from PIL import Image
 
 WIDTHS = (1280, 400)
 SCHEMES = {"light": 1, "dark": 0}  # Blink's preferredColorScheme
-MAX_HEIGHT = 16000  # of a surface in Chromium
+MAX_HEIGHT = 16000  # of a surface in Chromium; longer pages are taken in parts
 OUTSIDE = (255, 0, 255)
 
 # Chromium's own windows have a least width and a fixed height; a frame inside has neither.
 FRAME = """<!doctype html><body style="margin:0; background:rgb(255,0,255)">
-<iframe src="%s" style="border:0; display:block; width:%dpx; height:900px"></iframe>
+<iframe src="%s" style="border:0; display:block; width:%dpx; height:900px;
+    margin-top:-%dpx"></iframe>
 <script>
 const frame = document.querySelector("iframe");
 frame.onload = () => {
@@ -38,17 +39,17 @@ frame.onload = () => {
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """The site, and under /frame/WIDTH/PAGE a page in a frame of that width."""
+    """The site, and under /frame/WIDTH/TOP/PAGE a page from TOP on in a frame of that width."""
 
     def do_GET(self) -> None:
         if not self.path.startswith("/frame/"):
             super().do_GET()
             return
-        width, page = self.path.removeprefix("/frame/").split("/", 1)
+        width, top, page = self.path.removeprefix("/frame/").split("/", 2)
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.end_headers()
-        self.wfile.write((FRAME % (f"/{page}", int(width))).encode())
+        self.wfile.write((FRAME % (f"/{page}", int(width), int(top))).encode())
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -70,15 +71,20 @@ def main() -> None:
         for page in pages:
             for width in WIDTHS:
                 for scheme, value in SCHEMES.items():
-                    path = options.out / f"{page}-{width}-{scheme}.png"
-                    url = f"http://127.0.0.1:{server.server_port}/frame/{width}/{page}.html"
-                    faults = take(url, width, value, path)
-                    print(path, *faults, sep="\n    ", flush=True)
+                    complete, part = False, 0
+                    while not complete:
+                        name = f"{page}-{width}-{scheme}" + (f"-{part}" if part else "")
+                        frame = f"frame/{width}/{part * MAX_HEIGHT}/{page}.html"
+                        url = f"http://127.0.0.1:{server.server_port}/{frame}"
+                        path = options.out / f"{name}.png"
+                        complete, faults = take(url, width, value, path)
+                        print(path, *faults, sep="\n    ", flush=True)
+                        part += 1
         server.shutdown()
 
 
-def take(url: str, width: int, scheme: int, path: Path) -> list[str]:
-    """Write a screenshot; returns what the page complained of."""
+def take(url: str, width: int, scheme: int, path: Path) -> tuple[bool, list[str]]:
+    """Write a screenshot; returns whether the page ends in it, and the faults that it found."""
     with tempfile.TemporaryDirectory() as profile:
         command = [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
@@ -91,7 +97,7 @@ def take(url: str, width: int, scheme: int, path: Path) -> list[str]:
     column = [picture.getpixel((width // 2, row)) for row in range(picture.height)]
     height = column.index(OUTSIDE) if OUTSIDE in column else picture.height
     picture.crop((0, 0, width, height)).save(path)
-    return [line for line in log.splitlines() if "FAULT" in line]
+    return OUTSIDE in column, [line for line in log.splitlines() if "FAULT" in line]
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from parts.files import written_whole
 from parts.pages.sheets import DOTS_PER_INCH
 
-#: What a panel of loss curves shows; all other terms are as the loss returns them, unweighted.
+#: Titles of panels; all other terms are as the loss returns them, unweighted.
 TERMS = {
     "total": "total, the weighted sum",
-    "kept": "kept, the share of patches that count",
+    "kept": "kept, share of the patches",
 }
 
 COSTS = {

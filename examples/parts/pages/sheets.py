@@ -17,9 +17,11 @@ DOTS_PER_INCH = 140
 MAX_INCHES = 1000 / DOTS_PER_INCH
 MIN_CELL_INCHES = 0.7
 
-#: Of titles, in points; about so many characters go into an inch.
+#: Titles: their size in points, how many characters go into an inch, and how many lines they have.
 FONT_SIZE = 9
+LINE_INCHES = 1.2 * FONT_SIZE / 72
 CHARACTERS_AN_INCH = 13
+MAX_LINES = 4
 
 #: A detail shows this share of the image's width and height.
 DETAIL = 0.3
@@ -66,9 +68,16 @@ def save_sheet(
     shapes = [image.shape[1:] for image in next(iter(groups.values()))]
     ratios = [width / height if as_rows else height / width for height, width in shapes]
     ratios = [min(ratio, 1.6) for ratio in ratios]  # none may fill the sheet alone
-    label_inches = 1.5 if as_rows else 0.75
+    label_inches = 1.5 if as_rows else (MAX_LINES + 1) * LINE_INCHES
     room = MAX_INCHES / len(groups) if as_rows else (MAX_INCHES - label_inches) / (2 * sum(ratios))
     cell_inches = max(min(cell_inches, room), MIN_CELL_INCHES)
+    characters = round(CHARACTERS_AN_INCH * (label_inches if as_rows else cell_inches))
+    labels = [
+        textwrap.fill(title, characters, max_lines=MAX_LINES, placeholder=" ...")
+        for title in groups
+    ]
+    if not as_rows:
+        label_inches = (max(label.count("\n") for label in labels) + 2) * LINE_INCHES
     # Whole image and detail alternate along the scenes' axis.
     lengths = [cell_inches * ratio for ratio in ratios for _ in range(2)]
     along, across = sum(lengths), cell_inches * len(groups)
@@ -83,9 +92,7 @@ def save_sheet(
         wspace=0.02, hspace=0.02,
     )  # fmt: skip
     lines = axes if as_rows else axes.T
-    characters = round(CHARACTERS_AN_INCH * (label_inches if as_rows else cell_inches))
-    for line, (title, images) in zip(lines, groups.items(), strict=True):
-        label = textwrap.fill(title, characters, max_lines=4, placeholder=" ...")
+    for line, label, images in zip(lines, labels, groups.values(), strict=True):
         place = {"x": -0.05, "y": 0.5, "ha": "right", "va": "center"}
         if not as_rows:
             place = {"x": 0.5, "y": 1.04, "ha": "center", "va": "bottom"}
