@@ -116,7 +116,7 @@ class EmbeddedFusionModel(FixedBuffers):
 
     @property
     def text_direction(self) -> Tensor:
-        """The vector for a network that is to know the objective: (D,) of one, (N, D) of several.
+        """The vector for a network that is to know the objective, (D,), or (N, D) of several.
 
         Float32 unit vectors without gradient, each entry in [-1, 1] and about 1 / sqrt(D) large;
         zero where the sentence has no effect. Halfway between both directions, it is where the

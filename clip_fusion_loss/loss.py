@@ -24,7 +24,7 @@ class FusionLossTerms(NamedTuple):
     """The parts of the loss, unweighted, each () or, with ``reduction="none"``, (B,)."""
 
     total: Tensor
-    """The weighted sum: what `LanguageDrivenFusionLoss` returns."""
+    """The weighted sum, which `LanguageDrivenFusionLoss` returns."""
     direction: Tensor
     """Direction loss of the whole fused image."""
     patch: Tensor

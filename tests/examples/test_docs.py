@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import vgg19
 
-from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss
+from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss, __version__
 from clip_fusion_loss.options import OPTIONS
 from conftest import build_clip
 from parts.networks.densefuse import DenseFuse
@@ -155,6 +155,14 @@ def test_table_of_constructors_is_what_they_build(stand_ins):
         if len({repr(getattr(criterion, name)) for criterion in criteria}) > 1
     }
     assert differ <= set(rows), "the page says that all other options are the same"
+
+
+def test_the_front_page_leads_to_every_page_and_names_the_version():
+    front = (ROOT / "docs" / "index.md").read_text()
+    others = {page.name for page in PAGES} - {"README.md", "index.md"}
+    assert others <= set(re.findall(r"\]\(([\w.]+)", front))
+    assert others == {f"{name}.md" for name in re.findall(r"^(\w+)$", front, re.MULTILINE)}
+    assert f"Version {__version__}," in front
 
 
 def test_the_readme_has_the_results_of_the_page():

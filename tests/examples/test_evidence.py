@@ -19,7 +19,7 @@ from parts.measuring.baselines import average, clahe, laplacian_pyramid, matched
 from parts.measuring.comparing import gains, wins
 from parts.measuring.metrics import average_gradient
 from parts.measuring.trials import Bench, Trial
-from parts.pages import peers, steering
+from parts.pages import peers, sheets, steering
 from parts.pages.ablation import FULL
 from parts.pages.embedding_space import save_embedding_space
 from parts.pages.tables import table
@@ -74,6 +74,15 @@ def test_the_page(tmp_path, folder, monkeypatch):
     ):  # fmt: skip
         assert f"(images/{name})" in page
         assert read_image(tmp_path / "page" / "images" / name).shape[2] > 300
+    assert page.index("(images/embedding-space.png)") < page.index("| sentence | to reach |")
+    gallery = (tmp_path / "page" / "gallery.md").read_text(encoding="utf-8")
+    assert (
+        "+0 %, sharpness (AG) +0 %. This CLIP does not know: dancing, elephant, purple." in gallery
+    )
+    pictures = re.findall(r"\((images/.+?)\)", gallery)
+    assert len(set(pictures)) == 1 + len(steering.WANTED)
+    for name in pictures:
+        assert read_image(tmp_path / "page" / name).shape[2] > 600
 
     monkeypatch.setattr(Bench, "_train", None)  # nothing is trained twice
     assert run(tmp_path, folder) == page
@@ -281,6 +290,15 @@ def test_wins_against_a_filter():
     row = dict.fromkeys(("EN", "SD", "SF", "AG"), 2.0) | {"mean": 9.0, "layout": 1.0}
     other = dict.fromkeys(row, 1.0) | {"AG": 1.999, "SF": 3.0}
     assert wins([row], [other]) == [2]
+
+
+@pytest.mark.parametrize(("as_rows", "groups"), [(True, 10), (False, 5)])
+def test_sheets_are_at_most_as_tall_as_a_screen(tmp_path, as_rows, groups):
+    images = [torch.zeros(1, 48, 64, dtype=torch.uint8)] * 3
+    named = {f"{number}, a title of several lines " * 3: images for number in range(groups)}
+    windows = [sheets.salient_window(image, image) for image in images]
+    sheets.save_sheet(named, windows, tmp_path / "sheet.png", as_rows=as_rows)
+    assert 900 < read_image(tmp_path / "sheet.png").shape[1] <= 1000
 
 
 def test_embedding_space(tmp_path):

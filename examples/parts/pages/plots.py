@@ -10,6 +10,12 @@ from matplotlib.figure import Figure
 from parts.files import written_whole
 from parts.pages.sheets import DOTS_PER_INCH
 
+#: Titles of panels; all other terms are as the loss returns them, unweighted.
+TERMS = {
+    "total": "total, the weighted sum",
+    "kept": "kept, share of the patches",
+}
+
 COSTS = {
     "patches": "patches an image",
     "batch": "images a step",
@@ -20,18 +26,25 @@ COSTS = {
 def save_loss_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """Write a panel a loss term and in it a line a run; faint is each step, bold their mean."""
     terms = list(next(iter(histories.values())))
-    figure = Figure(figsize=(3 * len(terms), 3.4), dpi=DOTS_PER_INCH, layout="constrained")
-    panels = figure.subplots(1, len(terms), squeeze=False)[0]
-    for panel, term in zip(panels, terms, strict=True):
+    columns = min(3, len(terms))
+    rows = -(-len(terms) // columns)
+    figure = Figure(figsize=(9, 3 * rows + 1), dpi=DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, term in zip(panels, terms, strict=False):
         for number, history in enumerate(histories.values()):
             values = np.asarray(history[term])
             panel.plot(values, color=f"C{number}", alpha=0.2, linewidth=0.8)
-            panel.plot(*running_mean(values), color=f"C{number}")
-        panel.set_title(term)
+            panel.plot(*running_mean(values), color=f"C{number}", linewidth=2)
+        panel.set_title(TERMS.get(term, f"{term}, unweighted"))
         panel.set_xlabel("step")
-    bold_lines = panels[0].lines[1::2]
-    labels = [textwrap.shorten(f'"{prompt}"', 100) for prompt in histories]
-    legend = figure.legend(bold_lines, labels, loc="outside lower center")
+        panel.grid(alpha=0.3)
+    for panel in panels:  # those left over
+        panel.set_axis_off()
+    bold_lines = figure.axes[0].lines[1::2]
+    labels = [textwrap.shorten(title, 100, placeholder=" ...") for title in histories]
+    legend = figure.legend(
+        bold_lines, labels, loc="outside lower center", title="faint: each step; bold: their mean"
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     with written_whole(path) as temporary:

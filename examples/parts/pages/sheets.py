@@ -13,6 +13,16 @@ from parts.files import written_whole
 
 DOTS_PER_INCH = 140
 
+#: A sheet is at most as tall as a screen, 1000 pixels, unless its images would be mere specks.
+MAX_INCHES = 1000 / DOTS_PER_INCH
+MIN_CELL_INCHES = 0.7
+
+#: Titles: their size in points, how many characters go into an inch, and how many lines they have.
+FONT_SIZE = 9
+LINE_INCHES = 1.2 * FONT_SIZE / 72
+CHARACTERS_AN_INCH = 13
+MAX_LINES = 4
+
 #: A detail shows this share of the image's width and height.
 DETAIL = 0.3
 
@@ -52,34 +62,43 @@ def save_sheet(
         windows: the detail of each scene; it is framed in the whole image, and lies below it, or to
             its right if `as_rows`.
         path: where to.
-        cell_inches: width of a column, or height of a row.
+        cell_inches: width of a column, or height of a row; less where the sheet would become
+            taller than a screen.
     """
     shapes = [image.shape[1:] for image in next(iter(groups.values()))]
+    ratios = [width / height if as_rows else height / width for height, width in shapes]
+    ratios = [min(ratio, 1.6) for ratio in ratios]  # none may fill the sheet alone
+    label_inches = 1.5 if as_rows else (MAX_LINES + 1) * LINE_INCHES
+    room = MAX_INCHES / len(groups) if as_rows else (MAX_INCHES - label_inches) / (2 * sum(ratios))
+    cell_inches = max(min(cell_inches, room), MIN_CELL_INCHES)
+    characters = round(CHARACTERS_AN_INCH * (label_inches if as_rows else cell_inches))
+    labels = [
+        textwrap.fill(title, characters, max_lines=MAX_LINES, placeholder=" ...")
+        for title in groups
+    ]
+    if not as_rows:
+        label_inches = (max(label.count("\n") for label in labels) + 2) * LINE_INCHES
     # Whole image and detail alternate along the scenes' axis.
-    lengths: list[float] = []
-    for height, width in shapes:
-        ratio = width / height if as_rows else height / width
-        ratio = min(ratio, 1.6)  # none may fill the sheet alone
-        lengths += 2 * [cell_inches * ratio]
-    label_inches = 1.5 if as_rows else 0.75
+    lengths = [cell_inches * ratio for ratio in ratios for _ in range(2)]
     along, across = sum(lengths), cell_inches * len(groups)
     size = (along + label_inches, across) if as_rows else (across, along + label_inches)
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
     shape = (len(groups), len(lengths)) if as_rows else (len(lengths), len(groups))
-    ratios = {"width_ratios" if as_rows else "height_ratios": lengths}
-    axes = figure.subplots(*shape, squeeze=False, **ratios)
+    cells = {"width_ratios" if as_rows else "height_ratios": lengths}
+    axes = figure.subplots(*shape, squeeze=False, **cells)
     edge = label_inches / size[0] if as_rows else 1 - label_inches / size[1]
     figure.subplots_adjust(
         left=edge if as_rows else 0, right=1, bottom=0, top=1 if as_rows else edge,
         wspace=0.02, hspace=0.02,
     )  # fmt: skip
     lines = axes if as_rows else axes.T
-    for line, (title, images) in zip(lines, groups.items(), strict=True):
-        label = textwrap.fill(textwrap.shorten(title, 150), 20 if as_rows else 30)
+    for line, label, images in zip(lines, labels, groups.values(), strict=True):
         place = {"x": -0.05, "y": 0.5, "ha": "right", "va": "center"}
         if not as_rows:
             place = {"x": 0.5, "y": 1.04, "ha": "center", "va": "bottom"}
-        line[0].text(**place, s=label, transform=line[0].transAxes, fontsize=9, parse_math=False)
+        line[0].text(
+            **place, s=label, transform=line[0].transAxes, fontsize=FONT_SIZE, parse_math=False
+        )
         for whole, detail, image, window in zip(
             line[::2], line[1::2], images, windows, strict=True
         ):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clip_fusion_loss import FrozenCLIP, FusionObjective
+from clip_fusion_loss import FusionObjective
 from parts.data.images import luminance, to_8bit
 from parts.measuring.baselines import average
 from parts.measuring.comparing import (
@@ -20,6 +20,7 @@ from parts.measuring.comparing import (
 from parts.measuring.trials import BRIGHTNESS, LAYOUT, Bench, Trial
 from parts.pages import sheets
 from parts.pages.embedding_space import save_embedding_space
+from parts.pages.gallery import save_gallery, unknown_words
 from parts.pages.shown import picture, shown_groups
 from parts.pages.tables import table
 
@@ -84,9 +85,13 @@ def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
     parts = ["## What a sentence does"]
     parts += picture(bench, trials, folder / "images" / "steering.jpg")
     if bench.shown:
+        parts.append("[One larger picture a sentence](gallery.md).")
+        spoken = {prompt: trials[f'"{prompt}"'] for prompt in WANTED}
+        save_gallery(bench, {NO_LANGUAGE: trials[NO_LANGUAGE]}, spoken, seeds, folder)
         front_page = {name: trials[name] for name in (f'"{Trial.prompt}"', '"a dark image"')}
         columns, windows = shown_groups(bench, front_page, FRONT_PAGE)
         sheets.save_sheet(columns, windows, folder / "images" / "prompts.jpg")
+    parts += in_clips_space(bench, base, trials, seeds[0], folder)
     parts += [
         "Does it do what it says? Change against no language:",
         verdicts(bench, trials, seeds),
@@ -103,23 +108,32 @@ def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
         }
         parts += [f"{name}, measures:", table(rows)]
         parts += [f"{name}, change against no language in percent:", table(changed, digits=0)]
-    unknown = unknown_words(bench.encoder)
+    unknown = unknown_words(bench.encoder, list(WANTED))
     if unknown:
         parts.append("Words that this CLIP does not know: " + ", ".join(unknown) + ".")
+    return "\n\n".join(parts)
+
+
+def in_clips_space(
+    bench: Bench, base: Trial, trials: Mapping[str, Trial], seed: int, folder: Path
+) -> list[str]:
+    """Draw where the objective points and where the images went; returns the Markdown for it."""
     named = {name: trials[name] for name in (*list(trials)[:2], '"a dark image"')}
+    for trial in named.values():  # nobody may have asked for these yet
+        bench.run(replace(trial, seed=seed))
     save_embedding_space(
         bench.encoder,
         FusionObjective(base.prompt),
         [to_8bit(luminance(pair.visible)) for pair in bench.test],
         [to_8bit(luminance(pair.infrared)) for pair in bench.test],
-        {name: bench.images(replace(trial, seed=seeds[0])) for name, trial in named.items()},
+        {name: bench.images(replace(trial, seed=seed)) for name, trial in named.items()},
         folder / "images" / "embedding-space.png",
     )
-    parts += [
-        "The same in CLIP's space: where the objective points, and where the images went.",
+    return [
+        "The same in CLIP's space. Read it upwards: the higher fused images lie above both "
+        "sources, the further they went where the paper's sentence points.",
         "![Texts and images in a plane of the embedding space](images/embedding-space.png)",
     ]
-    return "\n\n".join(parts)
 
 
 def parts_of(bench: Bench) -> list[tuple[str, str]]:
@@ -131,7 +145,7 @@ def verdicts(bench: Bench, trials: Mapping[str, Trial], seeds: Sequence[int]) ->
     """A Markdown table: the change that each sentence is to make, and those that were measured."""
     sets = parts_of(bench)
     header = "| sentence | to reach | " + " | ".join(f"{name} | seeds" for _, name in sets) + " |"
-    lines = [header, "|---" * (2 + 2 * len(sets)) + "|"]
+    lines = [header, "|---|" + "---:|" * (1 + 2 * len(sets))]
     silent = {part: over_seeds(bench, trials[NO_LANGUAGE], seeds, part) for part, _ in sets}
     for prompt, wanted in WANTED.items():
         rows = {part: over_seeds(bench, trials[f'"{prompt}"'], seeds, part) for part, _ in sets}
@@ -172,9 +186,3 @@ def order(bench: Bench, trials: Mapping[str, Trial], seeds: Sequence[int]) -> st
             f"{min(layouts):.2f} (at least {WANTED_LAYOUT} is wanted)."
         )
     return "\n\n".join(sentences)
-
-
-def unknown_words(encoder: FrozenCLIP) -> list[str]:
-    known = encoder.vocabulary
-    words = {word for prompt in WANTED for word in prompt.split()}
-    return [] if known is None else sorted(words - known)

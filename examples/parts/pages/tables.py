@@ -19,7 +19,7 @@ def text_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 def table(rows: Mapping[str, Sequence[Mapping[str, float]]], digits: int | None = None) -> str:
     """A Markdown table: the mean of each group of rows, and half of its range where it has one."""
     names = list(next(iter(rows.values()))[0])
-    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     for label, group in rows.items():
         cells = [cell([row[name] for row in group], digits) for name in names]
         lines.append(f"| {label} | {' | '.join(cells)} |")

@@ -1,0 +1,66 @@
+"""How Sphinx builds the documentation: `sphinx-build -W --keep-going -n docs site`."""
+
+import re
+
+from clip_fusion_loss import __version__
+
+project = "clip_fusion_loss"
+author = "The clip_fusion_loss authors"
+project_copyright = f"{author}, MIT license"
+release = version = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["layout.css"]
+html_show_sourcelink = False
+smartquotes_action = "D"  # dashes only: sentences are quoted as a program has them
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#b34700", "color-brand-content": "#b34700"},
+    "dark_css_variables": {"color-brand-primary": "#ffa657", "color-brand-content": "#ffa657"},
+}
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+copybutton_prompt_text = ">>> "
+
+# Links such as results.md#what-a-sentence-does work on GitHub and here.
+myst_heading_anchors = 4
+
+autodoc_default_options = {"members": True}
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+
+# Single backticks in docstrings: a link where the package documents that name, else code.
+default_role = "py:obj"
+# Names of other packages lead nowhere: the site is built without a network.
+nitpick_ignore_regex = [
+    ("py:obj", r".*"),
+    ("py:class", r"Tensor|clip_fusion_loss\.presets\.Loss"),
+    ("py:.*", r"(torch|nn|np|typing|collections|pathlib)\..*"),
+]
+
+
+def markdown_to_rest(app, what, name, obj, options, lines):
+    """Indented blocks behind an empty line are code, and names in backticks have plurals."""
+    text = re.sub(r"^Example:$", ".. rubric:: Example", "\n".join(lines), flags=re.MULTILINE)
+    text = re.sub(r"\n\n(?= {4,}\S)(?<!::\n\n)", "\n\n::\n\n", text)
+    text = re.sub(r"(`[^`\n]+`)(?=[a-z])", r"\1\\ ", text)  # `FusionObjective`s
+    lines[:] = text.splitlines()
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", markdown_to_rest, priority=400)  # before napoleon
