@@ -1,10 +1,7 @@
 import pytest
 import torch
 
-from parts.data.pairs import Pair
 from parts.networks.densefuse import DenseFuse
-from parts.networks.fusing import fuse
-from parts.networks.residual import AverageResidual
 
 
 @pytest.fixture
@@ -61,28 +58,3 @@ def test_averages_and_cuts_as_the_port_does(network):
 def test_refuses_what_it_cannot_fuse(network, visible, infrared, message):
     with pytest.raises(ValueError, match=message):
         network(torch.rand(visible), torch.rand(infrared))
-
-
-def test_residual_is_bounded_and_starts_near_the_average(network):
-    visible, infrared = torch.rand(2, 4, 1, 32, 32)
-    fused = AverageResidual(network)(visible, infrared)
-    torch.testing.assert_close(fused, (visible + infrared) / 2, atol=0.1, rtol=0)
-    black, white = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
-    for source in (black, white):
-        fused = AverageResidual(network)(source, source)
-        assert ((fused > 0) & (fused < 1)).all()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("strip_pixels", [1, 37 * 5, 37 * 16])
-def test_fusing_in_strips_equals_fusing_at_once(network, channels, strip_pixels):
-    visible = torch.randint(256, (channels, 50, 37), dtype=torch.uint8)
-    infrared = torch.randint(256, (1, 50, 37), dtype=torch.uint8)
-    pair = Pair("scene", visible, infrared)
-    residual = AverageResidual(network)
-    options = {"reach": DenseFuse.REACH, "device": torch.device("cpu")}
-    whole = fuse(residual, pair, **options)
-    strips = fuse(residual, pair, **options, strip_pixels=strip_pixels)
-    assert whole.shape == (1, 50, 37)
-    assert (whole.int() - strips.int()).abs().max() <= 1  # one at most: rounding to 8 bits
-    assert (whole == strips).float().mean() > 0.99

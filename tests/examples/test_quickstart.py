@@ -11,15 +11,8 @@ from PIL import Image
 
 import quickstart
 from clip_fusion_loss import FrozenCLIP, __version__
-from parts.data.default_pairs import choose_pairs, rendered_pairs
 from parts.data.images import read_image
-from parts.data.pairs import Pair
-from parts.files import written_whole
-from parts.losses import language
 from parts.losses.language import build_criterion, load_clip
-from parts.networks.densefuse import DenseFuse
-from parts.networks.residual import AverageResidual
-from parts.pages import plots, sheets, tables
 from parts.training import short
 
 METRICS = ["EN", "SD", "SF", "AG", "MI", "SCD", "SSIM", "Qabf"]
@@ -160,13 +153,6 @@ def test_images_of_a_user(tmp_path, user_folder, capsys):
     assert "unequal.png: is 64 x 64 pixels" in capsys.readouterr().err
 
 
-def test_a_large_folder_is_not_taken_whole_without_a_word(user_folder, capsys):
-    assert [pair.name for pair in choose_pairs(user_folder, limit=1)] == ["colour"]
-    assert "at most 1 pairs are taken" in capsys.readouterr().err
-    assert len(choose_pairs(user_folder, limit=10)) == 2
-    assert "--max-pairs" not in capsys.readouterr().err
-
-
 def test_the_same_seed_gives_the_same_images(tmp_path, user_folder):
     same = ["--pairs", str(user_folder), "--prompt", "a dark image"]
     results = [
@@ -238,125 +224,10 @@ def test_an_unknown_word_is_a_note(tmp_path, capsys):
     assert ".py" not in next(line for line in printed.splitlines() if "xylophone" in line)
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("ViT-B-32-quickgelu/openai", ("ViT-B-32-quickgelu", "openai")),
-        ("hf-hub:someone/clip", ("hf-hub:someone/clip",)),
-        ("local-dir:/models/clip", ("local-dir:/models/clip",)),
-        (__file__, ("ViT-B-32-quickgelu", Path(__file__))),
-    ],
-)
-def test_names_of_encoders(monkeypatch, name, arguments):
-    def give_back(*received):
-        raise ValueError(received)
-
-    monkeypatch.setattr(language.FrozenCLIP, "from_pretrained", give_back)
-    with pytest.raises(ValueError, match=re.escape(str(arguments))):
-        build_criterion(name, torch.Generator())
-
-
-def test_rendered_pairs_are_always_the_same():
-    first, second = rendered_pairs(2), rendered_pairs(2)
-    assert [pair.name for pair in first] == ["scene_01", "scene_02"]
-    assert first[0].visible.dtype == torch.uint8
-    assert torch.equal(first[1].infrared, second[1].infrared)
-
-
 def test_folder_names_are_safe_and_unique():
     assert quickstart.folder_name(1, "A/../b: c?") == "01-a-b-c"
     assert quickstart.folder_name(2, "清晰的图像") == "02"
     assert len(quickstart.folder_name(3, "word " * 100)) <= 43
-
-
-def test_crops_show_the_same_place_of_both_images():
-    image = torch.randint(256, (1, 130, 150), dtype=torch.uint8)
-    pairs = [Pair("scene", image, 255 - image)]
-    visible, infrared = short.random_crops(pairs, torch.Generator().manual_seed(0))
-    assert visible.shape == (short.BATCH_SIZE, 1, short.CROP_SIDE, short.CROP_SIDE)
-    torch.testing.assert_close(visible + infrared, torch.ones_like(visible))
-    assert not torch.equal(visible[0], visible[1])
-
-
-def test_crops_shrink_to_the_smallest_image():
-    pairs = [
-        Pair("grey", *torch.zeros(2, 1, 40, 300, dtype=torch.uint8)),
-        Pair("colour", torch.zeros(3, 300, 40, dtype=torch.uint8), torch.zeros(1, 300, 40)),
-    ]
-    visible, _ = short.random_crops(pairs, torch.Generator().manual_seed(0))
-    assert visible.shape == (short.BATCH_SIZE, 1, 40, 40)
-
-
-def test_training_lowers_the_loss():
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    criterion = build_criterion("tiny", generator)
-    history = short.train(
-        AverageResidual(DenseFuse()),
-        criterion,
-        rendered_pairs(1),
-        steps=40,
-        seed=0,
-        device=torch.device("cpu"),
-    )
-    assert list(history) == ["total", "direction", "patch", "similarity", "regularizer", "kept"]
-    assert np.mean(history["direction"][-10:]) < np.mean(history["direction"][:10]) - 0.05
-
-
-def test_odd_prompts_in_pictures(tmp_path):
-    grey = torch.zeros(1, 20, 30, dtype=torch.uint8)
-    titles = ["100 $ and $x^{", "_hidden", "a long prompt " * 20]
-    window = sheets.salient_window(grey, grey)
-    for name, as_rows in (("columns", False), ("rows", True)):
-        groups = {title: [grey, grey] for title in titles}
-        sheets.save_sheet(groups, [window] * 2, tmp_path / f"{name}.png", as_rows=as_rows)
-    history = {"total": [3.0, 2.0, 1.0], "kept": [0.0, 1.0, 1.0]}
-    plots.save_loss_curves(dict.fromkeys(titles, history), tmp_path / "curves.png")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "columns.png",
-        "curves.png",
-        "rows.png",
-    ]
-
-
-def test_the_detail_shows_the_warm_target():
-    random = torch.Generator().manual_seed(0)
-    visible = torch.randint(100, 120, (1, 90, 120), generator=random, dtype=torch.uint8)
-    infrared = visible.clone()
-    infrared[:, 40:50, 70:76] = 255
-    infrared[:, :3] = 255  # a frame
-    rows, columns = sheets.salient_window(visible, infrared)
-    assert rows.start <= 40
-    assert rows.stop >= 50
-    assert columns.start <= 70
-    assert columns.stop >= 76
-    assert (rows.stop - rows.start, columns.stop - columns.start) == (27, 36)
-
-
-def test_table_lines_up():
-    rows = {"average": {"EN": 6.0, "SD": 30.0}, '"x"': {"EN": 7.0, "SD": 1.0}}
-    assert tables.text_table(rows).split("\n") == [
-        "             EN      SD",
-        "average   6.000  30.000",
-        '"x"       7.000   1.000',
-    ]
-
-
-def test_running_mean():
-    positions, means = plots.running_mean(np.arange(60.0))
-    assert len(means) == 55
-    np.testing.assert_allclose(positions, means)
-
-
-def test_an_interrupted_file_is_not_written(tmp_path):
-    def write_half():
-        with written_whole(tmp_path / "a.txt") as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

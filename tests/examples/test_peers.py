@@ -1,0 +1,83 @@
+"""The tables of published methods beside ours."""
+
+import json
+import re
+
+import pytest
+import torch
+from drawn import draw_pairs
+from PIL import Image
+
+from clip_fusion_loss import FrozenCLIP
+from parts.measuring.baselines import average, maximum
+from parts.measuring.trials import Bench, Trial
+from parts.pages import peers
+
+
+@pytest.fixture
+def bench(tmp_path):
+    pairs = draw_pairs(3)
+    cpu = torch.device("cpu")
+    return Bench(FrozenCLIP.tiny(), pairs[:2], pairs[1:], pairs[:1], tmp_path / "runs", cpu)
+
+
+def save_grey(image, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image[0].numpy()).save(path)
+
+
+def pretend_training(bench, trial):
+    """Leave behind what a training does, of average images."""
+    folder = bench.folder / trial.key
+    content = {}
+    for part, title in (("test", "{:03d}"), ("shown", "shown_{}")):
+        images = [average(pair) for pair in getattr(bench, part)]
+        for index, image in enumerate(images):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(folder / f"{title.format(index)}.png")
+        content[part] = bench.measure(images, part)
+    (folder / "metrics.json").write_text(json.dumps(content))
+
+
+def test_published_methods_beside_ours(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(Bench, "_train", pretend_training)
+    bench.published = tmp_path / "peers"
+    made = {
+        "set/Plain": average, "set/Both": maximum, "set-clamp/Both": average,
+        "set/DenseFuse-TF": maximum, "set/Missing": None,
+    }  # fmt: skip
+    for method, fusion in made.items():
+        for pair in [*bench.test, *bench.shown]:
+            if fusion is not None or pair is bench.test[0]:
+                image = (fusion or average)(pair)
+                save_grey(image, bench.published / method / f"{pair.name}.png")
+    section = peers.peers(bench, Trial(), range(1), tmp_path)
+    first, second = section.split("test, with stretched contrast:")
+    rows = re.findall(r"^\| (\w.+?) \| (.*) \|$", first, re.MULTILINE)
+    titles = [title for title, _ in rows]
+    ours = [title for title in titles if title.startswith("DenseFuse, ")]
+    assert titles == ["average", "maximum", "Laplacian pyramid", "Both", "Plain", *ours]
+    cells = dict(rows)
+    assert cells["Plain"] == cells["Both"]  # of which the unstretched one counts
+    assert cells["Plain"].split(" | ")[:8] == [
+        cell.strip("*") for cell in cells["average"].split(" | ")[:8]
+    ]
+    assert "Missing" not in section
+    assert "| Both | " in second
+    assert "| DenseFuse-TF | " in second
+    assert "(images/peers.jpg)" in section
+    bench.published = None
+    assert "Plain" not in peers.peers(bench, Trial(), range(1), tmp_path)
+
+
+def test_ranks_of_measures():
+    def row(en, sd):
+        return {"EN": en, "SD": sd, "mean": 100.0, "layout": 1.0}
+
+    lines = peers.ranked({"a": row(3.0, 1.0), "b": row(1.0, 5.0), "c": row(2.0, 4.0)}).split("\n")
+    assert lines[0] == "| | EN | SD | rank | led in |"
+    assert lines[2:] == [
+        "| a | **3.00** | 1.000 | 2.00 | 1.000 |",
+        "| b | 1.000 | **5.00** | 2.00 | 1.000 |",
+        "| c | 2.00 | 4.00 | 2.00 | 0.000 |",
+    ]
