@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, StructureLoss
+from clip_fusion_loss import LanguageDrivenFusionLoss, StructureLoss
 from parts.command_line import (
     choose_device,
     errors_as_messages,
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write_page(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
-    encoder = FrozenCLIP.tiny() if options.encoder == "tiny" else load_clip(options.encoder)
+    encoder = load_clip(options.encoder)
     pairs = choose_pairs(options.pairs, 2 * options.max_pairs)
     shown = choose_pairs(options.show, SHOWN_PAIRS) if options.show else []
     folder = make_writable(options.out) / encoder.name.replace("/", "-")

@@ -10,13 +10,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from parts.command_line import choose_device, errors_as_messages, make_writable, progress
+from clip_fusion_loss import EmbeddedFusionModel
+from parts.command_line import (
+    choose_device,
+    errors_as_messages,
+    make_writable,
+    progress,
+    warnings_as_notes,
+    whole_number,
+)
 from parts.data.images import note_in, save_image, with_chroma_of
 from parts.data.layouts import nothing_usable, what_was_taken
 from parts.data.pairs import LAYOUTS, PairFiles, UnusablePairError, find_pairs, read_pair
 from parts.networks.catalogue import NETWORKS, PORTS
 from parts.networks.fusing import fuse_with
-from parts.training.checkpoints import load_network, load_weights
+from parts.training.checkpoints import load_checkpoint, load_weights, network_of
+from parts.training.sentences import MOST_STEPS, told_by_folder
 
 OVERVIEW = """\
 Fuse folders of image pairs with a network that train.py has trained, or with published weights.
@@ -27,6 +36,11 @@ resolution and with the colours of the visible image. One pair is in memory at a
 An interrupted run goes on where it was: images in OUT that were fused from the same pairs with the
 same weights are left alone. If OUT holds others of these names, nothing is fused; --overwrite
 replaces them.
+
+A network of train.py --prompts makes what a sentence says, one of the training or another:
+--prompt "a dark image" writes to OUT/a-dark-image/, and repeated to a folder for each sentence.
+--blend A B STEPS goes from one sentence to another, with a folder for each step, named by the
+share of B in percent: OUT/A_B/000/ to OUT/A_B/100/.
 """
 
 
@@ -47,12 +61,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--network", choices=[*NETWORKS, *PORTS], help="what the --weights are of")
     add("--pairs", required=True, type=Path, metavar="DIR", help="images, laid out as shown below")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the fused images")
+    add("--prompt", action="append", metavar="TEXT", help="what to make; repeat it")
+    add("--blend", nargs=3, metavar=("A", "B", "STEPS"), help="from a sentence to another")
+    add("--encoder", help="embeds new sentences (default: as --encoder of train.py was)")
     add("--grey", action="store_true", help="leave out the colours of the visible image")
     add("--overwrite", action="store_true", help="replace what was fused otherwise")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     options = parser.parse_args(arguments)
     if (options.weights is None) != (options.network is None):
         parser.error("--weights and --network go together")
+    if options.blend:
+        try:
+            options.blend[2] = whole_number(options.blend[2], minimum=2)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --blend: STEPS {error}")
+        if options.blend[2] > MOST_STEPS:
+            parser.error(f"argument --blend: STEPS must be at most {MOST_STEPS}")
     return options
 
 
@@ -64,8 +88,8 @@ def fuse_folder(options: argparse.Namespace) -> None:
             otherwise; single bad pairs are named and skipped.
     """
     device = choose_device(options.device)
-    network = open_network(options)
-    method = identity(network, options)
+    with warnings_as_notes():
+        networks = open_networks(options)
     found, skipped = find_pairs(options.pairs)
     for item in skipped:
         print(f"skipped {item}", file=sys.stderr)
@@ -73,10 +97,13 @@ def fuse_folder(options: argparse.Namespace) -> None:
         raise nothing_usable(options.pairs, found, skipped)
     print(what_was_taken(options.pairs, found), file=sys.stderr)
     out = make_writable(options.out)
-    left = still_to_fuse(found, out, method, options.overwrite)
-    network.to(device)
+    left = []
+    for folder, network in networks.items():
+        method = identity(network, options)
+        those = still_to_fuse(found, out / folder, method, options.overwrite)
+        left += [(files, network.to(device), out / folder, method) for files in those]
     written = 0
-    for files in progress(left, "fusing", "pair", keep=True):
+    for files, network, folder, method in progress(left, "fusing", "image", keep=True):
         try:
             pair = read_pair(files)
             fused = fuse_with(network, pair, device)
@@ -87,9 +114,9 @@ def fuse_folder(options: argparse.Namespace) -> None:
             tqdm.write(f"skipped {files.visible}: cannot be fused: {reason}", file=sys.stderr)
         else:
             image = fused if options.grey else with_chroma_of(pair.visible, fused)
-            save_image(image, target(out, files), note(method, files))
+            save_image(image, target(folder, files), note(method, files))
             written += 1
-    there, bad = len(found) - len(left), len(left) - written
+    there, bad = len(networks) * len(found) - len(left), len(left) - written
     print(f"{written} fused, {there} there already, {bad} unusable; see {out}")
     if written + there == 0:
         raise ValueError(f"no pair of {options.pairs} could be fused; the reasons are above")
@@ -142,9 +169,39 @@ def note(method: str, files: PairFiles) -> str:
     return f"fused by {digest.hexdigest()}"
 
 
-def open_network(options: argparse.Namespace) -> nn.Module:
-    if options.checkpoint is not None:
-        return load_network(options.checkpoint)
+def open_networks(options: argparse.Namespace) -> dict[str, nn.Module]:
+    """What to fuse with, by the folder below --out; of a network of one task that is --out."""
+    if options.checkpoint is None:
+        check_sentences(options, None)
+        return {"": open_weights(options)}
+    checkpoint = load_checkpoint(options.checkpoint)
+    bank = checkpoint.bank
+    check_sentences(options, bank)
+    network = network_of(checkpoint)
+    if bank is None:
+        return {"": network}
+    encoder = options.encoder or checkpoint.encoder
+    return told_by_folder(network, options.prompt or [], options.blend, bank, encoder)
+
+
+def check_sentences(options: argparse.Namespace, bank: EmbeddedFusionModel | None) -> None:
+    """Raise a ValueError unless sentences come just where the network, of `bank`, takes any."""
+    source = options.checkpoint or options.weights
+    asked = [name for name in ("prompt", "blend", "encoder") if getattr(options, name)]
+    if bank is None and asked:
+        raise ValueError(
+            f"--{asked[0]} is for a network that was trained with train.py --prompts, got "
+            f"{source}, which takes no sentence; leave out --{asked[0]}, or train one"
+        )
+    if bank is not None and not (options.prompt or options.blend):
+        example = bank.objectives[0].fused[0]
+        raise ValueError(
+            f"--prompt or --blend must say what to make, got neither for {source}, which was "
+            f'trained for {len(bank)} sentences; pass, say, --prompt "{example}"'
+        )
+
+
+def open_weights(options: argparse.Namespace) -> nn.Module:
     network, by_order = load_weights(options.weights, options.network)
     if by_order:
         print(

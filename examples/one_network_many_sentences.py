@@ -1,6 +1,7 @@
 """Train one network for many sentences, and tell it only at fusing time what to make."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,16 +11,17 @@ from torch import Tensor
 
 from clip_fusion_loss import FusionObjective
 from parts.command_line import (
+    Parser,
+    add_option,
     choose_device,
     errors_as_messages,
     make_writable,
     warnings_as_notes,
-    whole_number,
 )
 from parts.data.default_pairs import choose_pairs
 from parts.data.images import luminance, to_8bit
 from parts.data.pairs import LAYOUTS, spread
-from parts.losses.language import ENCODERS, build_criterion
+from parts.losses.language import build_criterion
 from parts.networks.conditioned import Conditioned, told
 from parts.networks.densefuse import DenseFuse
 from parts.networks.fusing import fuse_with
@@ -50,6 +52,9 @@ PROMPTS = (
 SHEET_ROWS = 3
 BLEND_STEPS = 7
 
+#: As wide as the lines of a title.
+CELL_INCHES = 2.2
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
@@ -58,33 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=OVERVIEW, epilog=LAYOUTS, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    shown = "(default: %(default)s)"
-    add("--pairs", type=Path, metavar="DIR", help="your images (default: five TNO pairs)")
-    add("--max-pairs", type=whole_number, default=200, metavar="N", help=f"at most N {shown}")
-    add("--prompt", action="append", metavar="TEXT", help="repeat it (default: six sentences)")
+    parser = Parser(OVERVIEW, LAYOUTS)
+    add = partial(add_option, parser)
+    add("--pairs", " (default: five pairs of the TNO Image Fusion Dataset, A. Toet, CC BY 4.0)")
+    add("--max-pairs", default=200)
+    add("--prompt", " for more sentences (default: six)")
     add(
         "--blend",
+        "from one sentence to the other, which need not be trained ones (default: dark to bright)",
         nargs=2,
         default=("a dark image", "a bright image"),
         metavar=("A", "B"),
-        help="from one sentence to the other, which need not be trained ones "
-        "(default: dark to bright)",
     )
-    add(
-        "--out",
-        type=Path,
-        default=Path("many_sentences_output"),
-        metavar="DIR",
-        help=f"folder for the results {shown}",
-    )
-    add("--steps", type=whole_number, default=400, metavar="N", help=f"of training {shown}")
-    add("--seed", type=partial(whole_number, minimum=0), default=0, metavar="N", help=shown)
-    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--encoder", default="tiny", help=f"the CLIP that judges: {ENCODERS} {shown}")
+    add("--out", default=Path("many_sentences_output"))
+    add("--steps", "; more show more", default=400)
+    add("--seed", ": the start of the network, the crops, the patches and who draws which sentence")
+    add("--device")
+    add("--encoder", "; all but the first are slow without a GPU")
     return parser.parse_args(arguments)
 
 
@@ -92,12 +87,17 @@ def run(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     pairs = choose_pairs(options.pairs, options.max_pairs)
     generator = torch.Generator().manual_seed(options.seed)
+    print(f"loading the CLIP {options.encoder}", file=sys.stderr, flush=True)
     prompts = list(dict.fromkeys(options.prompt or PROMPTS))
     with warnings_as_notes():
         criterion = build_criterion(options.encoder, generator).to(device)
         bank = criterion.embed(prompts)
         ends = criterion.embed(options.blend).text_direction
     out = make_writable(options.out)
+    print(
+        f"{len(pairs)} pairs, one training of {options.steps} steps for {len(prompts)} sentences "
+        f"on {device}"
+    )
 
     torch.manual_seed(options.seed)
     network = Conditioned(AverageResidual(DenseFuse()), bank.text_direction.shape[1]).to(device)
@@ -112,6 +112,7 @@ def run(options: argparse.Namespace) -> None:
         title=f"training for {len(prompts)} sentences",
     )
 
+    print("fusing and drawing the sheets", file=sys.stderr, flush=True)
     shown = [pairs[index] for index in spread(len(pairs), SHEET_ROWS)]
     greys = [to_8bit(luminance(pair.visible)) for pair in shown]
 
@@ -124,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
     windows = [
         sheets.salient_window(grey, pair.infrared) for grey, pair in zip(greys, shown, strict=True)
     ]
-    sheets.save_sheet(columns, windows, out / "sentences.png", cell_inches=1.7)
+    sheets.save_sheet(columns, windows, out / "sentences.png", cell_inches=CELL_INCHES)
 
     strip = {}
     for step in range(BLEND_STEPS):
@@ -132,7 +133,7 @@ def run(options: argparse.Namespace) -> None:
         title = options.blend[round(share)] if share in (0, 1) else f"{share:.0%}"
         strip[title] = fused(torch.lerp(*ends, share))[:1]
         print(f"{title}: mean grey level {strip[title][0].float().mean().item():.0f}")
-    sheets.save_sheet(strip, windows[:1], out / "blend.png", cell_inches=1.7)
+    sheets.save_sheet(strip, windows[:1], out / "blend.png", cell_inches=CELL_INCHES)
     for name in ("sentences.png", "blend.png"):
         print(out / name)
 

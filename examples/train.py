@@ -5,7 +5,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,11 @@ from parts.losses.combined import NetworkWithLosses, OriginalLoss
 from parts.losses.language import CHECKPOINT_MODEL, REGULARIZERS, build_criterion
 from parts.losses.original import ReconstructionLoss, SwinFusionLoss, U2FusionLoss, VGGInformation
 from parts.networks.catalogue import NETWORKS
+from parts.networks.conditioned import Conditioned
 from parts.training.checkpoints import Checkpoint, load_checkpoint
+from parts.training.drawn_sentences import DrawnSentences
 from parts.training.processes import Processes, joined_processes, stop_on_request
+from parts.training.sentences import read_sentences
 from parts.training.trainer import CHECKPOINT, LOG, Plan, Trainer
 
 OVERVIEW = f"""\
@@ -54,6 +57,7 @@ examples:
       --crop 96 --batch 4 --patches 8
   python examples/train.py --network swinfusion --pairs DIR --out runs/both --loss both \\
       --original-weight 0.1 --encoder {CHECKPOINT_MODEL}/openai
+  python examples/train.py --network densefuse --pairs DIR --out runs/any --prompts sentences.txt
   torchrun --nproc-per-node 4 examples/train.py @examples/ldfusion_recipe.txt --pairs DIR \\
       --batch 4 --out runs/ldfusion
 
@@ -67,7 +71,7 @@ A word @FILE stands for the options in that file. Those that come later win.
 FREE_OPTIONS = {
     *("pairs", "max_pairs", "out", "resume", "device", "workers", "epochs", "steps", "batch"),
     *("accumulate", "save_every", "sample_every", "encoder", "vgg16", "vgg19", "prompt"),
-    *("visible_text", "infrared_text", "objective"),
+    *("visible_text", "infrared_text", "objective", "prompts"),
 }
 WEIGHTS = ("direction_weight", "patch_weight", "similarity_weight", "regularizer_weight")
 
@@ -101,6 +105,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     add = partial(add_option, parser.add_argument_group("what to strive for"))
     add("--prompt", f" for an ensemble (default: {FusionObjective().fused[0]})")
+    add(
+        "--prompts",
+        "one network for many sentences, a line each, to be told at fusing time which to follow; "
+        "`2.5 | a dark image` is drawn 2.5 times as often as others; lines with # are comments",
+        type=Path,
+    )
     add("--visible-text", "what the visible image is", action="append", metavar="TEXT")
     add("--infrared-text", "what the infrared image is", action="append", metavar="TEXT")
     add(
@@ -192,6 +202,7 @@ def prepare(options: argparse.Namespace, processes: Processes) -> Trainer:
     Raises:
         OSError, ValueError: if that cannot be done; the message says why.
     """
+    sentences = sentences_to_draw(options)
     out = make_writable(options.out)
     checkpoint = processes.share(lambda: find_checkpoint(out, options.resume))
     pairs = load_pairs(options, processes)
@@ -199,23 +210,28 @@ def prepare(options: argparse.Namespace, processes: Processes) -> Trainer:
     network = NETWORKS[options.network]()
     generator = torch.Generator()
     with warnings_as_notes():
-        combined = combine(options, network, generator).to(processes.device)
+        combined = combine(options, network, generator, sentences).to(processes.device)
     crops = Crops(
         pairs, options.crop, options.crops_per_pair, augment=options.augment, seed=options.seed
     )
     global_batch = options.batch * options.accumulate * processes.world
     settings = {name: value for name, value in vars(options).items() if name not in FREE_OPTIONS}
     settings |= {"number of pairs": len(pairs), "global batch": global_batch}
-    if combined.language is not None:
-        texts = asdict(combined.language.objective)
+    language = combined.language
+    if isinstance(language, DrawnSentences):
+        language = language.criterion
+    if language is not None:
+        texts = asdict(language.objective)
         settings |= {role: list(texts[role]) for role in texts}
-        settings["encoder"] = combined.language.encoder.fingerprint
+        settings["encoder"] = language.encoder.fingerprint
+    if sentences:
+        settings["fused"] = [f"{weight} | {sentence}" for sentence, weight in sentences.items()]
     steps = options.steps or math.ceil(options.epochs * crops.epoch_size / global_batch)
     named = {f.name: getattr(options, f.name) for f in fields(Plan) if hasattr(options, f.name)}
     plan = Plan(**named | {"settings": settings, "steps": steps})
     # The step sets the rate; RMSProp and Adam otherwise have PyTorch's defaults, as the paper has.
     optimizer_class = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}[options.optimizer]
-    optimizer = optimizer_class(network.parameters(), lr=options.rate)
+    optimizer = optimizer_class(combined.network.parameters(), lr=options.rate)
     trainer = Trainer(plan, combined, optimizer, crops, processes, generator)
     if checkpoint is not None:
         trainer.resume(checkpoint)
@@ -262,9 +278,12 @@ def load_pairs(options: argparse.Namespace, processes: Processes) -> PairFolder:
 
 
 def combine(
-    options: argparse.Namespace, network: nn.Module, generator: torch.Generator
+    options: argparse.Namespace,
+    network: nn.Module,
+    generator: torch.Generator,
+    sentences: Mapping[str, float],
 ) -> NetworkWithLosses:
-    """The network with the losses that are asked for."""
+    """The network with the losses that are asked for, and told `sentences` if there are any."""
     language = original = None
     original_weight = options.original_weight
     if options.loss != "original":
@@ -278,6 +297,10 @@ def combine(
             num_patches=options.patches,
             **{name: getattr(options, name) for name in WEIGHTS},
         )
+    if sentences:
+        bank = language.embed(list(sentences))
+        told = Conditioned(network, bank.text_direction.shape[1])
+        network = language = DrawnSentences(told, language, bank, list(sentences.values()))
     if options.loss != "language":
         original = build_original(options)
     if options.reconstruction_epochs > 0:
@@ -296,6 +319,37 @@ def combine(
     )
 
 
+def sentences_to_draw(options: argparse.Namespace) -> dict[str, float]:
+    """Those of --prompts with their weights, or none.
+
+    Raises:
+        OSError, ValueError: the file is wrong, or another option does not go with it.
+    """
+    if options.prompts is None:
+        return {}
+    if options.prompt:
+        raise ValueError(
+            f"--prompts must come without --prompt, got {options.prompt[0]!r} beside the file "
+            f"{options.prompts}; write the sentence into the file"
+        )
+    if options.loss == "original":
+        raise ValueError(
+            "--prompts must come with --loss language or both, got original, which follows no "
+            "sentence"
+        )
+    if options.network == "densefuse" and options.loss == "both":
+        raise ValueError(
+            "--prompts with densefuse must come with --loss language, got both: its original "
+            "loss reconstructs single images, of which no sentence speaks"
+        )
+    if options.reconstruction_epochs > 0:
+        raise ValueError(
+            "--prompts must come without --reconstruction-epochs, got "
+            f"{options.reconstruction_epochs:g}: of single images no sentence speaks"
+        )
+    return read_sentences(options.prompts)
+
+
 def read_objective(options: argparse.Namespace) -> FusionObjective:
     """The texts of the file, if there is one, with those of the command line in their stead."""
     said = {"fused": options.prompt, "visible": options.visible_text}
@@ -305,6 +359,8 @@ def read_objective(options: argparse.Namespace) -> FusionObjective:
         return FusionObjective(**said)
     try:
         texts = dict(json.loads(options.objective.read_text("utf-8")))
+        if options.prompts and "fused" in texts:
+            raise ValueError("`fused` must be left out beside --prompts, which says it instead")
         return FusionObjective(**texts | said)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--objective {options.objective}, see --help: {error}") from error

@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 
 import fuse
+from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP, FusionObjective
 from parts.data.images import luminance, note_in, read_image, save_image, to_8bit
 from parts.data.pairs import Pair, find_pairs, read_pair
 from parts.networks import fusing
 from parts.networks.catalogue import NETWORKS
+from parts.networks.conditioned import Conditioned, told
 from parts.networks.u2fusion import U2Fusion
 from parts.training.checkpoints import Checkpoint, load_network, save_checkpoint
 
@@ -226,6 +228,90 @@ def test_notes_stay_out_of_the_picture(tmp_path):
     save_image(image, tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"no image")
     assert note_in(tmp_path / "b.png") is note_in(tmp_path / "c.png") is None
+
+
+@pytest.fixture
+def told_checkpoint(tmp_path):
+    """A network that was trained for two sentences, with random weights."""
+    texts = ("a dark image", "a bright image")
+    bank = EmbeddedFusionModel([FusionObjective(text) for text in texts], FrozenCLIP.tiny())
+    torch.manual_seed(0)
+    network = Conditioned(NETWORKS["densefuse"](), bank.text_direction.shape[1])
+    torch.nn.init.normal_(network.modulation[-1].weight, std=0.05)
+    torch.nn.init.constant_(network.network.decoder[-1].convolution.bias, 0.4)
+    checkpoint = Checkpoint("densefuse", {}, 1, network.state_dict(), {}, {}, bank, "tiny")
+    save_checkpoint(checkpoint, tmp_path / "told.pt")
+    return tmp_path / "told.pt"
+
+
+def test_each_sentence_gets_a_folder(tmp_path, folder, told_checkpoint, monkeypatch, capsys):
+    out = tmp_path / "fused"
+    known = ["--grey", "--prompt", "a dark image", "--prompt", "a bright image"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenCLIP, "tiny", None)  # known sentences need no CLIP
+        run_fuse(told_checkpoint, folder, out, *known)
+    assert "4 fused, 0 there already, 2 unusable" in capsys.readouterr().out
+    options = [*known, "--prompt", "a zebra", "--blend", "a dark image", "a bright image", "3"]
+    run_fuse(told_checkpoint, folder, out, *options)
+    printed = capsys.readouterr()
+    assert "8 fused, 4 there already, 6 unusable" in printed.out
+    assert "note: the model 'tiny' was not trained on 'zebra'" in printed.err
+    blend = "a-dark-image_a-bright-image"
+    steps = [f"{blend}/{share}" for share in ("000", "050", "100")]
+    written = {path.parent.relative_to(out).as_posix() for path in out.rglob("colour.png")}
+    assert written == {"a-dark-image", "a-bright-image", "a-zebra", *steps}
+
+    bank = EmbeddedFusionModel(
+        [FusionObjective("a dark image"), FusionObjective("a bright image")], FrozenCLIP.tiny()
+    )
+    pair = read_pair(next(files for files in find_pairs(folder)[0] if files.name == "colour"))
+    network = load_network(told_checkpoint)
+    images = {name: read_image(out / name / "colour.png") for name in written}
+    dark, bright = bank.text_direction
+    for name, vector in {
+        "a-dark-image": dark, "a-bright-image": bright, f"{blend}/050": dark + bright,
+    }.items():  # fmt: skip
+        expected = fusing.fuse_with(told(network, vector), pair, CPU)
+        assert (images[name].int() - expected.int()).abs().max() <= 1
+    assert torch.equal(images["a-dark-image"], images[f"{blend}/000"])
+    assert not torch.equal(images["a-dark-image"], images["a-bright-image"])
+
+
+def test_images_of_another_sentence_are_not_taken_for_done(tmp_path, folder, told_checkpoint):
+    out = tmp_path / "fused"
+    run_fuse(told_checkpoint, folder, out, "--prompt", "a dark image")
+    (out / "a-dark-image").rename(out / "a-bright-image")
+    with pytest.raises(SystemExit, match="holds 2 images, such as"):
+        run_fuse(told_checkpoint, folder, out, "--prompt", "a bright image")
+
+
+def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told_checkpoint):
+    dark = ["--prompt", "a dark image"]
+    out = tmp_path / "fused"
+    for trained, options, message in (
+        (checkpoint, dark, "--prompt is for a network that was .* --prompts, got .*checkpoint.pt"),
+        (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
+        (checkpoint, ["--encoder", "tiny"], "--encoder is for a network"),
+        (told_checkpoint, [], "--prompt or --blend must say what to make, got neither .*told.pt"),
+        (told_checkpoint, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be tiny, whi"),
+    ):
+        with pytest.raises(SystemExit, match=f"fuse: error: {message}"):
+            run_fuse(trained, folder, out, *options)
+    weights = tmp_path / "weights.pt"
+    torch.save(NETWORKS["densefuse"]().state_dict(), weights)
+    arguments = ["--weights", weights, "--network", "densefuse", "--pairs", folder, "--out", out]
+    with pytest.raises(SystemExit, match="--prompt is for a network .* got .*weights.pt"):
+        fuse.main([*map(str, arguments), *dark])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("steps", "message"), [("1", "from 2"), ("x", "from 2"), ("102", "101")])
+def test_blends_of_too_few_or_many_steps(checkpoint, folder, tmp_path, capsys, steps, message):
+    with pytest.raises(SystemExit):
+        run_fuse(checkpoint, folder, tmp_path, "--blend", "a", "b", steps)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "argument --blend: STEPS must be" in said
+    assert message in said
 
 
 def test_help(capsys):

@@ -35,13 +35,30 @@ def test_each_image_is_judged_by_the_sentence_its_network_was_told():
     _, visible, infrared = draw_images(4)
     both = DrawnSentences(Network(), criterion, bank)
     torch.manual_seed(0)
-    indices = torch.randint(3, (4,))
-    assert len(set(indices.tolist())) > 1
-    torch.manual_seed(0)
     fused = both(visible, infrared)
+    indices = (told[0] @ bank.text_direction.T).argmax(1)
+    assert len(set(indices.tolist())) > 1
     torch.testing.assert_close(told[0], bank.text_direction[indices])
     expected = criterion.terms(fused, visible, infrared, objectives=bank[indices])
     torch.testing.assert_close(both.terms(fused, visible, infrared), expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"), [(None, (1 / 3, 1 / 3, 1 / 3)), ([1e6, 5e5, 0.5], (2 / 3, 1 / 3, 0))]
+)
+def test_sentences_are_drawn_by_weight(weights, expected):
+    criterion = LanguageDrivenFusionLoss.tiny()
+    bank = criterion.embed(["a dark image", "a bright image", "a blurry image"])
+    told = []
+    network = lambda visible, infrared, vectors: told.append(vectors)  # noqa: E731
+    drawn = DrawnSentences(torch.nn.Module(), criterion, bank, weights)
+    drawn.network.forward = network
+    torch.manual_seed(0)
+    drawn(*torch.zeros(2, 4000, 1, 1, 1))
+    indices = (told[0] @ bank.text_direction.T).argmax(1)
+    frequencies = torch.bincount(indices, minlength=3) / 4000
+    # Four standard deviations of a share of 4000.
+    torch.testing.assert_close(frequencies, torch.tensor(expected), rtol=0, atol=0.03)
 
 
 def test_training_trains_what_takes_the_vector():
@@ -60,6 +77,7 @@ def test_the_program(tmp_path, capsys):
     options += ["--prompt", "a dark image", "--prompt", "a bright image"]
     one_network_many_sentences.main([str(option) for option in options])
     said = capsys.readouterr().out.splitlines()
+    assert said.pop(0) == "2 pairs, one training of 1 steps for 2 sentences on cpu"
     assert [line.split(":")[0] for line in said[:7]] == [
         "a dark image", "17%", "33%", "50%", "67%", "83%", "a bright image",
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from parts.losses.original import (
     U2FusionLoss,
     U2FusionTerms,
 )
+from parts.training.drawn_sentences import DrawnSentences
 
 OriginalLoss = ReconstructionLoss | SwinFusionLoss | U2FusionLoss
 TERMS = {
@@ -32,7 +33,7 @@ class NetworkWithLosses(nn.Module):
 
     Args:
         network: called as ``network(visible, infrared)``.
-        language: the language-driven loss, or None.
+        language: the language-driven loss, or None. `DrawnSentences` is both network and loss.
         original: the loss the network came with, or None. A `ReconstructionLoss` compares
             single images with what encoder and decoder make of them; others judge fused images.
         language_weight, original_weight: the weights of the two.
@@ -47,7 +48,7 @@ class NetworkWithLosses(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        language: LanguageDrivenFusionLoss | None,
+        language: LanguageDrivenFusionLoss | DrawnSentences | None,
         original: OriginalLoss | None,
         *,
         language_weight: float = 1.0,

@@ -41,7 +41,7 @@ def build_criterion(
     """The loss with the CLIP that `encoder` names, drawing its patches from `generator`.
 
     Args:
-        encoder: tiny or what `load_clip` takes.
+        encoder: what `load_clip` takes.
         generator, objective: of the loss.
         regularizer: one of `REGULARIZERS`.
         vgg19: weights of the regularizer vgg; None downloads them.
@@ -64,6 +64,8 @@ def build_criterion(
 
 def load_clip(name: str) -> FrozenCLIP:
     """The CLIP of that name, as `ENCODERS` says; raises likewise."""
+    if name == "tiny":
+        return FrozenCLIP.tiny()
     if name.startswith(("local-dir:", "hf-hub:")) or Path(name).is_dir():
         return FrozenCLIP.from_pretrained(name)
     if Path(name).is_file():

@@ -93,9 +93,9 @@ class _Told(nn.Module):
     def __init__(self, network: Conditioned, vector: Tensor) -> None:
         super().__init__()
         self.network = network
-        self.vector = vector
+        self.register_buffer("vector", vector)
         if hasattr(network, "REACH"):
             self.REACH = network.REACH
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        return self.network(visible, infrared, self.vector.to(visible.device))
+        return self.network(visible, infrared, self.vector)

@@ -1,5 +1,6 @@
 """What a training leaves behind: everything to go on with it, and to fuse images."""
 
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from clip_fusion_loss import EmbeddedFusionModel
 from parts.files import written_whole
 from parts.networks.catalogue import NETWORKS, PORTS
+from parts.networks.conditioned import Conditioned
 
 FORMAT = "clip_fusion_loss example checkpoint 1"
 
@@ -25,12 +28,19 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
+    bank: EmbeddedFusionModel | None = None
+    """The sentences, if the network takes one as an input."""
+    encoder: str | None = None
+    """The CLIP that the loss had, as --encoder named it, to embed further sentences with."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write it, replacing an older one only when the new one is complete."""
+    content = {"format": FORMAT, **checkpoint._asdict()}
+    if checkpoint.bank is not None:
+        content["bank"] = _packed(checkpoint.bank)
     with written_whole(path) as temporary:
-        torch.save({"format": FORMAT, **checkpoint._asdict()}, temporary)
+        torch.save(content, temporary)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -46,6 +56,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise ValueError("it has another format")
+        if content.get("bank") is not None:
+            content["bank"] = _unpacked(content["bank"])
         checkpoint = Checkpoint(**content)
     except Exception as error:  # a foreign file makes unpickling raise nearly anything
         raise ValueError(f"{path} is no checkpoint of train.py: {error}") from error
@@ -58,10 +70,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def load_network(path: Path) -> nn.Module:
     """The trained network of a checkpoint, on the CPU and ready to fuse; raises likewise."""
-    checkpoint = load_checkpoint(path)
+    return network_of(load_checkpoint(path))
+
+
+def network_of(checkpoint: Checkpoint) -> nn.Module:
+    """The trained network, on the CPU and ready to fuse; `Conditioned` if there is a bank."""
     network = NETWORKS[checkpoint.network]()
+    if checkpoint.bank is not None:
+        network = Conditioned(network, checkpoint.bank.text_direction.shape[-1])
     network.load_state_dict(checkpoint.weights)
     return network.eval()
+
+
+def _packed(bank: EmbeddedFusionModel) -> Tensor:
+    """The file that `bank.save` writes, as bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        bank.save(Path(folder) / "bank")
+        return torch.frombuffer(bytearray((Path(folder) / "bank").read_bytes()), dtype=torch.uint8)
+
+
+def _unpacked(content: Tensor) -> EmbeddedFusionModel:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank"
+        path.write_bytes(content.numpy().tobytes())
+        return EmbeddedFusionModel.load(path)
 
 
 def load_weights(path: Path, name: str) -> tuple[nn.Module, bool]:

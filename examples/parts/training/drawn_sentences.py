@@ -1,10 +1,13 @@
 """One training for many sentences: each image of a batch draws its own."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from clip_fusion_loss import EmbeddedFusionModel, FusionLossTerms, LanguageDrivenFusionLoss
-from parts.networks.conditioned import Conditioned
+from parts.data.pairs import spread
+from parts.networks.conditioned import Conditioned, told
 
 
 class DrawnSentences(nn.Module):
@@ -17,21 +20,38 @@ class DrawnSentences(nn.Module):
     Args:
         network: trained; called with the vector of each image's sentence.
         criterion: the loss.
-        bank: the sentences to draw from, evenly, made by ``criterion.embed(sentences)``.
+        bank: the sentences to draw from, made by ``criterion.embed(sentences)``.
+        weights: how often each is drawn, relative to the others; None: evenly.
     """
 
     def __init__(
-        self, network: Conditioned, criterion: LanguageDrivenFusionLoss, bank: EmbeddedFusionModel
+        self,
+        network: Conditioned,
+        criterion: LanguageDrivenFusionLoss,
+        bank: EmbeddedFusionModel,
+        weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.criterion = criterion
         self.bank = bank
+        # No buffer: the host draws, so that no device is waited for.
+        self._weights = torch.tensor(weights or [1.0] * len(bank), dtype=torch.float64)
         self._drawn: EmbeddedFusionModel | None = None
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        self._drawn = self.bank[torch.randint(len(self.bank), (len(visible),))]
+        rows = torch.multinomial(self._weights, len(visible), replacement=True)
+        self._drawn = self.bank[rows]
         return self.network(visible, infrared, self._drawn.text_direction)
 
     def terms(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> FusionLossTerms:
         return self.criterion.terms(fused, visible, infrared, objectives=self._drawn)
+
+    def told_some(self, count: int) -> dict[str, nn.Module]:
+        """The network as told some of the sentences, at most `count`, each quoted."""
+        return {
+            f'"{self.bank.objectives[row].fused[0]}"': told(
+                self.network, self.bank.text_direction[row]
+            )
+            for row in spread(len(self.bank), count)
+        }

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from parts.command_line import progress
@@ -22,6 +22,7 @@ from parts.losses.combined import NetworkWithLosses
 from parts.networks.fusing import fuse_with
 from parts.pages import sheets
 from parts.training.checkpoints import Checkpoint, save_checkpoint
+from parts.training.drawn_sentences import DrawnSentences
 from parts.training.processes import Processes
 from parts.training.schedule import learning_rate_factor
 from parts.training.step import TrainingStep
@@ -29,6 +30,7 @@ from parts.training.step import TrainingStep
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
 SAMPLED_PAIRS = 3
+SAMPLED_SENTENCES = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Plan:
     steps: int
     """When to end, counted from the very beginning."""
     batch: int
+    encoder: str = "tiny"
     accumulate: int = 1
     rate: float = 5e-4
     warmup_epochs: float = 1.0
@@ -81,6 +84,17 @@ class Trainer:
         """Steps done."""
         return self.take_step.done
 
+    @property
+    def drawn(self) -> DrawnSentences | None:
+        """What draws the sentences, of a network that takes one as an input."""
+        network = self.combined.network
+        return network if isinstance(network, DrawnSentences) else None
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained and saved."""
+        return self.drawn.network if self.drawn else self.combined.network
+
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on where the checkpoint was written.
 
@@ -96,7 +110,7 @@ class Trainer:
             raise ValueError(
                 f"cannot resume {self.plan.out} with other settings: {'; '.join(changed)}"
             )
-        self.combined.network.load_state_dict(checkpoint.weights)
+        self.network.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.take_step.scaler.load_state_dict(checkpoint.scaler)
         self.take_step.done = checkpoint.step
@@ -209,9 +223,11 @@ class Trainer:
             self.plan.network,
             self.plan.settings,
             self.step,
-            self.combined.network.state_dict(),
+            self.network.state_dict(),
             self.optimizer.state_dict(),
             self.take_step.scaler.state_dict(),
+            self.drawn.bank if self.drawn else None,
+            self.plan.encoder if self.drawn else None,
         )
         save_checkpoint(checkpoint, self.plan.out / CHECKPOINT)
 
@@ -219,16 +235,18 @@ class Trainer:
         """Pictures of a few pairs, fused with the network as it is now."""
         if not self.processes.is_first:
             return
-        network, pairs = self.combined.network, self.crops.pairs
+        pairs = self.crops.pairs
         shown = [pairs[index] for index in spread(len(pairs), SAMPLED_PAIRS)]
         columns = {
             "infrared": [pair.infrared for pair in shown],
             "visible": [pair.visible for pair in shown],
-            f"fused after {self.step} steps": [
+        }
+        told = self.drawn.told_some(SAMPLED_SENTENCES) if self.drawn else {"": self.network}
+        for sentence, network in told.items():
+            columns[f"{sentence} fused after {self.step} steps".strip()] = [
                 with_chroma_of(pair.visible, fuse_with(network, pair, self.processes.device))
                 for pair in shown
-            ],
-        }
+            ]
         path = self.plan.out / "samples" / f"step_{self.step:07d}.png"
         windows = [
             sheets.salient_window(to_8bit(luminance(pair.visible)), pair.infrared) for pair in shown

@@ -1,0 +1,144 @@
+"""The sentences of one network: from the file that lists them to vectors at fusing time."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from clip_fusion_loss import EmbeddedFusionModel
+from parts.losses.language import load_clip
+from parts.networks.conditioned import Conditioned, told
+
+HEAVIEST = 1e6
+
+#: Of a blend: beyond it two steps would have one percentage, and so one folder.
+MOST_STEPS = 101
+
+
+def read_sentences(path: Path) -> dict[str, float]:
+    """The file of train.py's --prompts: each sentence, and how often it is drawn.
+
+    A sentence a line. Before it may stand a weight from above 0 to `HEAVIEST` and a bar, as in
+    ``2.5 | a dark image``; without them the weight is 1. Empty lines and lines that begin with #
+    say nothing.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, holds no sentence, or a line is otherwise.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise OSError(f"--prompts {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts {path} must be text in UTF-8: {error}; save it so") from error
+    sentences: dict[str, float] = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        place = f"--prompts {path}, line {number}"
+        weight, bar, sentence = line.partition("|")
+        if not bar:
+            weight, sentence = "1", line
+        sentence = sentence.strip()
+        if not sentence:
+            raise ValueError(f"{place}: a sentence must follow the bar, got {line!r}")
+        if sentence in sentences:
+            raise ValueError(
+                f"{place}: each sentence must stand once, got {sentence!r} again; "
+                "one to be drawn more often has a weight, as in 2.5 | a dark image"
+            )
+        sentences[sentence] = _weight(weight.strip(), place)
+    if not sentences:
+        raise ValueError(
+            f"--prompts {path} must hold a sentence a line, got none; write at least one, "
+            "such as: a dark image"
+        )
+    return sentences
+
+
+def _weight(text: str, place: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight <= HEAVIEST:
+        raise ValueError(
+            f"{place}: before a bar must stand a weight above 0 and up to {HEAVIEST:.0f}, got "
+            f"{text!r}; write 2.5 | a dark image, or the sentence alone"
+        )
+    return weight
+
+
+def vectors_of(texts: Iterable[str], bank: EmbeddedFusionModel, encoder: str) -> dict[str, Tensor]:
+    """The (D,) direction of each text, as a network that was trained with `bank` takes it.
+
+    Args:
+        texts: those of the bank are looked up; others have its source texts.
+        bank: what the network was trained for.
+        encoder: the CLIP of the training, as `load_clip` takes it; loaded for new texts only.
+
+    Raises:
+        OSError, ValueError: there is no such CLIP, or it is another one; a text is unusable.
+    """
+    known = {
+        objective.fused: vector
+        for objective, vector in zip(bank.objectives, bank.text_direction, strict=True)
+    }
+    wanted = [(text,) for text in dict.fromkeys(texts)]
+    new = [text for text in wanted if text not in known]
+    if new:
+        clip = load_clip(encoder)
+        try:
+            bank.check_encoder(clip)
+        except ValueError as error:
+            raise ValueError(
+                f"--encoder must be the CLIP that the network was trained with, "
+                f"{bank.encoder_name!r}, got {encoder} with other weights or another text tower; "
+                "name the file or model of the training"
+            ) from error
+        objectives = [replace(bank.objectives[0], fused=text) for text in new]
+        embedded = EmbeddedFusionModel(objectives, clip).text_direction
+        known |= dict(zip(new, embedded, strict=True))
+    return {text: known[text,] for (text,) in wanted}
+
+
+def told_by_folder(
+    network: Conditioned,
+    prompts: Sequence[str],
+    blend: tuple[str, str, int] | None,
+    bank: EmbeddedFusionModel,
+    encoder: str,
+) -> dict[str, nn.Module]:
+    """`network` as told each of the sentences, by the folder for what it fuses.
+
+    Args:
+        network: trained with `bank`.
+        prompts: a folder each.
+        blend: from one sentence to another in 2 to `MOST_STEPS` steps: a folder for each, named by
+            the share of the second in percent.
+        bank, encoder: as in `vectors_of`, which says what is raised.
+    """
+    ends = blend[:2] if blend else ()
+    vectors = vectors_of([*prompts, *ends], bank, encoder)
+    by_folder = {folder_name(text): vectors[text] for text in prompts}
+    if blend:
+        first, second, steps = *ends, blend[2]
+        folder = f"{folder_name(first)}_{folder_name(second)}"
+        for step in range(steps):
+            share = step / (steps - 1)
+            vector = torch.lerp(vectors[first], vectors[second], share)
+            by_folder[f"{folder}/{round(100 * share):03d}"] = vector
+    return {folder: told(network, vector) for folder, vector in by_folder.items()}
+
+
+def folder_name(sentence: str) -> str:
+    """A readable folder for a sentence: a-dark-image; with a digest where words are lost."""
+    words = re.sub(r"[^a-z0-9]+", "-", sentence.lower())[:40].strip("-")
+    if words.replace("-", " ") == sentence:
+        return words
+    return f"{words}-{hashlib.sha256(sentence.encode()).hexdigest()[:8]}".strip("-")
