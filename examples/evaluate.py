@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from parts.command_line import errors_as_messages, progress
+from parts.command_line import Parser, add_option, errors_as_messages, progress
 from parts.data.decoding import READABLE
 from parts.data.images import luminance, read_image, to_8bit
 from parts.data.layouts import nothing_usable, what_was_taken
@@ -87,33 +88,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=OVERVIEW,
-        epilog=DEFINITIONS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    parser = Parser(OVERVIEW, DEFINITIONS)
+    add = partial(add_option, parser)
     add(
         "--fused",
+        "folders of fused images, one for each method",
         required=True,
         type=Path,
         nargs="+",
         metavar="FUSED",
-        help="folders of fused images, one for each method",
     )
-    add("--pairs", required=True, type=Path, metavar="DIR", help="their sources, laid out as below")
+    add("--pairs", ": the sources", required=True)
     add(
         "--vs",
+        "folder of another method; the differences of all others from it are shown with their "
+        f"{CONFIDENCE:.0%} intervals".replace("%", "%%"),
         type=Path,
         metavar="FUSED",
-        help="folder of another method; the differences of all others from it are shown with their "
-        f"{CONFIDENCE:.0%} intervals".replace("%", "%%"),
     )
     add(
         "--per-image",
+        "write the figures of every image there, as .csv or .json",
         type=table_file,
         metavar="FILE",
-        help="write the figures of every image there, as .csv or .json",
     )
     return parser.parse_args(arguments)
 

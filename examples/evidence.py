@@ -12,6 +12,8 @@ from pathlib import Path
 
 from clip_fusion_loss import LanguageDrivenFusionLoss, StructureLoss
 from parts.command_line import (
+    Parser,
+    add_option,
     choose_device,
     errors_as_messages,
     make_writable,
@@ -43,60 +45,27 @@ SECTIONS: dict[str, Callable[[Bench, Trial, Sequence[int], Path], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=LAYOUTS, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    shown = "(default: %(default)s)"
-    add("--pairs", type=Path, required=True, metavar="DIR", help="every second pair is tested on")
-    add("--show", type=Path, metavar="DIR", help=f"{SHOWN_PAIRS} more pairs, for the pictures")
+    parser = Parser(__doc__, LAYOUTS)
+    add = partial(add_option, parser)
+    add("--pairs", "; every second pair is tested on", required=True)
+    add("--show", f"{SHOWN_PAIRS} more pairs, for the pictures", type=Path, metavar="DIR")
     add(
         "--peers",
+        "fused images of published methods, SET/METHOD/NAME.png with the names of the tested or "
+        "shown pairs; SET-clamp holds the same without a stretch of the contrast",
         type=Path,
         metavar="DIR",
-        help="fused images of published methods, SET/METHOD/NAME.png with the names of the tested "
-        "or shown pairs; SET-clamp holds the same without a stretch of the contrast",
     )
-    add("--credit", default="", metavar="TEXT", help="whose the images in the pictures are")
-    add(
-        "--out",
-        type=Path,
-        default=Path("evidence"),
-        metavar="DIR",
-        help=f"runs, kept there {shown}",
-    )
-    add(
-        "--page",
-        type=Path,
-        default=Path("docs/results.md"),
-        metavar="FILE",
-        help=f"written anew {shown}",
-    )
-    add("--encoder", default="tiny", help=f"as quickstart.py has it {shown}")
-    add(
-        "--seeds",
-        type=whole_number,
-        default=3,
-        metavar="N",
-        help=f"runs of each setting {shown}",
-    )
-    add(
-        "--steps",
-        type=whole_number,
-        default=150,
-        metavar="N",
-        help=f"of each training {shown}",
-    )
-    add(
-        "--max-pairs",
-        type=whole_number,
-        default=25,
-        metavar="N",
-        help=f"to train on, and to test {shown}",
-    )
-    add("--amp", action="store_true", help="networks are trained in bfloat16, and faster")
-    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="of the page")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--credit", "whose the images in the pictures are", metavar="TEXT")
+    add("--out", ": runs are kept there", default=Path("evidence"))
+    add("--page", "written anew", type=Path, default=Path("docs/results.md"))
+    add("--encoder")
+    add("--seeds", "runs of each setting", type=whole_number, default=3)
+    add("--steps", default=150)
+    add("--max-pairs", ", to train on, and as many to test", default=25)
+    add("--amp", choices=["bf16"])
+    add("--sections", "of the page", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    add("--device")
     options = parser.parse_args(arguments)
     with errors_as_messages("evidence"):
         write_page(options)
@@ -114,7 +83,7 @@ def write_page(options: argparse.Namespace) -> None:
     like = LanguageDrivenFusionLoss.tiny
     if options.encoder != "tiny":
         like = partial(LanguageDrivenFusionLoss, encoder=encoder, regularizer=StructureLoss())
-    base = Trial(steps=options.steps, amp=options.amp).weighted_like(like())
+    base = Trial(steps=options.steps, amp=options.amp is not None).weighted_like(like())
     seeds = range(options.seeds)
     with warnings_as_notes():
         parts = [

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 from clip_fusion_loss import EmbeddedFusionModel
 from parts.command_line import (
+    Parser,
+    add_option,
     choose_device,
     errors_as_messages,
     make_writable,
@@ -51,22 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=OVERVIEW, epilog=LAYOUTS, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    trained = parser.add_mutually_exclusive_group(required=True).add_argument
-    trained("--checkpoint", type=Path, metavar="FILE", help="written by train.py")
-    trained("--weights", type=Path, metavar="FILE", help="a state_dict from elsewhere; --network")
-    add("--network", choices=[*NETWORKS, *PORTS], help="what the --weights are of")
-    add("--pairs", required=True, type=Path, metavar="DIR", help="images, laid out as shown below")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder for the fused images")
-    add("--prompt", action="append", metavar="TEXT", help="what to make; repeat it")
-    add("--blend", nargs=3, metavar=("A", "B", "STEPS"), help="from a sentence to another")
-    add("--encoder", help="embeds new sentences (default: as --encoder of train.py was)")
-    add("--grey", action="store_true", help="leave out the colours of the visible image")
-    add("--overwrite", action="store_true", help="replace what was fused otherwise")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser = Parser(OVERVIEW, LAYOUTS)
+    trained = partial(add_option, parser.add_mutually_exclusive_group(required=True))
+    trained("--checkpoint", "written by train.py", type=Path)
+    trained("--weights", "a state_dict from elsewhere; --network", type=Path)
+    add = partial(add_option, parser)
+    add("--network", "what the --weights are of", choices=[*NETWORKS, *PORTS])
+    add("--pairs", required=True)
+    add("--out", required=True)
+    add("--prompt", " for one folder each")
+    add("--blend", "from a sentence to another", nargs=3, metavar=("A", "B", "STEPS"))
+    add("--encoder", " (default: as --encoder of train.py was)", default=None)
+    add("--grey", "leave out the colours of the visible image", action="store_true")
+    add("--overwrite", "replace what was fused otherwise", action="store_true")
+    add("--device")
     options = parser.parse_args(arguments)
     if (options.weights is None) != (options.network is None):
         parser.error("--weights and --network go together")
