@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+import one_network_many_sentences
 import quickstart
 import train
 from parts.command_line import (
@@ -16,7 +17,7 @@ from parts.command_line import (
 )
 
 
-@pytest.mark.parametrize("program", [quickstart, train])
+@pytest.mark.parametrize("program", [one_network_many_sentences, quickstart, train])
 def test_programs_ask_for_the_same_thing_in_the_same_words(program, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):

@@ -14,6 +14,7 @@ from clip_fusion_loss import EmbeddedFusionModel
 from parts.losses.language import load_clip
 from parts.networks.conditioned import Conditioned, told
 
+#: A million to one is enough, and no sum of such weights overflows.
 HEAVIEST = 1e6
 
 #: Of a blend: beyond it two steps would have one percentage, and so one folder.
