@@ -68,6 +68,9 @@ NO_LANGUAGE = "without language"
 #: Mean grey level of the fused images, beside the measures of `metrics`.
 BRIGHTNESS = "mean"
 
+#: Higher than in longer trainings: a few steps must do.
+LEARNING_RATE = 2e-3
+
 #: With fewer training steps the fused images still look like the average of their sources.
 STEPS_TO_SEE = 40
 SHEET_ROWS = 3
@@ -155,6 +158,7 @@ def quickstart(options: argparse.Namespace) -> None:
                 seed=options.seed,
                 device=device,
                 title=f"training {title}",
+                learning_rate=LEARNING_RATE,
             )
         seconds = round(time.perf_counter() - start, 1)
         folder = out / "fused" / folder_name(number, prompt or NO_LANGUAGE)
