@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True)
     add("--resume", "go on with the training in --out, if there is one", action="store_true")
 
-    add = partial(add_option, parser.add_argument_group("what to strive for"))
+    add = partial(add_option, parser.add_argument_group("objective"))
     add("--prompt", f" for an ensemble (default: {FusionObjective().fused[0]})")
     add(
         "--prompts",

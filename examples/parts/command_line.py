@@ -55,7 +55,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--encoder": {"default": "tiny", "help": f"the CLIP that judges: {ENCODERS}"},
     "--steps": {"type": whole_number, "help": "steps of a training"},
-    "--seed": {"type": natural, "default": 0, "help": "decides all chance"},
+    "--seed": {"type": natural, "default": 0, "help": "random seed"},
     "--device": {"help": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"},
     "--amp": {"choices": AMP_TYPES, "help": "mixed precision (default: float32)"},
 }

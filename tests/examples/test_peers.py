@@ -77,7 +77,19 @@ def test_ranks_of_measures():
     lines = peers.ranked({"a": row(3.0, 1.0), "b": row(1.0, 5.0), "c": row(2.0, 4.0)}).split("\n")
     assert lines[0] == "| | EN | SD | rank | led in |"
     assert lines[2:] == [
-        "| a | **3.00** | 1.000 | 2.00 | 1.000 |",
-        "| b | 1.000 | **5.00** | 2.00 | 1.000 |",
-        "| c | 2.00 | 4.00 | 2.00 | 0.000 |",
+        "| a | **3.00** | 1.000 | 2.00 | 1 |",
+        "| b | 1.000 | **5.00** | 2.00 | 1 |",
+        "| c | 2.00 | 4.00 | 2.00 | 0 |",
     ]
+
+
+def test_standing_among_published_ones():
+    rows = {
+        "weak": dict.fromkeys("abcdefgh", 1.0),
+        "strong": dict.fromkeys("abcdefgh", 3.0),
+        "ours": dict.fromkeys("abcdefgh", 2.0),
+    }
+    assert peers.standing(rows, ["weak", "strong"]) == (
+        "Among these 2 published methods the last row is second by rank (2.00), and ahead of 1 in "
+        "at least 5 measures."
+    )

@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -106,6 +106,14 @@ def nothing_usable(
     for modality, paths in sides.items():
         example = f", such as {paths[0].relative_to(root)}" if paths else ""
         lines.append(f"    taken for {modality}: {len(paths)} files{example}")
+    if not any(sides.values()):
+        folders = Counter(
+            path.parent for path in root.rglob("*") if path.suffix.lower() in READABLE
+        )
+        lines += [
+            f"    seen: {count} images in {folder.relative_to(root)}, which names no modality"
+            for folder, count in sorted(folders.items())[:6]
+        ]
     lines += [f"    skipped {item}" for item in skipped[:10]]
     if len(skipped) > 10:
         lines.append(f"    and {len(skipped) - 10} more")

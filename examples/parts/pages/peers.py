@@ -14,7 +14,7 @@ from parts.measuring.trials import BRIGHTNESS, LAYOUT, Bench, Trial
 from parts.pages import sheets
 from parts.pages.shown import PICTURED, SHOWN_INCHES, within
 from parts.pages.steering import parts_of
-from parts.pages.tables import table
+from parts.pages.tables import ordinal, table
 
 RULES = {"average": average, "maximum": maximum, "Laplacian pyramid": laplacian_pyramid}
 
@@ -35,17 +35,23 @@ UNSTRETCHED = "-clamp"
 #: Stretched by its authors' code as well, and not to be had without.
 ALWAYS_STRETCHED = ("DenseFuse-TF",)
 
+#: Measures in which to be ahead: more than half of the eight.
+MOST = 5
+
 #: Methods in the picture; the rest would be too small to see.
 PICTURED_METHODS = ("SeAFusion", "IFCNN", "DIDFuse", "TarDAL", "U2Fusion")
 
 
 def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     """Trained networks beside rules and, where their images are at hand, published methods."""
-    led = replace(base, **LEAD)
+    leading = replace(base, **LEAD)
     ours = {
         "DenseFuse, no language": (base.without_language(), seeds),
         "DenseFuse, the paper's sentence": (base, seeds),
-        f"DenseFuse, the paper's sentence, structure first, {led.steps} steps": (led, seeds[:1]),
+        f"DenseFuse, the paper's sentence, structure first, {leading.steps} steps": (
+            leading,
+            seeds[:1],
+        ),
     }
     sections = ["## Beside other fusions"]
     if bench.published is not None:
@@ -64,13 +70,17 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         plain, stretched = published_rows(bench, part)
         trained = {title: mean_of(over_seeds(bench, *of, part)) for title, of in ours.items()}
         sections += [f"{name}:", ranked(rows | plain | trained)]
+        if plain:
+            sections.append(standing(plain | trained, list(plain)))
         if stretched:
             sections += [f"{name}, with stretched contrast:", ranked(stretched | trained)]
     sections.append(
-        f"The last row has weights of its own: direction {led.direction:g}, patches {led.patch:g}, "
-        f"similarity {led.similarity:g}, `StructureLoss(window={led.window}, "
-        f"flat_energy={led.flat_energy:g}, layout_weight={led.layout_weight:g})` x "
-        f"{led.regularizer:g}; one seed. It was trained on {bench.names[0]} alone."
+        f"The last row has weights of its own: direction {leading.direction:g}, patches "
+        f"{leading.patch:g}, "
+        f"similarity {leading.similarity:g}, `StructureLoss(window={leading.window}, "
+        f"flat_energy={leading.flat_energy:g}, layout_weight={leading.layout_weight:g})` x "
+        f"{leading.regularizer:g}. Ours were trained on {bench.names[0]} alone; "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, the last row one."
     )
     return "\n\n".join(sections + picture(bench, ours, folder / "images" / "peers.jpg"))
 
@@ -107,22 +117,53 @@ def grey(path: Path) -> Tensor:
 
 def ranked(rows: Mapping[str, Row]) -> str:
     """A Markdown table with the mean rank, and in how many measures the last row is ahead."""
-    names = [name for name in next(iter(rows.values())) if name not in (BRIGHTNESS, LAYOUT)]
-    last = list(rows.values())[-1]
-    shown = {}
-    for title, row in rows.items():
-        places = [1 + sum(other[n] > row[n] for other in rows.values()) for n in names]
-        led = float(sum(last[n] > row[n] for n in names))
-        shown[title] = [
-            {n: row[n] for n in names} | {"rank": statistics.mean(places), "led in": led}
-        ]
-    lines = table(shown).split("\n")
+    names = names_of(rows)
+    lines = table({title: [{n: row[n] for n in names}] for title, row in rows.items()}).split("\n")
     for column, name in enumerate(names, 2):
         line = max(range(2, len(lines)), key=lambda i: list(rows.values())[i - 2][name])
         cells = lines[line].split("|")
         cells[column] = f" **{cells[column].strip()}** "
         lines[line] = "|".join(cells)
+    lines[0] += " rank | led in |"
+    lines[1] += "---:|---:|"
+    for line, (title, place) in enumerate(ranks(rows).items(), 2):
+        lines[line] += f" {place:.2f} | {led(rows)[title]} |"
     return "\n".join(lines)
+
+
+def names_of(rows: Mapping[str, Row]) -> list[str]:
+    """The measures that count."""
+    return [name for name in next(iter(rows.values())) if name not in (BRIGHTNESS, LAYOUT)]
+
+
+def ranks(rows: Mapping[str, Row]) -> dict[str, float]:
+    """The mean place of each row in the measures, from 1."""
+    return {
+        title: statistics.mean(
+            1 + sum(other[name] > row[name] for other in rows.values()) for name in names_of(rows)
+        )
+        for title, row in rows.items()
+    }
+
+
+def led(rows: Mapping[str, Row]) -> dict[str, int]:
+    """In how many measures the last row is ahead of each."""
+    last = list(rows.values())[-1]
+    return {
+        title: sum(last[name] > row[name] for name in names_of(rows)) for title, row in rows.items()
+    }
+
+
+def standing(rows: Mapping[str, Row], published: Sequence[str]) -> str:
+    """Where the last row stands among the published ones."""
+    own = list(rows)[-1]
+    place = ranks({name: rows[name] for name in (*published, own)})
+    ahead = sum(led(rows)[name] >= MOST for name in published)
+    better = sum(place[name] < place[own] for name in published)
+    return (
+        f"Among these {len(published)} published methods the last row is {ordinal(1 + better)} by "
+        f"rank ({place[own]:.2f}), and ahead of {ahead} in at least {MOST} measures."
+    )
 
 
 def picture(bench: Bench, ours: Mapping[str, tuple[Trial, Sequence[int]]], path: Path) -> list[str]:

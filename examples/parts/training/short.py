@@ -63,7 +63,8 @@ def train(
         schedule.step()
         for name, value in values.items():
             history.setdefault(name, []).append(value)
-        bar.set_postfix({"loss": values["total"], "kept": values.get("kept")}, refresh=False)
+        shown = ("total", "kept") if values.get("patch") else ("total",)
+        bar.set_postfix({name: values[name] for name in shown}, refresh=False)
     return history
 
 
