@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"(default: {' and '.join(map(repr, PROMPTS))})",
     )
     add("--out", default=Path("quickstart_output"))
-    add("--steps", "; more show more", default=65)
+    add("--steps", "; more show more", default=60)
     add("--seed", ": the start of the network, the crops and the patches")
     add("--device")
     add("--encoder", "; all but the first are slow without a GPU")
