@@ -60,6 +60,7 @@ mine.info("epoch 1")
 
 
 class TestLogging:
+    @pytest.mark.slow
     def test_a_process_and_its_log_are_as_without_the_loss(self, tmp_path):
         log = tmp_path / "train.log"
         command = [sys.executable, "-c", NEW_PROCESS, str(log)]

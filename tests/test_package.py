@@ -17,6 +17,7 @@ def test_public_names_are_there_and_documented():
         assert getattr(clip_fusion_loss.functional, name).__doc__
 
 
+@pytest.mark.slow
 def test_import_is_light():
     code = (
         "import sys, clip_fusion_loss;"

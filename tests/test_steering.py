@@ -312,6 +312,7 @@ class TestWithinAProgram:
             criterion(*images, objectives=objectives)
             assert reads == ["nonzero"]
 
+    @pytest.mark.slow
     def test_distributed(self, tmp_path):
         """Two processes with other texts each have the gradient of one with all of them."""
         torch.multiprocessing.spawn(train_a_part, (tmp_path,), nprocs=2)

@@ -13,6 +13,7 @@ CONFIG = {**MODEL_CONFIG, "vision_cfg": {**MODEL_CONFIG["vision_cfg"], "layers":
 
 
 # Dynamo looks at the .grad of its inputs, and silences the warning unless warnings are errors.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_tower_inside_a_compiled_step(tokenizer):
     torch.manual_seed(0)
@@ -49,6 +50,7 @@ def test_compiled_tower_inside_a_compiled_step(tokenizer):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler about this machine
 def test_compiled_training_step(encoder):
     """The whole step by the default compiler: the loss is left out of the graphs and works."""

@@ -182,6 +182,7 @@ def test_saving_where_nothing_can_be_written(path, fusion_model, tmp_path):
     assert sorted(tmp_path.iterdir()) == [folder, path]
 
 
+@pytest.mark.slow
 def test_first_use_by_several_processes_at_once(tmp_path):
     code = """
 import sys, torch

@@ -205,6 +205,7 @@ SOURCES = [name for name in ADVERSARIES if name != "far out"]  # refused as sour
 
 
 # Of the filter, that it lets too little pass.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no patch passed")
 def test_a_thousand_steps_on_adversarial_images_stay_finite(encoder):
     criteria = [

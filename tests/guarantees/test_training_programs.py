@@ -45,6 +45,7 @@ class TestParallel:
         encoder.double()
         assert len(encoder._hidden) == 1
 
+    @pytest.mark.slow
     def test_spawned_process(self, trainer, sources, tmp_path):
         expected = value_and_gradients(trainer, sources)
         trainer.zero_grad()
@@ -52,6 +53,7 @@ class TestParallel:
         actual = torch.load(tmp_path / "result", weights_only=True)
         torch.testing.assert_close(actual, expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("where", ["inside", "beside", "sharded"])
     def test_distributed(self, where, tmp_path):
         """Two processes with half a batch each have the gradient of one with all of it."""
