@@ -19,8 +19,14 @@ from tqdm import tqdm
 from parts.command_line import Parser, add_option, errors_as_messages, progress
 from parts.data.decoding import READABLE
 from parts.data.images import luminance, read_image, to_8bit
-from parts.data.layouts import nothing_usable, what_was_taken
-from parts.data.pairs import LAYOUTS, Pair, PairFiles, UnusablePairError, find_pairs, read_pair
+from parts.data.pairs import (
+    LAYOUTS,
+    Pair,
+    PairFiles,
+    UnusablePairError,
+    find_pairs_aloud,
+    read_pair,
+)
 from parts.files import written_whole
 from parts.measuring import metrics
 from parts.measuring.further import MS_SSIM_SIDE, VIF_SIDE, evaluate_further
@@ -131,12 +137,7 @@ def evaluate_folders(options: argparse.Namespace) -> None:
     folders = [*options.fused, *([] if options.vs is None else [options.vs])]
     methods = labels(folders)
     fused = [find_images(folder) for folder in folders]
-    found, skipped = find_pairs(options.pairs)
-    for item in skipped:
-        print(f"skipped {item}", file=sys.stderr)
-    if not found:
-        raise nothing_usable(options.pairs, found, skipped)
-    print(what_was_taken(options.pairs, found), file=sys.stderr)
+    found = find_pairs_aloud(options.pairs)
     common = fused_by_all(found, dict(zip(map(str, folders), fused, strict=True)))
     names, rows = [], []
     for files in progress(common, "measuring", "pair"):

@@ -23,8 +23,7 @@ from parts.command_line import (
     whole_number,
 )
 from parts.data.images import note_in, save_image, with_chroma_of
-from parts.data.layouts import nothing_usable, what_was_taken
-from parts.data.pairs import LAYOUTS, PairFiles, UnusablePairError, find_pairs, read_pair
+from parts.data.pairs import LAYOUTS, PairFiles, UnusablePairError, find_pairs_aloud, read_pair
 from parts.networks.catalogue import NETWORKS, PORTS
 from parts.networks.fusing import fuse_with
 from parts.training.checkpoints import load_checkpoint, load_weights, network_of
@@ -91,12 +90,7 @@ def fuse_folder(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     with warnings_as_notes():
         networks = open_networks(options)
-    found, skipped = find_pairs(options.pairs)
-    for item in skipped:
-        print(f"skipped {item}", file=sys.stderr)
-    if not found:
-        raise nothing_usable(options.pairs, found, skipped)
-    print(what_was_taken(options.pairs, found), file=sys.stderr)
+    found = find_pairs_aloud(options.pairs)
     out = make_writable(options.out)
     left = []
     for folder, network in networks.items():

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from parts.command_line import (
 from parts.data.default_pairs import choose_pairs
 from parts.data.images import luminance, save_image, to_8bit, with_chroma_of
 from parts.data.pairs import LAYOUTS, Pair, spread
-from parts.files import written_whole
+from parts.files import readable_name, written_whole
 from parts.losses.language import build_criterion
 from parts.measuring import metrics
 from parts.measuring.baselines import average
@@ -250,8 +249,7 @@ def fuse_all(
 
 def folder_name(number: int, prompt: str) -> str:
     """Readable, safe in any file system and, by its number, unique."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:40].strip("-")
-    return f"{number:02d}-{words}".strip("-")
+    return f"{number:02d}-{readable_name(prompt)}".strip("-")
 
 
 def save_metrics(

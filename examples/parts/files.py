@@ -1,6 +1,7 @@
 """Write files whole: nobody ever finds half a file, not even after an interrupted run."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,3 +21,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def readable_name(text: str, length: int = 40) -> str:
+    """Of `text` what is safe in the name of any file: "A dark image." -> a-dark-image."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-")

@@ -10,3 +10,18 @@ COLOUR = np.stack([GREY, GREY.T.reshape(40, 48), 255 - GREY], axis=-1)
 def write(path, image=GREY, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+
+
+def noise(seed, *size):
+    return np.random.default_rng(seed).integers(0, 256, size=size, dtype=np.uint8)
+
+
+def save_mixed_pairs(folder):
+    """A coloured pair, a grey one in a subfolder, and one whose visible image is broken."""
+    write(folder / "vi" / "colour.png", noise(0, 44, 60, 3))
+    write(folder / "ir" / "colour.png", noise(1, 44, 60))
+    write(folder / "night" / "vi" / "grey.bmp", noise(2, 50, 42))
+    write(folder / "night" / "ir" / "grey.png", noise(3, 50, 42))
+    write(folder / "ir" / "broken.png", noise(4, 44, 44))
+    (folder / "vi" / "broken.png").write_bytes(b"no image")
+    return folder

@@ -1,19 +1,14 @@
 """The page of results: its figures, what is kept of the trials, and its controls."""
 
-import json
 import re
 
 import pytest
-import torch
-from drawn import draw_pairs, save_pairs
-from PIL import Image
+from drawn import draw_pairs, pretend_training, save_pairs
 
 import evidence
-from clip_fusion_loss import FrozenCLIP
 from parts import pages
 from parts.data.images import read_image
 from parts.measuring import calibration
-from parts.measuring.baselines import average
 from parts.measuring.trials import Bench
 from parts.pages import peers, steering
 from parts.pages.ablation import FULL
@@ -29,13 +24,6 @@ def small_steps(monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_pairs(draw_pairs(4), tmp_path_factory.mktemp("pairs"))
-
-
-@pytest.fixture
-def bench(tmp_path):
-    pairs = draw_pairs(3)
-    cpu = torch.device("cpu")
-    return Bench(FrozenCLIP.tiny(), pairs[:2], pairs[1:], pairs[:1], tmp_path / "runs", cpu)
 
 
 def run(out, folder, *arguments):
@@ -88,16 +76,3 @@ def test_a_section_that_trains(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(peers, "LEAD", {"steps": 2})
     page = run(tmp_path, folder, "--sections", "peers", "--seeds", "1")
     assert "| DenseFuse, the paper's sentence | " in page
-
-
-def pretend_training(bench, trial):
-    """Leave behind what a training does, of average images."""
-    folder = bench.folder / trial.key
-    content = {}
-    for part, title in (("test", "{:03d}"), ("shown", "shown_{}")):
-        images = [average(pair) for pair in getattr(bench, part)]
-        for index, image in enumerate(images):
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[0].numpy()).save(folder / f"{title.format(index)}.png")
-        content[part] = bench.measure(images, part)
-    (folder / "metrics.json").write_text(json.dumps(content))

@@ -1,9 +1,8 @@
 """Fusing folders with a checkpoint."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_files import noise, save_mixed_pairs, write
 
 import fuse
 from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP, FusionObjective
@@ -18,26 +17,9 @@ from parts.training.checkpoints import Checkpoint, load_network, save_checkpoint
 CPU = torch.device("cpu")
 
 
-def noise(seed, *size):
-    return np.random.default_rng(seed).integers(0, 256, size=size, dtype=np.uint8)
-
-
-def write(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """A coloured pair, a grey one in a subfolder, and one whose visible image is broken."""
-    folder = tmp_path / "pairs"
-    write(folder / "vi" / "colour.png", noise(0, 44, 60, 3))
-    write(folder / "ir" / "colour.png", noise(1, 44, 60))
-    write(folder / "night" / "vi" / "grey.bmp", noise(2, 50, 42))
-    write(folder / "night" / "ir" / "grey.png", noise(3, 50, 42))
-    write(folder / "ir" / "broken.png", noise(4, 44, 44))
-    (folder / "vi" / "broken.png").write_bytes(b"no image")
-    return folder
+    return save_mixed_pairs(tmp_path / "pairs")
 
 
 def checkpoint_of(network, path, name="densefuse"):

@@ -1,14 +1,11 @@
 """The tables of published methods beside ours."""
 
-import json
 import re
 
 import pytest
-import torch
-from drawn import draw_pairs
+from drawn import make_bench, pretend_training
 from PIL import Image
 
-from clip_fusion_loss import FrozenCLIP
 from parts.measuring.baselines import average, maximum
 from parts.measuring.trials import Bench, Trial
 from parts.pages import peers
@@ -16,27 +13,12 @@ from parts.pages import peers
 
 @pytest.fixture
 def bench(tmp_path):
-    pairs = draw_pairs(3)
-    cpu = torch.device("cpu")
-    return Bench(FrozenCLIP.tiny(), pairs[:2], pairs[1:], pairs[:1], tmp_path / "runs", cpu)
+    return make_bench(tmp_path)
 
 
 def save_grey(image, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image[0].numpy()).save(path)
-
-
-def pretend_training(bench, trial):
-    """Leave behind what a training does, of average images."""
-    folder = bench.folder / trial.key
-    content = {}
-    for part, title in (("test", "{:03d}"), ("shown", "shown_{}")):
-        images = [average(pair) for pair in getattr(bench, part)]
-        for index, image in enumerate(images):
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[0].numpy()).save(folder / f"{title.format(index)}.png")
-        content[part] = bench.measure(images, part)
-    (folder / "metrics.json").write_text(json.dumps(content))
 
 
 def test_published_methods_beside_ours(bench, tmp_path, monkeypatch):

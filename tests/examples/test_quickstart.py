@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from drawn import save_users_pairs
 from PIL import Image
 
 import quickstart
@@ -31,35 +31,7 @@ def run(out, *arguments):
 
 @pytest.fixture
 def user_folder(tmp_path):
-    """A colour pair, a 16-bit pair of another size and file type, and one that does not match."""
-    random = np.random.default_rng(0)
-    folder = tmp_path / "images"
-    for name, suffix, infrared, visible in (
-        (
-            "colour",
-            "png",
-            random.integers(256, size=(70, 90)),
-            random.integers(256, size=(70, 90, 3)),
-        ),
-        (
-            "deep",
-            "tif",
-            random.integers(2**16, size=(130, 50)),
-            random.integers(256, size=(130, 50)),
-        ),
-        (
-            "unequal",
-            "png",
-            random.integers(256, size=(64, 64)),
-            random.integers(256, size=(64, 65)),
-        ),
-    ):
-        for modality, values in (("Thermal", infrared), ("RGB", visible)):
-            path = folder / modality / f"{name}.{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            depth = np.uint16 if values.max() > 255 else np.uint8
-            Image.fromarray(values.astype(depth)).save(path)
-    return folder
+    return save_users_pairs(tmp_path / "images")
 
 
 def test_without_options_it_compares_two_sentences_on_real_pairs(tmp_path, capsys):

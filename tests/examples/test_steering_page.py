@@ -1,19 +1,15 @@
 """What the page says of sentences that work in part."""
 
 import pytest
-import torch
-from drawn import draw_pairs
+from drawn import make_bench
 
-from clip_fusion_loss import FrozenCLIP
-from parts.measuring.trials import Bench, Trial
+from parts.measuring.trials import Trial
 from parts.pages import steering
 
 
 @pytest.fixture
 def bench(tmp_path):
-    pairs = draw_pairs(3)
-    cpu = torch.device("cpu")
-    return Bench(FrozenCLIP.tiny(), pairs[:2], pairs[1:], pairs[:1], tmp_path / "runs", cpu)
+    return make_bench(tmp_path)
 
 
 def test_sentences_that_work_in_part(bench, monkeypatch):

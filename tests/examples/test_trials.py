@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from drawn import draw_pairs
+from drawn import make_bench
 
-from clip_fusion_loss import FrozenCLIP
 from parts.measuring import metrics
-from parts.measuring.trials import Bench, Trial
+from parts.measuring.trials import Trial
 from parts.training import short
 
 
@@ -20,9 +19,7 @@ def small_steps(monkeypatch):
 
 @pytest.fixture
 def bench(tmp_path):
-    pairs = draw_pairs(3)
-    cpu = torch.device("cpu")
-    return Bench(FrozenCLIP.tiny(), pairs[:2], pairs[1:], pairs[:1], tmp_path / "runs", cpu)
+    return make_bench(tmp_path)
 
 
 def test_seconds_a_step_are_measured_once(bench):

@@ -108,6 +108,21 @@ def spread(total: int, limit: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
+def find_pairs_aloud(root: Path) -> list[PairFiles]:
+    """`find_pairs`, saying on the error stream what is skipped and what was taken for what.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    found, skipped = find_pairs(root)
+    for item in skipped:
+        print(f"skipped {item}", file=sys.stderr)
+    if not found:
+        raise nothing_usable(root, found, skipped)
+    print(what_was_taken(root, found), file=sys.stderr)
+    return found
+
+
 def read_pair(files: PairFiles) -> Pair:
     """Read both images; raises `UnusablePairError` where one is broken or they do not match."""
     visible = _read_or_explain(files.visible)

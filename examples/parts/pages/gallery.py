@@ -1,6 +1,5 @@
 """A page with one picture for each sentence: the same scene without language and with it."""
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clip_fusion_loss import FrozenCLIP
-from parts.files import written_whole
+from parts.files import readable_name, written_whole
 from parts.measuring.comparing import changes, over_seeds
 from parts.measuring.trials import BRIGHTNESS, Bench, Trial
 from parts.pages import sheets
@@ -73,7 +72,7 @@ def picture(
     folder: Path,
 ) -> str:
     """Write a picture; returns the Markdown for it."""
-    path = folder / "images" / f"gallery-{re.sub(r'[^a-z0-9]+', '-', title.lower())[:30]}.jpg"
+    path = folder / "images" / f"gallery-{readable_name(title, 30)}.jpg"
     sheets.save_sheet(groups, windows, path, cell_inches=CELL_INCHES)
     words = " and ".join(groups).replace('"', "'")
     return f"![From left to right: {words}](images/{path.name})"

@@ -12,7 +12,7 @@ from parts.measuring.baselines import average, laplacian_pyramid, maximum
 from parts.measuring.comparing import Row, mean_of, over_seeds
 from parts.measuring.trials import BRIGHTNESS, LAYOUT, Bench, Trial
 from parts.pages import sheets
-from parts.pages.shown import PICTURED, SHOWN_INCHES, within
+from parts.pages.shown import PICTURED, SHOWN_INCHES, shown_groups, within
 from parts.pages.steering import parts_of
 from parts.pages.tables import ordinal, table
 
@@ -126,8 +126,9 @@ def ranked(rows: Mapping[str, Row]) -> str:
         lines[line] = "|".join(cells)
     lines[0] += " rank | led in |"
     lines[1] += "---:|---:|"
+    ahead = led(rows)
     for line, (title, place) in enumerate(ranks(rows).items(), 2):
-        lines[line] += f" {place:.2f} | {led(rows)[title]} |"
+        lines[line] += f" {place:.2f} | {ahead[title]} |"
     return "\n".join(lines)
 
 
@@ -171,21 +172,13 @@ def picture(bench: Bench, ours: Mapping[str, tuple[Trial, Sequence[int]]], path:
     found = {name: paths for (_, name), paths in published_images(bench, "shown").items()}
     if not bench.shown or not found:
         return []
-    indices = within(bench, PICTURED)
-    pairs = [bench.shown[index] for index in indices]
-    visible = [to_8bit(luminance(pair.visible)) for pair in pairs]
-    groups = {"infrared": [pair.infrared for pair in pairs], "visible": visible}
+    groups, windows = shown_groups(bench, {}, PICTURED)
     groups |= {
-        name: [grey(found[name][index]) for index in indices]
+        name: [grey(found[name][index]) for index in within(bench, PICTURED)]
         for name in PICTURED_METHODS
         if name in found
     }
-    for title, (trial, _) in ours.items():
-        images = bench.shown_images(trial)
-        groups[title] = [images[index] for index in indices]
-    windows = [
-        sheets.salient_window(image, pair.infrared)
-        for image, pair in zip(visible, pairs, strict=True)
-    ]
+    trials = {title: trial for title, (trial, _) in ours.items()}
+    groups |= shown_groups(bench, trials, PICTURED)[0]
     sheets.save_sheet(groups, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
     return [f"![From top to bottom: {', '.join(groups)}]({path.parent.name}/{path.name})"]

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_fusion_loss import EmbeddedFusionModel
+from parts.files import readable_name
 from parts.losses.language import load_clip
 from parts.networks.conditioned import Conditioned, told
 
@@ -139,7 +139,7 @@ def told_by_folder(
 
 def folder_name(sentence: str) -> str:
     """A readable folder for a sentence: a-dark-image; with a digest where words are lost."""
-    words = re.sub(r"[^a-z0-9]+", "-", sentence.lower())[:40].strip("-")
+    words = readable_name(sentence)
     if words.replace("-", " ") == sentence:
         return words
     return f"{words}-{hashlib.sha256(sentence.encode()).hexdigest()[:8]}".strip("-")
