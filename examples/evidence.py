@@ -27,6 +27,7 @@ from parts.losses.language import load_clip
 from parts.measuring.trials import BRIGHTNESS, LAYOUT, Bench, Trial
 from parts.pages.ablation import ablation
 from parts.pages.calibration import calibration
+from parts.pages.one_network import one_network
 from parts.pages.peers import peers
 from parts.pages.ranking import ranking
 from parts.pages.shown import SHOWN_PAIRS
@@ -40,6 +41,7 @@ SECTIONS: dict[str, Callable[[Bench, Trial, Sequence[int], Path], str]] = {
     "sweep": sweep,
     "calibration": calibration,
     "ranking": ranking,
+    "one_network": one_network,
     "peers": peers,
 }
 

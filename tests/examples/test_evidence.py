@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from drawn import draw_pairs, pretend_training, save_pairs
+from drawn import draw_pairs, pretend_many, pretend_training, save_pairs
 
 import evidence
 from parts import pages
 from parts.data.images import read_image
-from parts.measuring import calibration
+from parts.measuring import calibration, many_sentences
 from parts.measuring.trials import Bench
 from parts.pages import peers, steering
 from parts.pages.ablation import FULL
@@ -38,6 +38,7 @@ def test_the_page(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(calibration, "CHOICES", {"window": (5,), "patches": (1,)})
     monkeypatch.setattr(pages.calibration, "CALIBRATION_SETTINGS", 1)
     monkeypatch.setattr(Bench, "_train", pretend_training)
+    monkeypatch.setattr(many_sentences, "_train", pretend_many)
     monkeypatch.setattr(Bench, "seconds_a_step", lambda *_: 0.25)
     page = run(tmp_path, folder)
     assert page.startswith("# Results\n\n**The sentence decides what the image looks like.**")
@@ -52,7 +53,7 @@ def test_the_page(tmp_path, folder, monkeypatch):
         assert f"| {row} | " in page
     for name in (
         "steering.jpg", "ablation.jpg", "ranking.jpg", "weights.jpg", "embedding-space.png",
-        "calibration.png",
+        "calibration.png", "one-network-shares.jpg",
     ):  # fmt: skip
         assert f"(images/{name})" in page
         assert read_image(tmp_path / "page" / "images" / name).shape[2] > 300
@@ -67,6 +68,7 @@ def test_the_page(tmp_path, folder, monkeypatch):
         assert read_image(tmp_path / "page" / name).shape[2] > 600
 
     monkeypatch.setattr(Bench, "_train", None)  # nothing is trained twice
+    monkeypatch.setattr(many_sentences, "_train", None)
     assert run(tmp_path, folder) == page
     with pytest.raises(SystemExit, match="holds runs with other pairs"):
         run(tmp_path, folder, "--max-pairs", "1")

@@ -160,10 +160,10 @@ class Bench:
         if not report.is_file():
             seconds = []
             torch.manual_seed(trial.seed)
-            network, criterion = (part.to(self.device) for part in self._build(trial))
+            network, criterion = (part.to(self.device) for part in self.build(trial))
             for _ in range(9):
                 start = time.perf_counter()
-                self._fit(network, criterion, replace(trial, steps=1))
+                self.fit(network, criterion, replace(trial, steps=1))
                 seconds.append(time.perf_counter() - start)
             with written_whole(report) as temporary:
                 temporary.write_text(json.dumps(statistics.median(seconds)), encoding="utf-8")
@@ -171,8 +171,8 @@ class Bench:
 
     def _train(self, trial: Trial) -> None:
         torch.manual_seed(trial.seed)
-        network, criterion = (part.to(self.device) for part in self._build(trial))
-        history = self._fit(network, criterion, trial)
+        network, criterion = (part.to(self.device) for part in self.build(trial))
+        history = self.fit(network, criterion, trial)
         folder = self.folder / trial.key
         content = {"trial": asdict(trial)}
         for part, name in (("test", "{:03d}.png"), ("shown", "shown_{}.png")):
@@ -185,9 +185,8 @@ class Bench:
         with written_whole(folder / "metrics.json") as temporary:  # last: it says that all is there
             temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
-    def _fit(
-        self, network: nn.Module, criterion: nn.Module, trial: Trial
-    ) -> dict[str, list[float]]:
+    def fit(self, network: nn.Module, criterion: nn.Module, trial: Trial) -> dict[str, list[float]]:
+        """Train in place; returns every step's loss terms."""
         return train(
             network,
             criterion,
@@ -201,7 +200,8 @@ class Bench:
             batch_size=trial.crops,
         )
 
-    def _build(self, trial: Trial) -> tuple[nn.Module, nn.Module]:
+    def build(self, trial: Trial) -> tuple[nn.Module, Loss]:
+        """A new network and the loss of the trial."""
         network = AverageResidual(DenseFuse())
         network.REACH = DenseFuse.REACH
         criterion = Loss(

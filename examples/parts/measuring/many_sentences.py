@@ -1,0 +1,114 @@
+"""Trainings of one network for many sentences, each kept on disk and run once."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from parts.data.images import read_image, save_image
+from parts.files import written_whole
+from parts.measuring.metrics import average_gradient, standard_deviation
+from parts.measuring.trials import BRIGHTNESS, Bench, Trial
+from parts.networks.conditioned import Conditioned, told
+from parts.networks.fusing import fuse_with
+from parts.training.drawn_sentences import DrawnSentences
+
+
+@dataclass(frozen=True)
+class ManyTrial:
+    """All that such a training and its measurement depend on, but for encoder and images."""
+
+    like: Trial
+    """Loss, seed, crops and steps; its sentence is not used."""
+    sentences: tuple[str, ...]
+    """Those of the training."""
+    held_out: tuple[str, ...]
+    """Others that the trained network is told as well."""
+    blends: tuple[tuple[str, str], ...]
+    """From which sentence to which."""
+    blend_steps: int = 7
+
+    @property
+    def key(self) -> str:
+        """A folder name of its own."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"many-{self.like.seed}-{digest[:12]}"
+
+
+class Outcome(TypedDict):
+    """What is measured of every fused test image: mean grey level, SD and AG."""
+
+    told: dict[str, list[dict[str, float]]]
+    """By sentence, for each image."""
+    blends: list[list[list[dict[str, float]]]]
+    """For each blend, for each of its steps, for each image."""
+    seconds: float
+    """Of a training step, the mean."""
+
+
+def outcome(bench: Bench, trial: ManyTrial) -> Outcome:
+    """Train, tell the network everything that `trial` names, and measure; or what was measured."""
+    report = bench.folder / trial.key / "outcome.json"
+    if not report.is_file():
+        content = _train(bench, trial)
+        with written_whole(report) as temporary:  # last: it says that all is there
+            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+def shown_images(bench: Bench, trial: ManyTrial, index: int) -> list[Tensor]:
+    """A shown pair as the network fuses it for each sentence of its training."""
+    outcome(bench, trial)
+    folder = bench.folder / trial.key
+    return [
+        read_image(folder / f"{number}_shown_{index}.png") for number in range(len(trial.sentences))
+    ]
+
+
+def measure(image: Tensor) -> dict[str, float]:
+    """What sentences are about, of a fused uint8 (1, H, W) image; needs no sources."""
+    grey = image[0].numpy()
+    return {
+        BRIGHTNESS: float(grey.mean()),
+        "SD": standard_deviation(grey),
+        "AG": average_gradient(grey),
+    }
+
+
+def _train(bench: Bench, trial: ManyTrial) -> Outcome:
+    torch.manual_seed(trial.like.seed)
+    network, criterion = bench.build(trial.like)
+    criterion.to(bench.device)
+    bank = criterion.embed(trial.sentences)
+    conditioned = Conditioned(network, bank.text_direction.shape[1]).to(bench.device)
+    drawn = DrawnSentences(conditioned, criterion, bank)
+    start = time.perf_counter()
+    bench.fit(drawn, drawn, trial.like)
+    seconds = (time.perf_counter() - start) / trial.like.steps
+
+    def measured(vector: Tensor) -> list[dict[str, float]]:
+        instructed = told(conditioned, vector)
+        return [measure(fuse_with(instructed, pair, bench.device)) for pair in bench.test]
+
+    def directions(texts: Sequence[str]) -> Tensor:
+        return criterion.embed(texts).text_direction
+
+    for number, vector in enumerate(bank.text_direction):
+        for index, pair in enumerate(bench.shown):
+            image = fuse_with(told(conditioned, vector), pair, bench.device)
+            save_image(image, bench.folder / trial.key / f"{number}_shown_{index}.png")
+    texts = (*trial.sentences, *trial.held_out)
+    shares = torch.linspace(0, 1, trial.blend_steps).tolist()
+    return {
+        "told": dict(zip(texts, map(measured, directions(texts)), strict=True)),
+        "blends": [
+            [measured(torch.lerp(*directions(blend), share)) for share in shares]
+            for blend in trial.blends
+        ],
+        "seconds": seconds,
+    }

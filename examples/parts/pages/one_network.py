@@ -1,0 +1,183 @@
+"""One network for many sentences beside one network for each."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from scipy.stats import spearmanr
+
+from parts.measuring.comparing import Row, changes, mean_of, over_seeds
+from parts.measuring.many_sentences import ManyTrial, Outcome, outcome, shown_images
+from parts.measuring.trials import BRIGHTNESS, Bench, Trial
+from parts.pages import sheets
+from parts.pages.shown import shown_groups, within
+
+#: Sentences of the training: the measure that each is about, and a sentence of the same meaning
+#: that the network never saw.
+SENTENCES: Mapping[str, tuple[str, str]] = {
+    Trial.prompt: ("AG", "a detailed image with a clear background"),
+    "a dark image": (BRIGHTNESS, "a dark photo"),
+    "a bright image": (BRIGHTNESS, "a bright photo"),
+    "a blurry image": ("AG", "a blurred picture"),
+    "a sharp image": ("AG", "a sharp photo"),
+    "a noisy image": ("AG", "a photo with noise"),
+    "an image with low contrast": ("SD", "a picture of low contrast"),
+    "an image with high contrast": ("SD", "a high contrast photo"),
+}
+
+#: From which sentence to which, and the measure that is to rise all the way.
+BLENDS: Mapping[tuple[str, str], str] = {
+    ("a dark image", "a bright image"): BRIGHTNESS,
+    ("a blurry image", "a sharp image"): "AG",
+}
+
+#: Steps of the one training, as a multiple of those for one sentence.
+COST = 1.5
+LEARNING_RATE = 3e-3
+
+#: Least share of the single networks' effect, and of it with a sentence that was held out.
+WANTED, WANTED_HELD_OUT = 0.8, 0.6
+#: Least rank correlation of a blend's steps with their measure, in every image.
+WANTED_ORDER = 0.95
+#: A network of its own for a sentence has no effect to compare with below this change, in percent.
+SMALLEST_EFFECT = 10.0
+
+#: The shown pair in the picture, and the width of an image there.
+SCENE = 3
+CELL_INCHES = 1.3
+
+
+def one_network(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
+    """The share of the single networks' effects that one network for all sentences reaches."""
+    many = [
+        ManyTrial(
+            replace(base, seed=seed, steps=round(COST * base.steps), learning_rate=LEARNING_RATE),
+            tuple(SENTENCES),
+            tuple(held_out for _, held_out in SENTENCES.values()),
+            tuple(BLENDS),
+        )
+        for seed in seeds
+    ]
+    outcomes = [outcome(bench, trial) for trial in many]
+    rows = shares(bench, base, seeds, outcomes)
+    single_cost = len(SENTENCES) * base.steps * bench.seconds_a_step(base)
+    cost = statistics.mean(o["seconds"] for o in outcomes) * many[0].like.steps
+    parts = [
+        "## One network for many sentences",
+        f"One network that takes the sentence as an input, trained once ({many[0].like.steps} "
+        f"steps), beside {len(SENTENCES)} networks for a sentence each ({base.steps} steps each). "
+        f"It takes {COST:g} trainings in place of {len(SENTENCES)}: "
+        f"{cost / single_cost:.0%} of the time here. The change is that of the sentence's own "
+        "measure against no language, the share that of the single networks' change. The "
+        "sentences on the right mean the same and were not in the training. No share is given "
+        f"where the single networks change their measure by less than {SMALLEST_EFFECT:g} %.",
+        as_table(rows),
+        f"Of these sentences {counted(rows, 'share of one network', WANTED)}; of those that were "
+        f"held out {counted(rows, 'share of held out', WANTED_HELD_OUT)}.",
+        blended(outcomes),
+    ]
+    return "\n\n".join(parts + picture(bench, base, many[0], folder / "images"))
+
+
+def shares(
+    bench: Bench, base: Trial, seeds: Sequence[int], outcomes: Sequence[Outcome]
+) -> dict[str, Row]:
+    """Changes in percent by sentence, means over the seeds, and shares where there are some."""
+    silent = over_seeds(bench, base.without_language(), seeds)
+    rows = {}
+    for sentence, (measure, held_out) in SENTENCES.items():
+        groups = {
+            "a network each": over_seeds(bench, replace(base, prompt=sentence), seeds),
+            "one network": [mean_of(result["told"][sentence]) for result in outcomes],
+            "held out": [mean_of(result["told"][held_out]) for result in outcomes],
+        }
+        row = {
+            name: statistics.mean(changes(group, silent, measure)) for name, group in groups.items()
+        }
+        if abs(row["a network each"]) >= SMALLEST_EFFECT:
+            for name in ("one network", "held out"):
+                row[f"share of {name}"] = row[name] / row["a network each"]
+        rows[sentence] = row
+    return rows
+
+
+def as_table(rows: Mapping[str, Row]) -> str:
+    """A Markdown table."""
+    lines = [
+        "| sentence | measure | a network each | one network | share | held-out sentence | "
+        "change | share |",
+        "|---|---|---:|---:|---:|---|---:|---:|",
+    ]
+    for sentence, row in rows.items():
+        measure, held_out = SENTENCES[sentence]
+        shares = [
+            f"{row[name]:.0%}" if name in row else "-"
+            for name in ("share of one network", "share of held out")
+        ]
+        lines.append(
+            f'| "{sentence}" | {measure} | {row["a network each"]:+.0f} % | '
+            f'{row["one network"]:+.0f} % | {shares[0]} | "{held_out}" | '
+            f"{row['held out']:+.0f} % | {shares[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def counted(rows: Mapping[str, Row], share: str, wanted: float) -> str:
+    """How many of the shares reach what is wanted."""
+    values = [row[share] for row in rows.values() if share in row]
+    return f"{sum(value >= wanted for value in values)} of {len(values)} reach {wanted:.0%}"
+
+
+def blended(outcomes: Sequence[Outcome]) -> str:
+    """Whether the measure of each blend rises all the way, image by image."""
+    lines = [
+        "Vectors between two sentences are followed as well. Rank correlation (Spearman) of the "
+        f"{len(outcomes[0]['blends'][0])} steps of a blend with their measure, in each test image "
+        "of each seed:",
+        "| from | to | measure | mean at each step | least correlation | at least "
+        f"{WANTED_ORDER:g} in |",
+        "|---|---|---|---|---:|---:|",
+    ]
+    for number, ((start, end), measure) in enumerate(BLENDS.items()):
+        strips = [
+            strip for result in outcomes for strip in zip(*result["blends"][number], strict=True)
+        ]
+        levels = [[row[measure] for row in strip] for strip in strips]
+        orders = [order(level) for level in levels]
+        means = ", ".join(f"{statistics.mean(step):.3g}" for step in zip(*levels, strict=True))
+        lines.append(
+            f'| "{start}" | "{end}" | {measure} | {means} | {min(orders):.2f} | '
+            f"{sum(order >= WANTED_ORDER for order in orders)} of {len(orders)} |"
+        )
+    return "\n\n".join([lines[0], "\n".join(lines[1:])])
+
+
+def order(levels: Sequence[float]) -> float:
+    """Rank correlation of the levels with their places; 0 if they are all equal."""
+    if len(set(levels)) == 1:
+        return 0.0
+    return float(spearmanr(range(len(levels)), levels).statistic)
+
+
+def picture(bench: Bench, base: Trial, many: ManyTrial, folder: Path) -> list[str]:
+    """Write one scene for every sentence; returns the Markdown for it, or nothing."""
+    if not bench.shown:
+        return []
+    [scene] = within(bench, (SCENE,))
+    trials = {
+        f'"{sentence}"': replace(base, prompt=sentence, seed=many.like.seed)
+        for sentence in SENTENCES
+    }
+    groups, windows = shown_groups(bench, trials, (scene,))
+    one = shown_images(bench, many, scene)
+    for title, image in zip(trials, one, strict=True):
+        groups[title] = [*groups[title], image]
+    for title in ("infrared", "visible"):
+        groups[title] = groups[title] * 2
+    path = folder / "one-network-shares.jpg"
+    sheets.save_sheet(groups, windows * 2, path, cell_inches=CELL_INCHES)
+    return [
+        "![One scene, a column for each sentence; above as the networks trained for one sentence "
+        f"each fuse it, below as the one network does]({folder.name}/{path.name})"
+    ]
