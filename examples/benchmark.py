@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.curve:
         result = measure_curve(options)
+    elif options.objectives:
+        result = compare_objectives(options)
+        print(f"{result['ratio']:.4f} times one objective ({result['ratios']})")
     else:
         result = compare(options)
         print(as_table(result))
@@ -92,6 +96,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--curve",
         choices=("patches", "batch", "size"),
         help="instead, our time and memory as this grows, the other options fixed",
+    )
+    add(
+        "--objectives",
+        action="store_true",
+        help="instead, the time of our step with an objective for each image over that with one",
     )
     add(
         "--draw",
@@ -318,6 +327,29 @@ def measure_curve(options: argparse.Namespace) -> dict[str, object]:
         for column, entry in zip(columns.values(), (value, kept, time_taken, peak), strict=True):
             column.append(entry)
     return {"curve": options.curve, "device": device_name(options.device), **columns}
+
+
+def compare_objectives(options: argparse.Namespace) -> dict[str, object]:
+    """Time our step with an objective for each image and with one, in turns."""
+    images, criterion = load_images(options), build_criterion(options)
+    bank = criterion.embed([f"picture number {number}" for number in range(options.batch)])
+    ratios = []
+    for repeat in range(options.repeats + 1):
+        times = []
+        for objectives in (bank, None):
+            torch.manual_seed(repeat)  # the same patches, of which as many are kept
+            step = partial(criterion, objectives=objectives)
+            times.append(seconds(lambda *images, step=step: step(*images).backward(), images))
+        if repeat:  # the first one warms up
+            ratios.append(times[0] / times[1])
+    return {
+        "ratio": statistics.median(ratios),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+        "device": device_name(options.device),
+        "batch": options.batch,
+        "patches": options.patches,
+        "model": options.model,
+    }
 
 
 def draw(picture: Path, *results: Path) -> None:

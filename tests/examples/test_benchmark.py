@@ -72,6 +72,15 @@ def test_comparison(small_clip, tmp_path, capsys):
     assert f"speed-up     {result['speedup']:.2f}" in capsys.readouterr().out
 
 
+def test_an_objective_for_each_image(small_clip, tmp_path, capsys):
+    file = tmp_path / "result.json"
+    benchmark.main([*SMALL, "--objectives", "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert len(result["ratios"]) == 2  # the warming up does not count
+    assert min(result["ratios"]) - 1e-4 <= result["ratio"] <= max(result["ratios"]) + 1e-4
+    assert f"{result['ratio']:.4f} times one objective" in capsys.readouterr().out
+
+
 def test_curves_and_their_picture(small_clip, tmp_path, capsys):
     curve, out = tmp_path / "curve.json", tmp_path / "costs.png"
     benchmark.main([*SMALL, "--curve", "size", "--json", str(curve)])
