@@ -76,5 +76,6 @@ def test_the_page(tmp_path, folder, monkeypatch):
 
 def test_a_section_that_trains(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(peers, "LEAD", {"steps": 2})
+    monkeypatch.setattr(Bench, "seconds_a_step", lambda *_: 0.25)
     page = run(tmp_path, folder, "--sections", "peers", "--seeds", "1")
     assert "| DenseFuse, the paper's sentence | " in page

@@ -23,6 +23,7 @@ def save_grey(image, path):
 
 def test_published_methods_beside_ours(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(Bench, "_train", pretend_training)
+    monkeypatch.setattr(Bench, "seconds_a_step", lambda *_: 0.25)
     bench.published = tmp_path / "peers"
     made = {
         "set/Plain": average, "set/Both": maximum, "set-clamp/Both": average,
@@ -35,6 +36,15 @@ def test_published_methods_beside_ours(bench, tmp_path, monkeypatch):
                 save_grey(image, bench.published / method / f"{pair.name}.png")
     section = peers.peers(bench, Trial(), range(1), tmp_path)
     first, second = section.split("test, with stretched contrast:")
+    first, tried = first.split("The way there, one seed each:")
+    settings = re.findall(r"^\| (direction .+?) \| (\d+) \|", tried, re.MULTILINE)
+    assert [int(steps) for _, steps in settings] == [
+        setting["steps"] for setting in (*peers.TRIED, peers.LEAD)
+    ]
+    assert settings[1][0].endswith(
+        "`StructureLoss(window=5, flat_energy=0.06, layout_weight=1)` x 12"
+    )
+    assert "`IntensityGradientLoss()` x 20" in settings[2][0]
     rows = re.findall(r"^\| (\w.+?) \| (.*) \|$", first, re.MULTILINE)
     titles = [title for title, _ in rows]
     ours = [title for title in titles if title.startswith("DenseFuse, ")]
@@ -72,6 +82,10 @@ def test_standing_among_published_ones():
         "ours": dict.fromkeys("abcdefgh", 2.0),
     }
     assert peers.standing(rows, ["weak", "strong"]) == (
-        "Among these 2 published methods the last row is second by rank (2.00), and ahead of 1 in "
-        "at least 5 measures."
+        "Among these 2 published methods the last row has the mean rank 2.00, the best of them has "
+        "1.00, and is ahead of 1 in at least 5 measures."
+    )
+    rows["ours"] = dict.fromkeys("abcdefgh", 4.0)
+    assert "mean rank 1.00, the best, and is ahead of 2 in" in peers.standing(
+        rows, ["weak", "strong"]
     )

@@ -28,3 +28,17 @@ def test_the_detail_shows_the_warm_target():
     assert columns.start <= 70
     assert columns.stop >= 76
     assert (rows.stop - rows.start, columns.stop - columns.start) == (27, 36)
+
+
+def test_the_details_of_a_sceptic():
+    random = torch.Generator().manual_seed(0)
+    visible = torch.randint(60, 120, (1, 240, 200), generator=random, dtype=torch.uint8)
+    visible[:, 10:110, 20:120] = 90  # sky
+    visible[:, 130:230, 10:100] = 90  # a wall, as flat as the sky
+    visible[:, 130:230, 110:190] //= 4  # shadow
+    rows, columns = sheets.sky_window(visible, visible)
+    assert 10 <= rows.start < rows.stop <= 110
+    assert 20 <= columns.start < columns.stop <= 120
+    rows, columns = sheets.darkest_window(visible, visible)
+    assert 130 <= rows.start < rows.stop <= 230
+    assert 110 <= columns.start < columns.stop <= 190

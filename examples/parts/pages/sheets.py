@@ -34,16 +34,36 @@ def salient_window(visible: Tensor, infrared: Tensor) -> Window:
 
     Takes uint8 images (1, H, W); the window has `DETAIL` of either side.
     """
-    height, width = (max(8, round(DETAIL * side)) for side in infrared.shape[1:])
-    difference = (infrared.float() - visible.float())[None]
-    fine = difference - F.avg_pool2d(difference, 31, stride=1, padding=15, count_include_pad=False)
-    energy = F.avg_pool2d(fine.square(), (height, width), stride=1)[0, 0]
+    return _least(-_fine(infrared.float() - visible.float()).square())
+
+
+def darkest_window(visible: Tensor, infrared: Tensor) -> Window:
+    """Where the visible image is darkest; see `salient_window`."""
+    return _least(visible.float())
+
+
+def sky_window(visible: Tensor, infrared: Tensor) -> Window:
+    """Where the upper half of the visible image has the least texture; see `salient_window`."""
+    texture = _fine(visible.float()).square()
+    texture[:, visible.shape[1] // 2 :] = texture.max()
+    return _least(texture)
+
+
+def _fine(image: Tensor) -> Tensor:
+    """What is smaller than some thirty pixels."""
+    return image - F.avg_pool2d(image, 31, stride=1, padding=15, count_include_pad=False)
+
+
+def _least(values: Tensor) -> Window:
+    """The window with the least mean of (1, H, W) values."""
+    height, width = (max(8, round(DETAIL * side)) for side in values.shape[1:])
+    means = F.avg_pool2d(values, (height, width), stride=1)[0]
     # Away from the border, where many images have a frame or a time stamp.
-    margin = min(8, (min(energy.shape) - 1) // 2)
-    rows, columns = (slice(margin, length - margin) for length in energy.shape)
-    energy = energy[rows, columns]
-    place = int(energy.argmax())
-    top, left = (index + margin for index in divmod(place, energy.shape[1]))
+    margin = min(8, (min(means.shape) - 1) // 2)
+    rows, columns = (slice(margin, length - margin) for length in means.shape)
+    means = means[rows, columns]
+    place = int(means.argmin())
+    top, left = (index + margin for index in divmod(place, means.shape[1]))
     return slice(top, top + height), slice(left, left + width)
 
 
