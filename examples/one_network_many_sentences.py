@@ -122,9 +122,7 @@ def run(options: argparse.Namespace) -> None:
     columns = {"infrared": [pair.infrared for pair in shown], "visible": greys}
     vectors = zip(prompts, bank.text_direction, strict=True)
     columns |= {f'"{prompt}"': fused(vector) for prompt, vector in vectors}
-    windows = [
-        sheets.salient_window(grey, pair.infrared) for grey, pair in zip(greys, shown, strict=True)
-    ]
+    windows = sheets.salient_windows(shown)
     sheets.save_sheet(columns, windows, out / "sentences.png", cell_inches=CELL_INCHES)
 
     strip = {}

@@ -133,7 +133,6 @@ def quickstart(options: argparse.Namespace) -> None:
     print(f"{len(pairs)} pairs, {1 + len(prompts)} trainings of {options.steps} steps on {device}")
 
     shown = spread(len(pairs), SHEET_ROWS)
-    greys = [to_8bit(luminance(pairs[i].visible)) for i in shown]
     average_metrics, average_images = fuse_all(average, pairs, shown, "fusing by average")
     columns = {
         "infrared": [pairs[i].infrared for i in shown],
@@ -168,9 +167,7 @@ def quickstart(options: argparse.Namespace) -> None:
             columns[title] = images
 
     print("drawing the contact sheet", file=sys.stderr, flush=True)
-    windows = [
-        sheets.salient_window(grey, pairs[i].infrared) for grey, i in zip(greys, shown, strict=True)
-    ]
+    windows = sheets.salient_windows(pairs[i] for i in shown)
     sheets.save_sheet(columns, windows, out / "contact_sheet.png", cell_inches=2.2)
     plots.save_loss_curves(histories, out / "loss_curves.png")
     settings = {

@@ -1,7 +1,7 @@
 """Sheets of images: the same scenes, fused in several ways, each with an enlarged detail."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from parts.data.images import luminance, to_8bit
+from parts.data.pairs import Pair
 from parts.files import written_whole
 
 DOTS_PER_INCH = 140
@@ -65,6 +67,10 @@ def _least(values: Tensor) -> Window:
     place = int(means.argmin())
     top, left = (index + margin for index in divmod(place, means.shape[1]))
     return slice(top, top + height), slice(left, left + width)
+
+
+def salient_windows(pairs: Iterable[Pair]) -> list[Window]:
+    return [salient_window(to_8bit(luminance(pair.visible)), pair.infrared) for pair in pairs]
 
 
 def save_sheet(

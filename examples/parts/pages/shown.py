@@ -39,11 +39,7 @@ def shown_groups(
     for name, trial in trials.items():
         images = bench.shown_images(trial)
         groups[name] = [images[index] for index in indices]
-    windows = [
-        sheets.salient_window(grey, pair.infrared)
-        for grey, pair in zip(visible, pairs, strict=True)
-    ]
-    return groups, windows
+    return groups, sheets.salient_windows(pairs)
 
 
 def within(bench: Bench, indices: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from parts.command_line import progress
 from parts.data.crops import Crops, batches
-from parts.data.images import luminance, to_8bit, with_chroma_of
+from parts.data.images import with_chroma_of
 from parts.data.pairs import spread
 from parts.data.seeds import seed_for
 from parts.files import written_whole
@@ -248,10 +248,7 @@ class Trainer:
                 for pair in shown
             ]
         path = self.plan.out / "samples" / f"step_{self.step:07d}.png"
-        windows = [
-            sheets.salient_window(to_8bit(luminance(pair.visible)), pair.infrared) for pair in shown
-        ]
-        sheets.save_sheet(columns, windows, path)
+        sheets.save_sheet(columns, sheets.salient_windows(shown), path)
         self.combined.train()
 
 
