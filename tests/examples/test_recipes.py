@@ -283,7 +283,7 @@ def numbers(pattern):
 
 def test_what_swapping_changes(scenes):
     low, high, median = numbers(
-        r"RoadScene by ([\d.]+) to (\d+) %, of half of them by less than ([\d.]+) %"
+        r"RoadScene by ([\d.]+) to (\d+) %, for half of them by less than ([\d.]+) %"
     )
     visible, infrared = crops(scenes, 224)
     criterion = LanguageDrivenFusionLoss.tiny(num_patches=8, reduction="none")
@@ -300,7 +300,7 @@ def test_what_swapping_changes(scenes):
 
 def test_how_many_patches_count(scenes):
     stated = numbers(
-        r"of RoadScene (\d+) % of the patches .* (\d+) % at 128 and (\d+) % at 224 pixels"
+        r"on RoadScene (\d+) % of the patches .* (\d+) % at 128 and (\d+) % at 224 pixels"
     )
     for side, expected in zip((64, 128, 224), stated, strict=True):
         sources = crops(scenes, side)
