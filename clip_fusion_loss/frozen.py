@@ -15,7 +15,7 @@ __all__ = ["FixedBuffers", "FrozenModule", "computes_in_float16", "drop_traces"]
 
 
 def drop_traces(state: dict[str, Any], prefix: str) -> None:
-    """Remove the version entries of modules under `prefix` that saved nothing from a `state_dict()`.
+    """Remove the version entries of modules under `prefix` that saved nothing from `state`.
 
     PyTorch keeps these entries in the attribute `_metadata`, which `torch.save` writes too.
     """

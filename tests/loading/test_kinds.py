@@ -60,5 +60,5 @@ def test_the_difference_is_told_in_a_few_words(small_architecture, tmp_path):
     state["head.weight"] = state.pop("ln_final.weight")
     torch.save(state, path)
     message = refused("it lacks 1 tensors, such as ln_final.weight; it has 1 tensors too", path)
-    assert "visual.proj has the shape (32, 8) in place of (32, 24)" in message
+    assert "visual.proj has the shape (32, 8) instead of (32, 24)" in message
     assert len(message) < 600
