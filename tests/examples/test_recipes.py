@@ -172,7 +172,7 @@ def test_published_weights_fuse_as_published(published, tmp_path, capsys):
     assert (read_image(tmp_path / "fused" / "scene0.png") - fused).abs().max() <= 0.51
     with pytest.raises(SystemExit, match="2"):
         fuse.main([*arguments[:2], "--pairs", str(tmp_path), "--out", str(tmp_path / "fused")])
-    assert "--weights and --network go together" in capsys.readouterr().err
+    assert "--weights and --network must be given together" in capsys.readouterr().err
 
 
 def test_layers_are_told_by_shape_where_that_is_enough(tmp_path):
