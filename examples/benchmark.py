@@ -149,7 +149,7 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
 
 
 def load_images(options: argparse.Namespace, which: str = "ours") -> Images:
-    """Fused, visible and infrared images, (B, 1, S, S); fused is a leaf that requires a gradient."""
+    """(B, 1, S, S) fused, visible and infrared images; fused is a leaf that requires a gradient."""
     shape = (options.batch, 1, options.size, options.size)
     if options.pairs is None:
         generator = torch.Generator().manual_seed(0)
