@@ -59,6 +59,6 @@ def test_the_difference_is_told_in_a_few_words(small_architecture, tmp_path):
     state["visual.proj"] = state["visual.proj"][:, :8]
     state["head.weight"] = state.pop("ln_final.weight")
     torch.save(state, path)
-    message = refused("it lacks 1 tensors, such as ln_final.weight; it has 1 tensors too", path)
+    message = refused("it lacks 1 tensors, such as ln_final.weight; it has 1 unexpected", path)
     assert "visual.proj has the shape (32, 8) instead of (32, 24)" in message
     assert len(message) < 600
