@@ -195,7 +195,9 @@ def test_layers_are_told_by_shape_where_that_is_enough(tmp_path):
     torch.testing.assert_close(port(*images), own(*(2 * images - 1)))
     assert not torch.allclose(own(*images), network(*images))  # the padding counts
 
-    with pytest.raises(ValueError, match="does not hold the layers of densefuse; .*number of layers"):
+    with pytest.raises(
+        ValueError, match="does not hold the layers of densefuse; .*number of layers"
+    ):
         load_weights(tmp_path / "own.pth", "densefuse")
     torch.save(network, tmp_path / "whole.pth")
     with pytest.raises(ValueError, match="must hold one state_dict and no other objects"):

@@ -1,4 +1,4 @@
-"""Trained networks beside fusions without training, and beside published methods."""
+"""The section that compares trained networks with fusion rules and published methods."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from parts.pages.tables import ordinal, table
 
 RULES = {"average": average, "maximum": maximum, "Laplacian pyramid": laplacian_pyramid}
 
-#: Less language beside more structure than `tiny()` has, and a longer training: what it takes to
-#: keep the sources' edges while the sentence raises contrast and detail.
+#: Weaker language terms and a stronger regularizer than in `tiny()`, and a longer training: this
+#: keeps the sources' edges while the sentence raises contrast and detail.
 LEAD = {
     "steps": 1400,
     "direction": 1.5,
@@ -30,12 +30,12 @@ LEAD = {
     "flat_energy": 0.06,
 }
 
-#: Folders of this ending hold the same networks' outputs without a stretch of their contrast.
+#: Folders with this ending hold the same networks' outputs without stretched contrast.
 UNSTRETCHED = "-clamp"
-#: Stretched by its authors' code as well, and not to be had without.
+#: Methods whose code always stretches the contrast.
 ALWAYS_STRETCHED = ("DenseFuse-TF",)
 
-#: Measures in which to be ahead: more than half of the eight.
+#: Ahead in at least this many measures means ahead: more than half of the eight.
 MOST = 5
 
 #: Methods in the picture; the rest would be too small to see.
@@ -43,7 +43,7 @@ PICTURED_METHODS = ("SeAFusion", "IFCNN", "DIDFuse", "TarDAL", "U2Fusion")
 
 
 def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
-    """Trained networks beside rules and, where their images are at hand, published methods."""
+    """Compare trained networks with rules and, if their images are given, published methods."""
     leading = replace(base, **LEAD)
     ours = {
         "DenseFuse, no language": (base.without_language(), seeds),
@@ -58,9 +58,9 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         sections.append(
             "Published methods with their released weights, measured on the images as saved. Some "
             "authors' code stretches the contrast of each image to the full range, which raises "
-            "EN, SD, SF, AG and Qabf; those outputs stand apart, below. Bold is the best of a "
-            "table. *Rank* is the mean place in the eight measures; *led in* says in how many of "
-            "them the last row is ahead."
+            "EN, SD, SF, AG and Qabf; those outputs have separate tables below. The best value of "
+            "a table is bold. *Rank* is the mean place in the eight measures. *Led in* is the "
+            "number of measures in which the last row is ahead of this one."
         )
     for part, name in parts_of(bench):
         rows = {
@@ -75,18 +75,18 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         if stretched:
             sections += [f"{name}, with stretched contrast:", ranked(stretched | trained)]
     sections.append(
-        f"The last row has weights of its own: direction {leading.direction:g}, patches "
+        f"The last row has other weights than `tiny()`: direction {leading.direction:g}, patches "
         f"{leading.patch:g}, "
         f"similarity {leading.similarity:g}, `StructureLoss(window={leading.window}, "
         f"flat_energy={leading.flat_energy:g}, layout_weight={leading.layout_weight:g})` x "
-        f"{leading.regularizer:g}. Ours were trained on {bench.names[0]} alone; "
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, the last row one."
+        f"{leading.regularizer:g}. Our networks were trained on {bench.names[0]} only, with "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; the last row has one."
     )
     return "\n\n".join(sections + picture(bench, ours, folder / "images" / "peers.jpg"))
 
 
 def published_images(bench: Bench, part: str) -> dict[tuple[str, str], list[Path]]:
-    """Images of a part's pairs by folder and method: those that fused all of the pairs."""
+    """Images by folder and method, for the methods that have fused all pairs of `part`."""
     names = [f"{pair.name}.png" for pair in getattr(bench, part)]
     folders = bench.published.glob("*/*/") if bench.published is not None else ()
     methods = sorted(folders, key=lambda folder: folder.name.lower())
@@ -116,7 +116,7 @@ def grey(path: Path) -> Tensor:
 
 
 def ranked(rows: Mapping[str, Row]) -> str:
-    """A Markdown table with the mean rank, and in how many measures the last row is ahead."""
+    """A Markdown table with the mean rank and the number of measures the last row is ahead in."""
     names = names_of(rows)
     lines = table({title: [{n: row[n] for n in names}] for title, row in rows.items()}).split("\n")
     for column, name in enumerate(names, 2):
