@@ -243,7 +243,7 @@ FOREIGN = {
     "gzip": (lambda: gzip.compress(b"weights"), "a gzip archive"),
     "tar": (as_tar, "a tar archive"),
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(64), "TensorFlow and Keras"),
-    "image": (lambda: b"\xff\xd8\xff\xe0" + bytes(64), "no file of weights: it begins with"),
+    "image": (lambda: b"\xff\xd8\xff\xe0" + bytes(64), "not a file of weights: it begins with"),
     "zip of something else": (lambda: zipped(notes__txt="a"), r"it holds \['notes/txt'\]"),
     "arrays": (lambda: zipped(**{"w.npy": b""}), r"it holds \['w.npy'\]"),
     "zip cut short": (lambda: saved()[:100_000], "a zip archive.* cut short"),
@@ -253,7 +253,7 @@ FOREIGN = {
         "a safetensors file that is cut short",
     ),
     "pickle of a list": (lambda: pickle.dumps([1]), "a pickle"),
-    "no storage": (lambda: zipped(a__data__pkl=b""), "zip archive without weights"),
+    "no storage": (lambda: zipped(a__data__pkl=b""), "zip archive without PyTorch weights"),
 }
 
 
