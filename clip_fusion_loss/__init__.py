@@ -1,7 +1,8 @@
-"""A loss for infrared-visible image fusion that follows a sentence.
+"""A language-driven loss for infrared-visible image fusion.
 
-Frozen CLIP embeds the sentence, the sources and the fused image; the loss asks that the fused
-image lies where the sentence points (Wang et al., ACM MM 2025, arXiv 2402.16267).
+A frozen CLIP embeds a sentence, both source images and the fused image. The loss is small when
+the fused image differs from the sources in the direction that the sentence describes (Wang et al.,
+ACM MM 2025, arXiv 2402.16267).
 """
 
 from . import functional

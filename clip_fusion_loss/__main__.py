@@ -1,7 +1,12 @@
-"""``python -m clip_fusion_loss``: what a bug report needs, and one step of the loss."""
+"""Print versions, devices and cache folders for a bug report, and run the loss once per device.
+
+The loss uses the embedded CLIP on random images, so nothing is downloaded. The exit status is 1 if
+it fails on any device.
+"""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import sys
 from collections.abc import Iterator
@@ -19,7 +24,7 @@ PACKAGES = (
 
 
 def main() -> int:
-    """Print versions, devices, caches and a step on each device; 1 if a step went wrong."""
+    """Print the report; returns the exit status."""
     for name, value in [*versions(), *devices(), *caches()]:
         print(f"{name:<18} {value}", flush=True)
     wrong = 0
@@ -60,7 +65,7 @@ def usable_devices() -> list[str]:
 
 
 def one_step(device: str) -> tuple[str, bool]:
-    """Value and gradient with the embedded CLIP, in words, and whether they are fine."""
+    """A text about value and gradient with the embedded CLIP, and whether both are finite."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 1, 1, 128, 128, generator=generator).to(device)
     fused = images[0].requires_grad_()
@@ -69,7 +74,7 @@ def one_step(device: str) -> tuple[str, bool]:
         loss = criterion(fused, visible=images[1], infrared=images[2])
         (gradient,) = torch.autograd.grad(loss, fused)
         fine = bool(loss.isfinite()) and bool(gradient.isfinite().all())
-    except Exception as error:  # whatever it is, it is what the report is about
+    except Exception as error:  # any error belongs in the report
         return f"failed: {type(error).__name__}: {error}", False
     words = "works" if fine else "is not finite"
     numbers = f"loss {loss.item():.4f}, gradient {gradient.norm().item():.2e}"
@@ -77,4 +82,5 @@ def one_step(device: str) -> tuple[str, bool]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m clip_fusion_loss", description=__doc__).parse_args()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What lasts is built as in a fresh process, whatever the caller has set."""
+"""Build lasting state independently of the caller's global PyTorch and logging settings."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["building"]
 
 @contextmanager
 def building() -> Iterator[None]:
-    """Make modules, texts' vectors and other lasting state in here; also a decorator.
+    """Context or decorator for code that creates modules, text embeddings and other lasting state.
 
-    Inside, tensors are float32 on the CPU where nothing else is said, and fit for training later:
-    `torch.set_default_dtype`, `torch.set_default_device` and `torch.inference_mode` of the caller
-    do not count. Logging is configured afterwards as it was before.
+    Inside, new tensors are float32 on the CPU by default and can be used in training later: the
+    caller's `torch.set_default_dtype`, `torch.set_default_device` and `torch.inference_mode` have
+    no effect. The logging configuration is the same afterwards as before.
     """
     dtype = torch.get_default_dtype()
     stand_in, root = _StandIn(), logging.getLogger()
-    # open_clip logs through functions like `logging.info`, which give a root logger without
-    # handlers one for good; a later `logging.basicConfig` of the caller would do nothing.
+    # open_clip calls functions like `logging.info`, which add a permanent handler to a root logger
+    # that has none. A later `logging.basicConfig` of the caller would then do nothing.
     if all(isinstance(handler, _StandIn) for handler in root.handlers):
         root.addHandler(stand_in)
     torch.set_default_dtype(torch.float32)
@@ -35,7 +35,7 @@ def building() -> Iterator[None]:
 
 
 class _StandIn(logging.Handler):
-    """Does with a record what Python does with one for which there is no handler."""
+    """Handles a record as Python does when no handler is installed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if logging.lastResort is not None and record.levelno >= logging.lastResort.level:

@@ -1,4 +1,4 @@
-"""What may come in, and the words when it may not."""
+"""Argument checks and their error messages."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Pixels a side. VGG's relu4_2 halves three times, and smaller images show CLIP nothing.
+# Pixels per side. VGG halves the size three times before relu4_2, and CLIP recognises nothing in
+# smaller images.
 MIN_SIZE = 16
 
-# Interpolation may overshoot the range a little, as a fraction of its span.
+# Allowed overshoot beyond `data_range`, as a fraction of its width: interpolation may overshoot.
 RANGE_TOLERANCE = 0.02
 
 
 def _words(name: str, expected: str, got: object, remedy: str = "") -> str:
-    """Every complaint: the argument, what was expected of it, what came and how to mend it."""
+    """An error message: the argument, what was expected, what came and how to fix it."""
     return f"`{name}` must {expected}, got {got}{'; ' if remedy else ''}{remedy}"
 
 
 def check_images(images: Mapping[str, Tensor], device: torch.device) -> None:
-    """Check all that can be checked of images, by name, without reading a value from the device.
+    """Check types, dtypes, shapes and devices of images, by name, without reading their values.
 
     Raises:
-        TypeError: not a floating point tensor, or dtypes that do not go together.
-        ValueError: a shape, shapes that do not go together, or another device than `device`.
+        TypeError: not a floating point tensor, or dtypes that do not match.
+        ValueError: a wrong shape, shapes that do not match, or a device other than `device`.
     """
     for name, image in images.items():
         check_image(name, image)
         if len(image) == 0:
-            raise ValueError(_words(name, "hold images", tuple(image.shape), "skip empty batches"))
+            got = f"shape {tuple(image.shape)}"
+            raise ValueError(_words(name, "hold at least one image", got, "skip empty batches"))
         if min(image.shape[2:]) < MIN_SIZE:
             expected = f"be at least {MIN_SIZE} x {MIN_SIZE} pixels"
             raise ValueError(_words(name, expected, tuple(image.shape), "train on larger crops"))
@@ -65,27 +67,30 @@ def _shape_remedy(name: str, shape: tuple[int, ...]) -> str:
     if len(shape) == 3:
         return f"add a missing batch axis with {name}[None], or channel axis with {name}[:, None]"
     if len(shape) != 4:
-        return "give batches of images"
+        return "pass a batch of images"
     if shape[1] in (2, 4) and shape[3] > 4:
         return f"drop the alpha channel with {name}[:, :{shape[1] - 1}]"
-    return f"move channels that come last with {name}.movedim(-1, 1)"
+    return f"if channels come last, move them with {name}.movedim(-1, 1)"
 
 
 def _check_tensor(name: str, value: Any) -> None:
     if isinstance(value, Tensor):
         return
-    got, remedy = type(value).__name__, "use torch.from_numpy on arrays"
+    got, remedy = type(value).__name__, "convert arrays with torch.from_numpy"
     if value is None:
-        remedy = "a function must return it"
+        remedy = "check that the function that makes it has a return statement"
     elif isinstance(value, (list, tuple)) and any(isinstance(entry, Tensor) for entry in value):
-        got, remedy = f"a {got} of {len(value)}", f"pick the tensor from it, say {name}[0]"
+        got, remedy = f"a {got} of {len(value)}", f"pick the tensor from it, such as {name}[0]"
     raise TypeError(_words(name, "be a torch.Tensor", got, remedy))
 
 
 def check_device(
     name: str, images: Tensor, device: torch.device, owner: str, variable: str
 ) -> None:
-    """Raise a ValueError unless `images` are where `owner` is, which a loop calls `variable`."""
+    """Raise a ValueError unless `images` are on the `device` of the `owner`.
+
+    The message calls the owner `variable` where it shows code.
+    """
     if images.device != device:
         remedy = f"call {variable}.to({str(images.device)!r}) once"
         raise ValueError(_words(name, f"be on {device} like the {owner}", images.device, remedy))
@@ -101,7 +106,7 @@ def _check_match(name: str, image: Tensor, first: str, reference: Tensor) -> Non
         expected = f"be on the device of `{first}`, {reference.device}"
         remedy = f"move it with {name}.to({first}.device)"
         raise ValueError(_words(name, expected, image.device, remedy))
-    # Networks under autocast or in half precision return what their sources are not.
+    # Networks under autocast or in half precision return another dtype than their inputs have.
     half = first == "fused" and reference.dtype in (torch.float16, torch.bfloat16)
     if image.dtype != reference.dtype and not (half and image.dtype == torch.float32):
         expected = f"have the dtype of `{first}`, {reference.dtype}{', or be float32' * half}"
@@ -110,10 +115,10 @@ def _check_match(name: str, image: Tensor, first: str, reference: Tensor) -> Non
 
 
 def check_axes(name: str, value: Any, axes: str, *, boolean: bool = False) -> None:
-    """Raise unless `value` is a tensor of floating point (or boolean) without empty axes.
+    """Raise unless `value` is a floating point (or boolean) tensor of shape `axes`, not empty.
 
-    `axes` are written as in docstrings; a number fixes the size and ``...`` stands for any axes:
-    "(N, C, H, W)", "(..., D)", "(B, N, 2, 3)".
+    `axes` is written as in docstrings: a number fixes a size and ``...`` stands for any number of
+    axes, as in "(N, C, H, W)", "(..., D)", "(B, N, 2, 3)".
     """
     _check_tensor(name, value)
     if not (value.dtype == torch.bool if boolean else value.is_floating_point()):
@@ -132,9 +137,10 @@ def check_axes(name: str, value: Any, axes: str, *, boolean: bool = False) -> No
 
 
 def check_alike(tensors: Mapping[str, Tensor], axes: str) -> None:
-    """`check_axes` for all `tensors`, whose last axes must agree; axes before broadcast.
+    """`check_axes` for all `tensors`, and that their shapes match.
 
-    With "(N, C, H, W)" nothing is left to broadcast and the shapes must be equal.
+    With "(..., D)" the last axes must be equal and those before must broadcast; with axes such as
+    "(N, C, H, W)" the shapes must be equal.
     """
     for name, tensor in tensors.items():
         check_axes(name, tensor, axes)
@@ -145,36 +151,36 @@ def check_alike(tensors: Mapping[str, Tensor], axes: str) -> None:
             pairs = list(zip(reversed(tensor.shape), reversed(reference.shape), strict=False))
             fits = pairs[0][0] == pairs[0][1] and all(m == n or 1 in (m, n) for m, n in pairs)
         if not fits:
-            expected = f"go with `{first}` of shape {tuple(reference.shape)}"
+            expected = f"match `{first}` of shape {tuple(reference.shape)}"
             got = f"shape {tuple(tensor.shape)}"
-            raise ValueError(_words(name, expected, got, f"give all of them as {axes}"))
+            raise ValueError(_words(name, expected, got, f"pass all of them as {axes}"))
 
 
 def check_size(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is (height, width) in whole pixels, at least 1."""
+    """Raise a ValueError unless `value` is (height, width) in whole pixels, each at least 1."""
     pair = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else ()
     if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
         raise ValueError(_words(name, "be (height, width) in whole pixels", repr(value)))
 
 
 def check_embeddings(name: str, embeddings: Any, images: Tensor, width: int) -> None:
-    """Raise a ValueError unless (B, width) `embeddings` can belong to the (B, C, H, W) `images`."""
+    """Raise a ValueError unless `embeddings` are (B, width) and on the device of the B `images`."""
     for embedding in embeddings:
         if embedding.shape != (len(images), width) or embedding.device != images.device:
             expected = (
-                f"hold embeddings of shape {(len(images), width)} on {images.device}, one an image"
+                f"hold embeddings of shape {(len(images), width)} on {images.device}, one per image"
             )
             got = f"{tuple(embedding.shape)} on {embedding.device}"
-            remedy = "make them of this batch with criterion.embed_sources(visible, infrared)"
+            remedy = "embed this batch with criterion.embed_sources(visible, infrared)"
             raise ValueError(_words(name, expected, got, remedy))
 
 
 def check_indices(name: str, value: Tensor, device: torch.device) -> None:
-    """Raise unless `value` is (B,) integers on the CPU or on `device`; they are not read."""
+    """Raise unless `value` is (B,) integers on the CPU or on `device`; its values are not read."""
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"`{name}` must be integers, got {value.dtype}; convert with .long()")
     if value.ndim != 1:
-        raise ValueError(f"`{name}` must have shape (B,), got {tuple(value.shape)}")
+        raise ValueError(_words(name, "have shape (B,)", tuple(value.shape), "pass .flatten()"))
     if value.device.type != "cpu" and value.device != device:
         raise ValueError(
             f"`{name}` must be on the CPU or on {device}, got {value.device}; move one of them "
@@ -183,18 +189,18 @@ def check_indices(name: str, value: Tensor, device: torch.device) -> None:
 
 
 def check_source_values(images: Mapping[str, Tensor], data_range: tuple[float, float]) -> None:
-    """Raise a ValueError if one is not finite or not in `data_range`.
+    """Raise a ValueError if a value is not finite or not in `data_range`.
 
-    Reads from the device: not for every step.
+    Reads from the device, so do not call it in every step.
     """
     for name, image in images.items():
-        _check_values(name, image, data_range, RANGE_TOLERANCE, "look for broken files in the data")
+        _check_values(name, image, data_range, RANGE_TOLERANCE, "check the data for broken files")
 
 
 def check_fused_values(fused: Tensor, data_range: tuple[float, float]) -> None:
-    """Raise a ValueError if it is not finite, or farther outside the range than that is wide.
+    """Raise a ValueError if a value is not finite, or is outside the range by more than its width.
 
-    Reads from the device.
+    Reads from the device, so do not call it in every step.
     """
     diverged = "the network diverged: lower the learning rate, or clip its gradients"
     _check_values("fused", fused, data_range, 1.0, diverged)
@@ -221,14 +227,19 @@ def _check_values(
 def check_number(
     name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, whole: bool = False
 ) -> Any:
-    """`value`, an `int` or a `float`, within the bounds; NumPy's and tensors' single ones too."""
+    """`value` as an `int` or a `float` within the bounds; also from a NumPy scalar or 0-D tensor.
+
+    Raises:
+        TypeError: it is not a number, or not a whole one where `whole`.
+        ValueError: it is not finite, or outside the bounds.
+    """
     given, value = value, _plain(value)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         remedy = ""
         if isinstance(given, Tensor) and given.requires_grad:
             remedy = "options carry no gradient: pass value.item()"
         elif isinstance(given, str):
-            remedy = "a number that a file gave as text is float(text)"
+            remedy = "convert text with float(text)"
         expected = "be a whole number" if whole else "be a number"
         raise TypeError(_words(name, expected, shown(given), remedy))
     if not (minimum <= value <= maximum and math.isfinite(value)):
@@ -238,15 +249,15 @@ def check_number(
 
 
 def _plain(value: Any) -> Any:
-    """The Python value of a NumPy scalar or of a tensor or array without axes."""
+    """The Python value of a NumPy scalar or a 0-D tensor or array; anything else unchanged."""
     learnt = isinstance(value, Tensor) and value.requires_grad
     if getattr(value, "ndim", None) != 0 or learnt or not hasattr(value, "item"):
         return value
-    return value.item()  # a device is waited for at an assignment, not in a step
+    return value.item()  # this waits for the device, but at an assignment, not in a step
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """`value` as a bool; NumPy's is one too."""
+    """`value` as a bool; also from a NumPy bool. Raises a TypeError for anything else."""
     return check_type(name, _plain(value), bool)
 
 
@@ -254,9 +265,14 @@ def check_interval(
     name: str, value: Any, *, minimum: float = -math.inf, maximum: float = math.inf,
     empty: bool = False,
 ) -> tuple[float, float]:  # fmt: skip
-    """`value` as a pair (low, high) of floats within the bounds; low == high only if `empty`."""
+    """`value` as a pair (low, high) of floats within the bounds; low == high only if `empty`.
+
+    Raises:
+        TypeError: it is not a pair of numbers.
+        ValueError: the bounds are in the wrong order, not finite, or out of range.
+    """
     try:
-        # Any kind of list, but none that has no order, and no iterator, which would be used up.
+        # Any sequence. Sets have no order, and an iterator could be read only once.
         if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__getitem__"):
             raise TypeError
         low, high = (float(bound) for bound in value)
@@ -270,7 +286,7 @@ def check_interval(
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """That of `choices` which `value` is; a ValueError if it is none."""
+    """`value`; a ValueError unless it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(_words(name, f"be one of {', '.join(map(repr, choices))}", shown(value)))
     return choices[choices.index(value)]
@@ -285,22 +301,22 @@ def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> 
 
 
 def check_path(name: str, value: Any) -> Path:
-    """`value` as a path, "~" being the home folder; raises a TypeError if it is none."""
+    """`value` as a path, with "~" expanded; raises a TypeError if it is not a path."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(_words(name, "be a path", repr(value), "pass a str or a pathlib.Path"))
     return Path(value).expanduser()
 
 
 def check_per_sample(name: str, losses: Any, batch: int) -> None:
-    """Raise a ValueError unless `losses` is what a module with a loss per sample returns."""
+    """Raise a ValueError unless `losses`, which the module `name` returned, has shape (batch,)."""
     if not isinstance(losses, Tensor) or losses.shape != (batch,):
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         remedy = "reduce over channels and pixels, not over the batch"
-        raise ValueError(_words(name, f"return one loss a sample, shape ({batch},)", got, remedy))
+        raise ValueError(_words(name, f"return one loss per sample, shape ({batch},)", got, remedy))
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the caller's line that led here, not at one of ours or of torch's."""
+    """Issue a UserWarning for the caller's line, skipping frames of this package and of torch."""
     folders = (os.path.join(Path(file).parent, "") for file in (__file__, torch.__file__))
     inside = (*folders, contextlib.__file__)
     level, frame = 1, sys._getframe()
@@ -310,6 +326,6 @@ def warn(message: str) -> None:
 
 
 def shown(value: object) -> str:
-    """`value` for a message: long ones, tensors and essays alike, are cut."""
+    """`repr(value)` for a message, shortened beyond 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:150]} ... {text[-30:]}"

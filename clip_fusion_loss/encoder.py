@@ -1,4 +1,4 @@
-"""FrozenCLIP: any open_clip model in, unit vectors out."""
+"""FrozenCLIP: embeds images and texts with a frozen open_clip model."""
 
 from __future__ import annotations
 
@@ -24,40 +24,39 @@ from .text_tower import TextTower, says_nothing
 
 __all__ = ["PRECISIONS", "FrozenCLIP"]
 
-# What CLIP was trained with where a model does not say (OpenAI's values, as in open_clip).
+# Used where a model does not name its own: OpenAI's values, as in open_clip.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
-# Largest value of the gradient that enters a float16 tower: far from both ends of float16's range,
-# 6e-5 and 65504, since it grows and shrinks on its way.
+# Largest absolute value of the gradient that enters a float16 tower. It is far from both ends of
+# float16's normal range, 6e-5 and 65504, as the gradient grows and shrinks on its way.
 GRADIENT_PEAK = 64.0
 
 
 class FrozenCLIP(FrozenModule):
-    """A CLIP that turns images and texts into unit vectors and is never trained.
+    """A frozen CLIP that embeds images and texts as unit vectors.
 
-    The model is taken over: it is put into eval mode, its weights are frozen, and its image tower
-    computes the same in a faster order, with batch norms folded into convolutions. It does not
-    appear in the `state_dict()` or `parameters()` of whatever holds this module, is not reached by
-    `.train()` or `.apply()`, and follows `.to()`, `.cuda()` and `.half()`. The text tower stays
-    where it is, usually on the CPU: it runs once a prompt.
+    `model` is changed in place: it is put into eval mode, its weights are frozen, and its image
+    tower gets faster layers with the same results, with batch norms folded into convolutions. It
+    does not appear in the `state_dict()` or `parameters()` of a module that holds this one, and
+    `.train()` and `.apply()` do not reach it. Its image tower follows `.to()`, `.cuda()` and
+    `.half()`; its text tower stays where it is, usually on the CPU, as it runs once per text.
 
     Args:
         model: a model built by open_clip (`create_model`, or one of its classes).
-        tokenizer: the tokenizer belonging to it (`open_clip.get_tokenizer`).
-        name: what to call the model in messages and saved files.
-        keep_text: False drops the text tower to free its memory, after its first use or when
-            a loss is given its objective as vectors; only texts embedded by then can be used
-            later.
-        vocabulary: lower-case words that the model knows; others in a text, and symbols, are
-            left out of it with a warning. None: every word is taken as known.
+        tokenizer: the tokenizer of that model (`open_clip.get_tokenizer`).
+        name: the model's name in messages and saved files.
+        keep_text: False frees the text tower after its first use, or when a loss gets an embedded
+            objective. Afterwards only texts that are already embedded can be used.
+        vocabulary: lower-case words that the model knows; other words and symbols are removed from
+            texts with a warning. None keeps all words.
 
     Raises:
-        TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` cannot be
-            called; another argument is of another type.
-        ValueError: `model` does not say the size of its input images.
+        TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` is not
+            callable; another argument has a wrong type.
+        ValueError: `model` does not name the size of its input images.
     """
 
     _mean: Tensor
@@ -82,13 +81,15 @@ class FrozenCLIP(FrozenModule):
             )
         if not callable(tokenizer):
             raise TypeError(
-                f"`tokenizer` must be callable, got {tokenizer!r}; take that of the model with "
+                f"`tokenizer` must be callable, got {tokenizer!r}; get that of the model with "
                 "open_clip.get_tokenizer(name)"
             )
         checks.check_type("name", name, str)
         checks.check_flag("keep_text", keep_text)
         if isinstance(vocabulary, str):
-            raise TypeError(f"`vocabulary` must be a collection of words, got {vocabulary!r}")
+            raise TypeError(
+                f"`vocabulary` must be a collection of words, got {vocabulary!r}; split the text"
+            )
         super().__init__(visual)
         self.name = name
         self.keep_text = bool(keep_text)
@@ -99,7 +100,7 @@ class FrozenCLIP(FrozenModule):
         # Hidden like the image tower, and not moved with it.
         text = TextTower(model, tokenizer)
         self._text: TextTower | None = text
-        # Of the weights as they came, also where an earlier FrozenCLIP has folded them.
+        # The fingerprint of the original weights, also if an earlier FrozenCLIP has folded them.
         fingerprint = fingerprint_of(visual, text.model, self.image_size, mean, std)
         self.fingerprint = getattr(visual, "folded_from", fingerprint)
         probe = torch.empty(2, 3, *self.image_size, dtype=_compute_dtype(visual), device="meta")
@@ -120,9 +121,9 @@ class FrozenCLIP(FrozenModule):
         device: str | torch.device = "cpu",
         keep_text: bool = True,
     ) -> FrozenCLIP:
-        """Load a pretrained CLIP, as float32; the default is the paper's ViT-B/32.
+        """Load a pretrained CLIP as float32; the default is the paper's ViT-B/32.
 
-        No code in a file is run. docs/encoders.md has a table of files and what to write.
+        Code in files is never run. docs/encoders.md lists the kinds of files and how to load each.
 
         Args:
             model_name: one of `open_clip.list_models()` or of OpenAI's names (``ViT-B/32``); or a
@@ -130,21 +131,23 @@ class FrozenCLIP(FrozenModule):
                 or of a transformers CLIPModel.
             pretrained: a tag of `open_clip.list_pretrained()`, or the path of a file with weights
                 of that model: a state dict, a training checkpoint, OpenAI's TorchScript archive
-                or a transformers CLIPModel. Folders and repositories bring their own.
-            cache_dir: where downloads are kept; None is the hub's default.
-            tokenizer: a folder with the tokenizer's files, for models whose tokenizer would come
-                from the hub (SigLIP and others); None: CLIP's own or the hub's.
-            device: where the image tower goes; the text tower stays on the CPU.
+                or a transformers CLIPModel. Not used for folders and repositories, which have
+                weights of their own.
+            cache_dir: folder for downloads; None uses the default of open_clip and the Hugging
+                Face hub.
+            tokenizer: a folder with the tokenizer's files, for models whose tokenizer is on the
+                hub (SigLIP and others). None uses CLIP's tokenizer or downloads the model's.
+            device: device of the image tower; the text tower stays on the CPU.
             keep_text: see the class.
 
         Raises:
-            TypeError: an argument of another type.
-            ValueError: unknown model or tag; a file that does not fit the model or is none; an
-                activation (QuickGELU or GELU) other than the weights were trained with.
-            FileNotFoundError: the file does not exist, or the weights or the tokenizer are
-                neither in the cache nor within reach; the message says what to fetch and how to
+            TypeError: an argument has a wrong type.
+            ValueError: the model or tag is unknown; the file has no weights, or not those of the
+                model; the weights were trained with another activation (QuickGELU or GELU).
+            FileNotFoundError: the file does not exist, or the weights or the tokenizer are not in
+                the cache and cannot be downloaded. The message says which file to fetch and how to
                 pass it.
-            ImportError: the tokenizer needs transformers.
+            ImportError: the tokenizer needs transformers, which is not installed.
         """
         name, model, tokenize = load_clip(model_name, pretrained, cache_dir, tokenizer)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
@@ -152,11 +155,11 @@ class FrozenCLIP(FrozenModule):
     @classmethod
     @building()
     def tiny(cls) -> FrozenCLIP:
-        """The CLIP that comes with the package, for demonstrations and continuous integration.
+        """Load the CLIP that comes with the package, for demonstrations and CI; no download.
 
-        It was trained from scratch on rendered scenes and crops of four pairs of the TNO Image
-        Fusion Dataset, knows about a hundred words (others raise a warning) and is no substitute
-        for a real CLIP in research. No network needed.
+        It was trained from scratch on rendered scenes and on crops of four pairs of the TNO Image
+        Fusion Dataset. It knows about a hundred words and warns of others. It does not replace a
+        real CLIP in research.
 
         Raises:
             ValueError: its files are damaged.
@@ -166,36 +169,36 @@ class FrozenCLIP(FrozenModule):
 
     @property
     def device(self) -> torch.device:
-        """Where images are encoded."""
+        """The device of the image tower."""
         return self._mean.device
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the image tower with `torch.compile`, whose arguments these are."""
+        """Compile the image tower; the arguments are those of `torch.compile`."""
         self.network.compile(*args, **kwargs)
 
     def encode_image(self, images: Tensor, *, precision: str = "auto") -> Tensor:
         """Embed images; differentiable with respect to them.
 
-        They are squashed to the model's input size (bilinear, anti-aliased), repeated to three
-        channels where grey, and normalised with the model's own mean and std.
+        Images are resized to the model's input size (bilinear, anti-aliased, aspect ratio not
+        kept), repeated to three channels if grey, and normalised with the model's mean and std.
 
         Args:
-            images: (N, 1 | 3, H, W) floating point in [0, 1], any H and W, on this device.
-            precision: of the network's arithmetic: "bf16", "fp16", or "fp32" for that of its
-                weights; "auto" is the precision of the surrounding `torch.autocast`, or that
-                of the weights.
+            images: (N, 1 | 3, H, W) floating point in [0, 1], any H and W, on `device`.
+            precision: of the image tower's arithmetic: "bf16", "fp16", or "fp32" for no autocast,
+                that is the precision of its weights. "auto" follows the surrounding
+                `torch.autocast`; without one it is the precision of the weights.
 
         Returns:
             (N, D) float32 unit vectors.
 
         Raises:
-            TypeError: not a floating point tensor.
-            ValueError: wrong shape or device, or an unknown precision.
+            TypeError: `images` is not a floating point tensor.
+            ValueError: `images` has a wrong shape or device, or `precision` is unknown.
         """
         checks.check_image("images", images)
         checks.check_device("images", images, self.device, "encoder", "encoder")
         checks.check_choice("precision", precision, PRECISIONS)
-        # Geometry and statistics in float32 whatever the network's precision is.
+        # Resizing and normalisation in float32, whatever the network's precision is.
         images = match_channels(resize_images(images.float(), self.image_size), 3)
         network = self.network_on(images.device)
         with self._autocast(precision):
@@ -212,22 +215,23 @@ class FrozenCLIP(FrozenModule):
 
     @building()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Embed texts. Each is computed once; later calls reuse its vector.
+        """Embed texts. Each text is embedded once; later calls reuse its vector.
 
         Args:
-            texts: a text or T texts.
+            texts: a text, or a sequence of T texts.
 
         Returns:
-            (T, D) float32 unit vectors on this device, without gradient.
+            (T, D) float32 unit vectors on `device`, without gradient.
 
         Raises:
-            TypeError: neither a text nor a sequence of texts.
-            ValueError: no text, an empty one, or one longer than the model can read.
-            RuntimeError: new texts after the text tower was dropped.
+            TypeError: `texts` is neither a text nor a sequence of texts.
+            ValueError: there is no text, or one is empty, too long for the model, or the name of a
+                file.
+            RuntimeError: a text is new and the text tower was dropped.
 
         Warns:
-            UserWarning: words or symbols outside the model's vocabulary, where that is known;
-                they are left out.
+            UserWarning: words or symbols are not in the model's vocabulary, if it has one; they
+                are removed from the text.
         """
         texts = as_texts("texts", texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._text_embeddings]
@@ -236,11 +240,11 @@ class FrozenCLIP(FrozenModule):
         return torch.stack([self._text_embeddings[text] for text in texts]).to(self.device)
 
     def says_nothing(self, text: str) -> bool:
-        """Whether the model knows no word of `text`, articles and prepositions aside."""
+        """Whether no word of `text` is in the model's vocabulary, apart from function words."""
         return self.vocabulary is not None and says_nothing(text, self.vocabulary)
 
     def drop_text(self) -> None:
-        """Free the text tower; texts embedded by now stay usable, others are a RuntimeError."""
+        """Free the text tower. Texts that are already embedded stay usable; new ones raise."""
         self._text = None
 
     def extra_repr(self) -> str:
@@ -257,8 +261,8 @@ class FrozenCLIP(FrozenModule):
             raise RuntimeError(
                 f"the text tower of {self.name!r} was dropped "
                 f"(keep_text=False), so these new texts cannot be embedded: {texts}; build the "
-                "encoder with keep_text=True, or save an EmbeddedFusionModel where the tower "
-                "is at hand and load it here"
+                "encoder with keep_text=True, or embed the texts with another copy of it, save "
+                "them with EmbeddedFusionModel.save and load them here"
             )
         embeddings = self._text.embed(texts, self.name, self.vocabulary)
         if not self.keep_text:
@@ -272,7 +276,7 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
     size = config.get("size", getattr(visual, "image_size", None))
     if size is None:
         raise ValueError(
-            "`model.visual` must say its input size in `preprocess_cfg` or `image_size`, "
+            "`model.visual` must have its input size in `preprocess_cfg` or `image_size`, "
             "got neither; build the model with open_clip.create_model"
         )
     height, width = (size, size) if isinstance(size, int) else size
@@ -282,15 +286,15 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
 def _rescale_gradient(images: Tensor, features: Tensor) -> None:
     """Keep the gradient between `features` and `images` within the range of float16.
 
-    Neither a loss scale of 65536 nor a loss that is nearly flat shall make it infinite or zero:
-    it enters the tower with `GRADIENT_PEAK` as its largest value and leaves it as it should be.
-    The factor is a power of two, so that nothing is rounded.
+    A loss scale of 65536 could make it infinite, a nearly flat loss zero. So the gradient is scaled
+    to a largest value of about `GRADIENT_PEAK` before the tower and scaled back behind it. The
+    factor is a power of two, so nothing is rounded.
     """
     factors = []
 
     def enter(gradient: Tensor) -> Tensor:
         peak = gradient.detach().abs().max() / GRADIENT_PEAK
-        # Not torch.ldexp, which multiplies by a power of two in torch's default dtype.
+        # Not torch.ldexp: it computes the power of two in torch's default dtype.
         factor = peak / torch.frexp(peak).mantissa
         factors.append(torch.where(peak > 0, factor, torch.ones_like(factor)))
         return gradient / factors[-1]
@@ -303,7 +307,7 @@ def _rescale_gradient(images: Tensor, features: Tensor) -> None:
 
 
 def _compute_dtype(network: nn.Module) -> torch.dtype:
-    # Mixed-precision towers keep 1-D to 3-D parameters in float32; the convolution that takes
-    # the image has the precision that the image must have.
+    # Mixed-precision towers keep 1-D to 3-D parameters in float32. The image must have the
+    # precision of the first convolution, whose weight is 4-D.
     parameters = list(network.parameters())
     return next((p.dtype for p in parameters if p.ndim == 4), parameters[0].dtype)

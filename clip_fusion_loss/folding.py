@@ -17,18 +17,18 @@ __all__ = ["fold_batch_norm"]
 
 
 def fold_batch_norm(network: nn.Module, images: Tensor) -> bool:
-    """Fold what can be folded, in place; results stay as they are, up to rounding.
+    """Fold batch norms into convolutions, in place; outputs stay the same up to rounding.
 
-    A batch norm is folded where it is the one thing done with the output of a convolution, and
-    both are used once. A forward pass without data shows that, for any network: the order in
-    which modules were made or registered proves nothing.
+    A batch norm is folded if it is the only consumer of a convolution's output and both are called
+    once. A forward pass on the meta device shows this for any network; the order in which modules
+    are registered does not.
 
     Args:
-        network: in eval mode, and never to be trained.
-        images: what it takes, on the device "meta".
+        network: in eval mode; it must not be trained later.
+        images: an input of the network, on the device "meta".
 
     Returns:
-        Whether anything was folded, so that its weights are others than before.
+        Whether anything was folded, that is whether weights changed.
     """
     if all(_remainder(module) is None for module in network.modules()):
         return False
@@ -41,7 +41,7 @@ def fold_batch_norm(network: nn.Module, images: Tensor) -> bool:
     with torch.no_grad(), _Calls() as seen:
         try:
             returned = torch.func.functional_call(network, stand_ins, (images,))
-        except Exception:  # whatever it is that the tower cannot do without data: it stays as it is
+        except Exception:  # a tower that cannot run on the meta device is left unfolded
             return False
 
     uses = Counter(id(tensor) for _, inputs, _ in seen.calls for tensor in inputs)
@@ -49,7 +49,10 @@ def fold_batch_norm(network: nn.Module, images: Tensor) -> bool:
     makers = {id(output): call for call in seen.calls for output in _tensors(call[2])}
 
     def module_of(inputs: list[Tensor], names: tuple[str, ...]) -> nn.Module | None:
-        """The module whose tensors of these names, and no others, are used with the first input."""
+        """The module whose tensors of these names are all inputs after the first, used only here.
+
+        None if there is no such module.
+        """
         module = owners.get(id(inputs[1])) if len(inputs) > 1 else None
         own = [getattr(module, name, None) for name in names]
         used = [originals.get(id(tensor)) for tensor in inputs[1:]]
@@ -69,9 +72,9 @@ def fold_batch_norm(network: nn.Module, images: Tensor) -> bool:
 
 
 def _fold(convolution: nn.Conv2d, norm: Any) -> bool:
-    """Let `convolution` do what `norm` does after it, if its precision can hold the weights."""
+    """Fold `norm` into `convolution`; False if the weights' dtype cannot hold the result."""
 
-    def exact(tensor: Any) -> Any:  # on the host, as not every device has float64
+    def exact(tensor: Any) -> Any:  # on the CPU, as not every device has float64
         return None if tensor is None else tensor.detach().to("cpu", torch.float64)
 
     weight, bias = fuse_conv_bn_weights(
@@ -94,11 +97,11 @@ def _fold(convolution: nn.Conv2d, norm: Any) -> bool:
 
 
 class _Calls(TorchFunctionMode):
-    """Notes the calls of PyTorch's functions: each with the tensors that went in and came out."""
+    """Records calls of PyTorch functions with their input and output tensors."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Tensors stay alive in here, so that an id means one tensor only.
+        # Tensors are kept alive here, so that no id is used twice.
         self.calls: list[tuple[Callable[..., Any], list[Tensor], Any]] = []
 
     def __torch_function__(
@@ -122,7 +125,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _remainder(module: Any) -> type[nn.Module] | None:
-    """What a batch norm does beside normalising; None for other modules and unknown classes."""
+    """The class that a batch norm becomes once folded; None if the module cannot be folded."""
     kind = type(module)
     in_timm = kind.__module__.startswith("timm.")
     if kind in (nn.BatchNorm2d, nn.SyncBatchNorm):
@@ -135,7 +138,7 @@ def _remainder(module: Any) -> type[nn.Module] | None:
 
 
 class _ActivationAlone(nn.Module):
-    """What timm's batch norm with an activation does besides."""
+    """The dropout and activation of timm's `BatchNormAct2d`, without the batch norm."""
 
     act: nn.Module
     drop: nn.Module

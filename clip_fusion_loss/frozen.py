@@ -1,4 +1,4 @@
-"""State that belongs to nobody: in no checkpoint, in no optimizer, never trained."""
+"""Modules whose weights and buffers stay out of checkpoints and optimizers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["FixedBuffers", "FrozenModule", "computes_in_float16", "drop_traces"]
 
 
 def drop_traces(state: dict[str, Any], prefix: str) -> None:
-    """Remove from a `state_dict()` what it notes of modules under `prefix` that saved nothing.
+    """Remove the version entries of modules under `prefix` that saved nothing from `state`.
 
-    PyTorch lists every module with its version in an attribute, which `torch.save` writes too.
+    PyTorch keeps these entries in the attribute `_metadata`, which `torch.save` writes too.
     """
     metadata = getattr(state, "_metadata", {})
     for name in [name for name in metadata if f"{name}.".startswith(prefix)]:
@@ -28,17 +28,17 @@ def drop_traces(state: dict[str, Any], prefix: str) -> None:
 def _destination(
     tensor: Tensor, fn: Callable[[Tensor], Tensor]
 ) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype to which `fn`, as `nn.Module._apply` gets it, sends `tensor`.
+    """The device and dtype to which `fn`, an argument of `nn.Module._apply`, would move `tensor`.
 
-    Asked of an empty stand-in, since `fn` may also be `.to_empty()`'s, which would leave
-    uninitialised memory in place of values that no checkpoint can bring back.
+    `fn` is applied to an empty tensor instead: with `.to_empty()` it returns uninitialised memory,
+    and no checkpoint could restore the values.
     """
     probe = fn(torch.empty(0, device=tensor.device, dtype=tensor.dtype))
     return probe.device, probe.dtype
 
 
 def computes_in_float16(network: nn.Module, device: torch.device) -> bool:
-    """Whether `network`, if called here and now on `device`, overflows at 65504."""
+    """Whether a call of `network` on `device`, under the current autocast, computes in float16."""
     known = torch.amp.is_autocast_available(device.type)
     half = known and torch.is_autocast_enabled(device.type)
     half = half and torch.get_autocast_dtype(device.type) == torch.float16
@@ -46,7 +46,7 @@ def computes_in_float16(network: nn.Module, device: torch.device) -> bool:
 
 
 def _outlast(module: nn.Module) -> None:
-    """Replace tensors that were made under `torch.inference_mode`: no training could use them."""
+    """Replace tensors made under `torch.inference_mode`, which autograd could not use."""
     with torch.inference_mode(False):
         for part in module.modules():
             for name, parameter in part._parameters.items():
@@ -58,13 +58,13 @@ def _outlast(module: nn.Module) -> None:
 
 
 class FixedBuffers(nn.Module):
-    """Its buffers follow the owner's device but keep their values and their precision.
+    """A module whose buffers follow its owner's device but keep their values and dtype.
 
     Register them with ``persistent=False`` to keep them out of checkpoints.
     """
 
     def state_dict(self, *, destination: Any = None, prefix: str = "", **options: Any) -> Any:
-        """Nothing is saved: what was given as `destination`, untouched."""
+        """Saves nothing: returns `destination` unchanged, or an empty dictionary."""
         return OrderedDict() if destination is None else destination
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of copy and pickle
@@ -81,16 +81,16 @@ class FixedBuffers(nn.Module):
 
 
 class FrozenModule(FixedBuffers):
-    """Holds a network where the module machinery of its owner does not find it.
+    """Holds a frozen network that is not registered as a submodule.
 
-    The network never shows up in `parameters()`, `state_dict()` or `modules()` of an owner, and
-    `.train()`, `.apply()` and `.requires_grad_()` pass it by. It does follow `.to()`, `.cuda()`
+    The network does not appear in `parameters()`, `state_dict()` or `modules()` of an owner, and
+    `.train()`, `.apply()` and `.requires_grad_()` do not reach it. It follows `.to()`, `.cuda()`
     and `.half()`.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        # nn.Module registers what it is assigned directly, but does not look into a list.
+        # nn.Module registers modules that are assigned to it, but not those in a list.
         self._hidden = [network.eval().requires_grad_(False)]
         _outlast(network)
 
@@ -109,10 +109,10 @@ class FrozenModule(FixedBuffers):
         return self._hidden[0]
 
     def network_on(self, device: torch.device) -> nn.Module:
-        """The network, or a copy of it that stays on `device`.
+        """The network if it is on `device`, or else a copy that is kept there.
 
-        Copies are needed where `torch.nn.DataParallel` runs replicas of the owner, which share
-        this list, on several devices.
+        `torch.nn.DataParallel` needs copies: its replicas of the owner run on several devices and
+        share one list of networks.
         """
         for network in list(self._hidden):
             if next((weight.device for weight in network.parameters()), device) == device:
@@ -130,22 +130,22 @@ class FrozenModule(FixedBuffers):
         if first is not None:
             device, dtype = _destination(first, fn)
             self.network.to(device=device)
-            if dtype != first.dtype:  # towers of mixed precision stay mixed on a mere move
+            if dtype != first.dtype:  # a move alone must not change towers of mixed precision
                 self.network.to(dtype=dtype)
         return self
 
 
 def _refuse_as_hyperparameter(module: nn.Module) -> None:
-    """Raise a TypeError while Lightning collects what to write into every checkpoint."""
+    """Raise a TypeError if called by Lightning's `save_hyperparameters`."""
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
         library = str(frame.f_globals.get("__name__")).partition(".")[0]
         if frame.f_code.co_name == "save_hyperparameters" and "lightning" in library:
             raise TypeError(
-                f"`save_hyperparameters` must leave out the loss, got one with a frozen "
-                f"{type(module).__name__}: every checkpoint would hold its weights, and "
+                f"`save_hyperparameters` must not include the loss, got one with a frozen "
+                f"{type(module).__name__}: every checkpoint would contain its weights, and "
                 "torch.load would refuse to read it; call "
-                "self.save_hyperparameters(ignore=['criterion']), by the argument's name, and "
-                "give it again to load_from_checkpoint(path, criterion=criterion)"
+                "self.save_hyperparameters(ignore=['criterion']) with the name of your argument, "
+                "and pass the loss again to load_from_checkpoint(path, criterion=criterion)"
             )

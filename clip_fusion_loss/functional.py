@@ -1,14 +1,14 @@
-"""Every formula of the loss: tensors in, tensors out.
+"""All formulas of the loss, as functions of tensors.
 
-Nothing here knows a module, a text or a device policy. An *embedding* is a unit vector of a
-CLIP encoder, a *direction* is a unit difference of two embeddings; both lie along the last
-axis, of length D. Images are (N, C, H, W) with values in [0, 1]. All functions raise a TypeError
-or a ValueError for arguments of other types or shapes than they describe. What turns images into
-other images, patches and entropies stands in `image_formulas`.
+An *embedding* is a unit vector of a CLIP encoder and a *direction* the normalised difference of two
+embeddings; both lie along the last axis, of length D. Images are (N, C, H, W) with values in
+[0, 1]. Functions raise a TypeError or a ValueError if a tensor has another type or shape than
+described; only `total_loss` and `soften_outliers` take any tensors. Functions on images alone are
+defined in `image_formulas`.
 
-The equations and constants are those of Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible
-Image Fusion with Language-Driven Loss in CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267),
-called "the paper" below, and of its published code where the text is silent.
+Equations and constants are those of Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible Image
+Fusion with Language-Driven Loss in CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267), called
+"the paper" below. What the paper does not specify is as in its published code.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ __all__ = [
     "total_loss",
 ]
 
-# Differences of unit vectors shorter than this count as "no direction". Real images differ from
-# their sources by 0.1 or more, so no real case changes, and where fused == source the gradient
-# stays below 1 / DIRECTION_EPS instead of becoming NaN.
+# Smallest length by which a difference of unit vectors is divided. Real fused images differ from
+# their sources by 0.1 or more, so they are not affected. Where fused == source the gradient stays
+# below 1 / DIRECTION_EPS instead of becoming NaN.
 DIRECTION_EPS = 1e-3
 
-# Root mean squares of gradients and of contrasts below this, a quarter of a grey level of 8 bits,
-# count as "constant": the gradient stays finite there.
+# Smallest root mean square by which image gradients and contrasts are divided: a quarter of an
+# 8-bit grey level. It keeps the gradient finite for constant images.
 CONSTANT_RMS = 1e-3
 
-# Windows of `structure_loss` that compare the layout of two images, in pixels.
+# Side of the windows of `structure_loss` whose means are compared, in pixels.
 LAYOUT_WINDOW = 16
 
 
@@ -84,7 +84,7 @@ def direction_loss(
     visible_direction: Tensor,
     infrared_direction: Tensor,
 ) -> Tensor:
-    """How far the steps from both sources to an image turn from where the texts point.
+    """Mean cosine distance between image directions and text directions, from both sources.
 
         1/2 (1 - cos(dir(v_v, e), D_v)) + 1/2 (1 - cos(dir(v_r, e), D_r))
 
@@ -92,12 +92,12 @@ def direction_loss(
         embedding: (..., D) embeddings e of fused images or of their patches.
         visible_embedding: (..., D) embeddings v_v of the whole visible images.
         infrared_embedding: (..., D) embeddings v_r of the whole infrared images.
-        visible_direction: (D,) text direction D_v from "visible" to the objective, or (..., D)
-            with one for each embedding.
-        infrared_direction: likewise D_r, from "infrared".
+        visible_direction: (D,) text direction D_v from the visible image's text to the fused
+            image's, or (..., D) with one per embedding.
+        infrared_direction: likewise D_r, from the infrared image's text.
 
     Returns:
-        (...) losses in [0, 2]. Differentiable in every argument.
+        (...) losses in [0, 2], differentiable in all arguments.
     """
     tensors = {
         "embedding": embedding,
@@ -114,17 +114,17 @@ def direction_loss(
 
 
 def mean_direction(visible_direction: Tensor, infrared_direction: Tensor) -> Tensor:
-    """The direction between both: ``(D_v + D_r) / max(|D_v + D_r|, 1e-3)``.
+    """Normalised mean of both text directions: ``(D_v + D_r) / max(|D_v + D_r|, 1e-3)``.
 
-    Of all steps that an image could take from both sources alike, the one along it has the least
-    `direction_loss`.
+    If the fused image has the same direction from both sources, `direction_loss` is smallest for
+    this one.
 
     Args:
         visible_direction: (..., D) text directions D_v.
         infrared_direction: (..., D) text directions D_r.
 
     Returns:
-        (..., D) unit vectors; zero where both are zero or opposite.
+        (..., D) unit vectors; zero where both directions are zero or opposite.
     """
     directions = {"visible_direction": visible_direction, "infrared_direction": infrared_direction}
     checks.check_alike(directions, "(..., D)")
@@ -134,7 +134,7 @@ def mean_direction(visible_direction: Tensor, infrared_direction: Tensor) -> Ten
 def similarity_loss(
     embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor
 ) -> Tensor:
-    """Distance of the fused image from both sources: ``1 - (cos(e, v_v) + cos(e, v_r)) / 2``.
+    """Mean cosine distance to both sources: ``1 - (cos(e, v_v) + cos(e, v_r)) / 2``.
 
     Args:
         embedding: (..., D) embeddings of the fused images.
@@ -154,16 +154,16 @@ def similarity_loss(
 
 
 def mean_over_patches(sums: Tensor, kept: Tensor, reduction: str = "all") -> Tensor:
-    """Per-sample mean of the losses of those patches that passed the filter.
+    """Mean loss of each sample's patches.
 
     Args:
-        sums: (B,) sums of the kept patches' losses.
-        kept: (B, N) boolean, which patches passed.
-        reduction: "all" divides by N, so that dropped patches count as zero (the paper's
-            code); "kept" divides by the number of kept patches.
+        sums: (B,) sums of the losses of the patches that passed the entropy filter.
+        kept: (B, N) boolean, True for patches that passed.
+        reduction: "all" divides by N, so dropped patches count as zero (the paper's code);
+            "kept" divides by the number of kept patches.
 
     Returns:
-        (B,) means; zero for a sample without a kept patch.
+        (B,) means; zero for a sample without kept patches.
     """
     checks.check_axes("sums", sums, "(B,)")
     checks.check_axes("kept", kept, f"({len(sums)}, N)", boolean=True)
@@ -174,8 +174,19 @@ def mean_over_patches(sums: Tensor, kept: Tensor, reduction: str = "all") -> Ten
 
 
 def total_loss(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Weighted sum ``sum_i weights[i] * terms[i]``; the paper's weights are 2, 10, 6 and 10 for
-    the direction, patch, similarity and perceptual terms."""
+    """Weighted sum of the terms: ``sum_i weights[i] * terms[i]``.
+
+    Args:
+        terms: tensors of one shape, at least one.
+        weights: one per term; the paper's are 2, 10, 6 and 10 for the direction, patch, similarity
+            and perceptual terms.
+
+    Returns:
+        A tensor of the shape of the terms.
+
+    Raises:
+        ValueError: there are not as many weights as terms.
+    """
     _check_lengths(terms=terms, weights=weights)
     return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)
 
@@ -186,7 +197,7 @@ def max_feature_loss(
     """The paper's perceptual term: ``sum_l MSE(phi_l(fused), max(phi_l(vis), phi_l(ir)))``.
 
     Args:
-        fused: the feature maps phi_l, one (B, C_l, H_l, W_l) a layer.
+        fused: feature maps phi_l of the fused images, (B, C_l, H_l, W_l), at least one layer.
         visible: like `fused`.
         infrared: like `fused`.
 
@@ -211,28 +222,30 @@ def _check_lengths(**sequences: Sequence[object]) -> None:
     for name, sequence in others:
         if len(sequence) != len(reference):
             raise ValueError(
-                f"`{name}` must be as many as `{first}`, {len(reference)}, got {len(sequence)}"
+                f"`{name}` must have as many entries as `{first}`, {len(reference)}, got "
+                f"{len(sequence)}; pass one for each"
             )
 
 
 def intensity_gradient_loss(
     fused: Tensor, visible: Tensor, infrared: Tensor, gradient_weight: float = 2.0
 ) -> Tensor:
-    """Ask for the brighter source's intensity and the stronger source's edges.
+    """L1 distance to the maximum intensity and to the stronger gradient of both sources.
 
         mean |f - max(v, r)| + gradient_weight * mean |grad f - g|
 
     where g is, at each pixel and axis, the source gradient of larger magnitude *with its sign*:
-    matching absolute gradients would let the network invert contrast.
+    with absolute gradients the network could invert contrast. `gradient_weight` counts each axis
+    on its own.
 
     Args:
-        fused: (B, C, H, W) images.
+        fused: (B, C, H, W) images in [0, 1].
         visible: like `fused`.
         infrared: like `fused`.
-        gradient_weight: weight of the gradient part.
+        gradient_weight: weight of the gradient part, at least 0.
 
     Returns:
-        (B,) losses.
+        (B,) losses, at least 0.
     """
     images = {"fused": fused, "visible": visible, "infrared": infrared}
     checks.check_alike(images, "(B, C, H, W)")
@@ -253,40 +266,42 @@ def structure_loss(
     flat_energy: float = 0.05,
     layout_weight: float = 1.0,
 ) -> Tensor:
-    """Ask where the edges are and which way they go; leave brightness and contrast open.
+    """Compare position and orientation of edges, but not brightness and contrast.
 
         edges + layout_weight * layout
 
-    *Edges* compares gradient fields G, each divided by its root mean square over the image: that
-    of the fused image with, at each pixel and axis, the source gradient of larger magnitude with
-    its sign. In every window w, with e the energy that counts as flat,
+    *Edges* compares two gradient fields G, each divided by its root mean square over the image.
+    G_f is that of the fused image; G_s has, at each pixel and axis, the source gradient of larger
+    magnitude with its sign. In every window w, with e the energy that counts as flat,
 
         ncc_w = (mean_w(G_f G_s) + e) / sqrt((mean_w(G_f^2) + e) (mean_w(G_s^2) + e))
         edges = sum_w a_w (1 - ncc_w) / sum_w a_w,    a_w = sqrt(mean_w(G_s^2) + e)
 
-    Where the sources have edges e hardly counts, and a local gain costs nothing. Where they are
-    flat, any detail of the fused image does: noise and relief.
+    Where the sources have edges, e is negligible and a local change of contrast is not penalised.
+    Where the sources are flat, any detail of the fused image is penalised, such as noise and
+    relief.
 
     *Layout* compares means F of the fused image and M of ``max(visible, infrared)`` over 16 x 16
     windows with a stride of 8:
 
         layout = 1/2 |unit(F - mean F) - unit(M - mean M)|^2 = 1 - cos(F - mean F, M - mean M)
 
-    A gain and a bias of the fused image change neither. In plain PyTorch, for one sample:
+    Neither part changes if the fused image is multiplied by a positive number or a constant is
+    added. In plain PyTorch, for one sample:
 
         G = torch.stack([x.diff(dim=-1)[:, :-1], x.diff(dim=-2)[:, :, :-1]])  # x: (C, H, W)
         G = G / G.square().mean().sqrt()
 
     Args:
-        fused: (B, C, H, W) images, H and W at least 2.
+        fused: (B, C, H, W) images in [0, 1], H and W at least 2.
         visible: like `fused`.
         infrared: like `fused`.
-        window: side of the windows w in pixels, at most that of the image.
-        flat_energy: e, as a share of the image's mean energy, which is 1.
-        layout_weight: weight of the layout part.
+        window: side of the windows w in pixels; larger than the image counts as the image's.
+        flat_energy: e relative to the mean gradient energy of the image, which is 1; at least 1e-6.
+        layout_weight: weight of the layout part, at least 0.
 
     Returns:
-        (B,) losses, 0 to ``1 + 2 * layout_weight``; finite for constant images too.
+        (B,) losses, 0 to ``2 + 2 * layout_weight``; finite for constant images too.
     """
     images = {"fused": fused, "visible": visible, "infrared": infrared}
     checks.check_alike(images, "(B, C, H, W)")
@@ -304,7 +319,8 @@ def structure_loss(
     ncc = energy(field, wanted) / (energy(field, field).sqrt() * amplitude)
     edges = ((1 - ncc) * amplitude).flatten(1).sum(1) / amplitude.flatten(1).sum(1)
     layouts = [_layout(image) for image in (fused, torch.maximum(visible, infrared))]
-    # Half the squared distance of unit vectors is 1 - cos, and 0 where both images are constant.
+    # Half the squared distance of unit vectors is 1 - cos; unlike that, it is 0 where both images
+    # are constant.
     layout = 0.5 * (layouts[0] - layouts[1]).square().sum(1)
     return edges + layout_weight * layout
 

@@ -1,4 +1,4 @@
-"""EmbeddedFusionModel: objectives as directions in embedding space."""
+"""EmbeddedFusionModel: objectives as text directions in CLIP's embedding space."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ __all__ = ["EmbeddedFusionModel", "text_directions"]
 
 
 class EmbeddedFusionModel(FixedBuffers):
-    """Where the texts say that the fused image lies, seen from each source.
+    """One or several embedded objectives: the text directions from each source to the fused image.
 
-    The texts are embedded once, here. Several texts for a role are averaged and normalised.
-    The directions from "visible" and from "infrared" to "fused" are buffers that no checkpoint
-    holds and that stay float32 whatever the owner is cast to.
+    Texts are embedded once, at construction. If a role has several texts, their embeddings are
+    averaged and normalised. The directions are buffers that stay out of checkpoints and stay
+    float32 when the owner is cast.
 
-    With several objectives it is a bank, from which each image of a batch takes its own:
+    With several objectives it is a bank. Each image of a batch can use a different one of them:
 
         bank = criterion.embed({"day": "a bright image", "night": "a dark image"})
-        chosen = bank[["night", "day", "night"]]  # or of integers: a list, or a (B,) tensor
+        chosen = bank[["night", "day", "night"]]  # or integers: a list, or a (B,) tensor
         loss = criterion(fused=fused, visible=visible, infrared=infrared, objectives=chosen)
 
     Args:
-        objective: the texts of one objective; or a sequence of N, or a mapping of names to N, of
-            which a plain text is `FusionObjective(text)`.
-        encoder: the CLIP that embeds them, all in one call of its text tower.
+        objective: one `FusionObjective`; or, for a bank, a sequence of N objectives or a mapping
+            of names to N objectives, in which a text stands for `FusionObjective(text)`.
+        encoder: the CLIP that embeds the texts, all in one call of its text tower.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: no objective; or the encoder gives `fused` and a modality the same vector, so
-            that there is no direction between them.
+        TypeError: an argument has a wrong type.
+        ValueError: there is no objective; or the encoder gives the texts `fused` and `visible` or
+            `infrared` the same vector, so there is no direction between them.
+        RuntimeError: a text is new and the encoder's text tower was dropped.
 
     Attributes:
-        visible_direction: float32 unit vectors, (D,) of one objective, (N, D) of several; zero
-            where the encoder has a vocabulary and knows no word of `fused`, so that the sentence
-            has no effect.
-        infrared_direction: likewise.
-        names: of a bank made from a mapping: N texts; otherwise None.
-        encoder_name: what the encoder is called.
+        visible_direction: float32 unit vectors, (D,) for one objective, (N, D) for a bank. Zero if
+            the encoder has a vocabulary and no word of `fused` is in it: such a text has no effect.
+        infrared_direction: likewise, from the infrared image's text.
+        names: the N names of a bank made from a mapping; otherwise None.
+        encoder_name: the name of the encoder.
+        encoder_fingerprint: a digest of the encoder, see `check_encoder`.
     """
 
     visible_direction: Tensor
@@ -98,7 +99,7 @@ class EmbeddedFusionModel(FixedBuffers):
 
     @property
     def objectives(self) -> tuple[FusionObjective, ...]:
-        """The texts, N times. Of those chosen by a tensor on a device, that is waited for."""
+        """The texts of all N objectives. Waits for the device if a tensor on it chose them."""
         if self._chosen is not None:
             self._objectives = tuple(self._objectives[row] for row in self._chosen.tolist())
             self._chosen = None
@@ -106,48 +107,50 @@ class EmbeddedFusionModel(FixedBuffers):
 
     @property
     def objective(self) -> FusionObjective:
-        """The texts of the only objective; a ValueError where there are several."""
+        """The texts of a single objective. Raises a ValueError for a bank."""
         if self.visible_direction.ndim > 1:
             raise ValueError(
                 f"`objective` must be a single one, got a bank of {len(self)}; choose one with "
-                "bank[name] or bank[index], or read bank.objectives"
+                "bank[name] or bank[index], or read bank.objectives for all"
             )
         return self.objectives[0]
 
     @property
     def text_direction(self) -> Tensor:
-        """The vector for a network that is to know the objective, (D,), or (N, D) of several.
+        """The input for a network that is conditioned on the objective: (D,), or (N, D) for a bank.
 
-        Float32 unit vectors without gradient, each entry in [-1, 1] and about 1 / sqrt(D) large;
-        zero where the sentence has no effect. Halfway between both directions, it is where the
-        loss pulls an image, as seen from both sources (`functional.mean_direction`).
+        It is the normalised mean of both directions (`functional.mean_direction`), in which the
+        loss moves the fused image. Float32 unit vectors without gradient, with entries in [-1, 1]
+        of about 1 / sqrt(D); zero if the text has no effect.
         """
         return functional.mean_direction(self.visible_direction, self.infrared_direction)
 
     def __len__(self) -> int:
-        """How many objectives."""
+        """The number of objectives."""
         return 1 if self.visible_direction.ndim == 1 else len(self.visible_direction)
 
     def __iter__(self) -> Iterator[str | int]:
-        """What `model[...]` takes: the names, or else the indices."""
+        """The keys of `model[...]`: the names, or without names the indices."""
         return iter(self.names or range(len(self)))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.inference_mode(False)
     def __getitem__(self, choice: int | str | Sequence[int | str] | Tensor) -> EmbeddedFusionModel:
-        """One of the objectives, or one for each image of a batch.
+        """Choose one objective, or one for each image of a batch.
 
         Args:
-            choice: a name or an index, for one objective; or B of them; or a (B,) tensor of
-                indices, on the CPU or on this device. Indices go from 0 to N - 1.
+            choice: a name or an index, for one objective; or a sequence of B of them; or a (B,)
+                tensor of indices, on the CPU or on the device of the directions. Indices go from
+                0 to N - 1.
 
         Returns:
-            Of one objective with directions (D,), or of B with (B, D).
+            A single objective with (D,) directions, or B objectives with (B, D) directions.
 
         Raises:
-            TypeError, ValueError: no such name or index, or something else. Indices on a device
-                are not read, which would make the host wait: a wrong one is an error of the
-                device, on CUDA a device-side assert.
+            TypeError: `choice` is of another type.
+            ValueError: there is no such name or index. Indices on an accelerator are not read, as
+                the host would have to wait; there a wrong one is an error of the device, on CUDA
+                a device-side assert.
         """
         one = isinstance(choice, (str, Integral))
         index, rows = self._index([choice] if one else choice)
@@ -162,11 +165,11 @@ class EmbeddedFusionModel(FixedBuffers):
             directions = [direction[0] for direction in directions]
         identity = self.encoder_name, self.encoder_fingerprint
         model = self._of(Content(objectives, None, *identity, *directions))
-        model._chosen = index.clone() if rows is None else None  # a loader may reuse its own
+        model._chosen = index.clone() if rows is None else None  # the caller may reuse its tensor
         return model
 
     def _index(self, choice: Any) -> tuple[Tensor, list[int] | None]:
-        """(B,) indices on this device, and as numbers where the host knows them."""
+        """(B,) indices on the directions' device, and as a list if the host knows them."""
         device = self.visible_direction.device
         if isinstance(choice, Tensor):
             checks.check_indices("choice", choice, device)
@@ -174,7 +177,7 @@ class EmbeddedFusionModel(FixedBuffers):
         elif isinstance(choice, (bytes, Mapping)) or not hasattr(choice, "__getitem__"):
             raise TypeError(
                 "`choice` must be a name, an index, a sequence of them or a tensor of indices, got "
-                f"{checks.shown(choice)}"
+                f"{checks.shown(choice)}; pass a list"
             )
         else:
             rows = [_row(entry, self.names or ()) for entry in choice]
@@ -195,17 +198,20 @@ class EmbeddedFusionModel(FixedBuffers):
         *,
         index: Tensor | None = None,
     ) -> Tensor:
-        """Per-sample direction loss; see `functional.direction_loss`.
+        """Direction loss per embedding; see `functional.direction_loss`.
 
         Args:
             embedding: (..., D) embeddings of fused images or patches.
             visible_embedding: (..., D) embeddings of the whole visible images.
             infrared_embedding: (..., D) embeddings of the whole infrared images.
-            index: where there are several objectives, which of them each embedding has, (P,) on
-                this device; None: there are as many, in this order.
+            index: for a bank, (P,) integers on its device: the objective of each of P embeddings.
+                None: embedding i has objective i. Not used with a single objective.
 
         Returns:
             (...) losses in [0, 2].
+
+        Raises:
+            TypeError, ValueError: a tensor has a wrong type or shape.
         """
         directions = [self.visible_direction, self.infrared_direction]
         if index is not None and self.visible_direction.ndim > 1:
@@ -215,13 +221,17 @@ class EmbeddedFusionModel(FixedBuffers):
         )
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
-        """Raise a ValueError unless `encoder` is the one whose space the directions lie in."""
+        """Raise a ValueError unless `encoder` is the CLIP that embedded the objective.
+
+        It compares fingerprints of weights, activation, input size, mean and std; copies cast to
+        float16 or bfloat16 are accepted.
+        """
         if not is_current(self.encoder_fingerprint):
             raise ValueError(
                 "`objective` must be saved by this version, got a file of an older one, which does "
-                "not say the CLIP's activation and text tower; where the text tower is, make it "
-                "anew with EmbeddedFusionModel(EmbeddedFusionModel.load(path).objective, "
-                "encoder).save(path)"
+                "not identify the CLIP's activation and text tower; with an encoder that has its "
+                "text tower, make it anew with "
+                "EmbeddedFusionModel(EmbeddedFusionModel.load(path).objective, encoder).save(path)"
             )
         if not same_clip(encoder.fingerprint, self.encoder_fingerprint):
             raise ValueError(
@@ -232,31 +242,34 @@ class EmbeddedFusionModel(FixedBuffers):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write directions, texts, names and the encoder's identity as safetensors, whole or not.
+        """Write directions, texts, names and the encoder's identity to a safetensors file.
+
+        The file is written completely or not at all.
 
         Args:
             path: the file; an existing one is replaced.
 
         Raises:
-            TypeError: `path` is none.
-            OSError: it cannot be written; what was there is left as it was.
+            TypeError: `path` is not a path.
+            OSError: the file cannot be written; an existing one is unchanged.
         """
         objective_files.write(checks.check_path("path", path), self._content())
 
     @classmethod
     @building()
     def load(cls, path: str | Path, encoder: FrozenCLIP | None = None) -> EmbeddedFusionModel:
-        """Read what `save` wrote, onto the CPU; neither texts nor a text tower are needed.
+        """Read a file written by `save`, onto the CPU. No text tower is needed.
 
         Args:
             path: the file.
-            encoder: the CLIP it will be used with, to refuse the wrong one here; the loss
+            encoder: the CLIP that it will be used with, to check it here already; the loss
                 checks it in any case.
 
         Raises:
-            TypeError: an argument of another type.
+            TypeError: an argument has a wrong type.
             FileNotFoundError: there is no such file.
-            ValueError: not a whole file of `save`, or made with another encoder.
+            ValueError: the file was not written by `save`, is incomplete, or was made with another
+                encoder.
         """
         path = checks.check_path("path", path)
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
@@ -270,7 +283,7 @@ class EmbeddedFusionModel(FixedBuffers):
     def extra_repr(self) -> str:
         if self.visible_direction.ndim == 1:
             what = f"objective={self.objective}"
-        else:  # texts chosen on a device are not asked for
+        else:  # not the texts: reading them may wait for the device
             what = f"{len(self)} objectives, names={self.names}"
         return f"{what}, encoder={self.encoder_name!r}"
 
@@ -279,7 +292,7 @@ def _row(entry: Any, names: Sequence[str]) -> int:
     if isinstance(entry, str):
         if entry not in names:
             raise ValueError(
-                f"`choice` must be of the names {checks.shown(list(names))}, got {entry!r}"
+                f"`choice` must be one of the names {checks.shown(list(names))}, got {entry!r}"
             )
         return names.index(entry)
     if not isinstance(entry, Integral) or isinstance(entry, bool):
@@ -311,14 +324,13 @@ def _directions_of(
     infrared: Tensor,
 ) -> tuple[Tensor, Tensor]:
     if all(map(encoder.says_nothing, objective.fused)):
-        # Where words mean nothing there is no direction, and then no gradient; any other vector
-        # would pull at random.
+        # Unknown words give no direction, and so no gradient; any other vector would be random.
         return torch.zeros_like(visible), torch.zeros_like(infrared)
     for name, embedding in (("visible", visible), ("infrared", infrared)):
         if torch.dist(fused, embedding) < functional.DIRECTION_EPS:
             raise ValueError(
                 f"`fused` and `{name}` must differ for the encoder, got {objective.fused!r} and "
                 f"{getattr(objective, name)!r}, to which {encoder.name!r} gives the same vector; "
-                "word one of them differently"
+                "change the wording of one of them"
             )
     return functional.direction(visible, fused), functional.direction(infrared, fused)

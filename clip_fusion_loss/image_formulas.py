@@ -1,4 +1,4 @@
-"""The formulas of `functional` on images alone: channels, sizes, random patches, entropy."""
+"""The functions of `functional` on images alone: channels, sizes, random patches, entropy."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ __all__ = [
     "soften_outliers",
 ]
 
-# ITU-R BT.601 luma, the grey of the infrared-visible field.
+# ITU-R BT.601 luma, as usual in infrared-visible fusion.
 LUMA = (0.299, 0.587, 0.114)
 
 # Affine jitter of a patch in the paper's code: torchvision's
 # RandomAffine(degrees=5, translate=(0, 0.1), scale=(1, 1.5), shear=5).
-MAX_ROTATION = 5.0  # degrees, either way
-MAX_SHIFT = 0.1  # of the patch's side, up or down
-MAX_ZOOM = 1.5  # from 1
-MAX_SHEAR = 5.0  # degrees along x, either way
+MAX_ROTATION = 5.0  # degrees, in both directions
+MAX_SHIFT = 0.1  # fraction of the patch's side, up or down
+MAX_ZOOM = 1.5  # the least is 1
+MAX_SHEAR = 5.0  # degrees along x, in both directions
 
 
 def match_channels(images: Tensor, channels: int) -> Tensor:
-    """Grey images repeated to 3 channels, or the BT.601 luma of colour images.
+    """Repeat grey images to 3 channels, or convert RGB images to BT.601 luma.
 
     Args:
-        images: (N, 1 | 3, H, W).
+        images: (N, 1 | 3, H, W), grey or RGB.
         channels: 1 or 3.
 
     Returns:
-        (N, channels, H, W); `images` itself where nothing is to be done.
+        (N, channels, H, W); `images` itself if it has that many channels already.
     """
     checks.check_axes("images", images, "(N, C, H, W)")
     if channels not in (1, 3) or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"`images` and `channels` must have 1 or 3 channels, got {images.shape[1]} and "
-            f"{channels!r}; choose channels with images[:, :3]"
+            f"`images` must have 1 or 3 channels and `channels` be 1 or 3, got "
+            f"{images.shape[1]} and {channels!r}; select channels with images[:, :3]"
         )
     if images.shape[1] == channels:
         return images
@@ -56,7 +56,15 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Squash images to `size` (height, width): bilinear, anti-aliased; (N, C, H, W) in and out."""
+    """Resize images with bilinear interpolation and anti-aliasing.
+
+    Args:
+        images: (N, C, H, W).
+        size: (height, width) in pixels, each at least 1; the aspect ratio may change.
+
+    Returns:
+        (N, C, height, width); `images` itself if it has that size already.
+    """
     checks.check_axes("images", images, "(N, C, H, W)")
     checks.check_size("size", size)
     if images.shape[-2:] == size:
@@ -65,14 +73,14 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
-    """Values beyond `limit`, either way, become ``limit * (1 + log(|x| / limit))`` with their sign.
+    """Compress values x with |x| > `limit` to ``sign(x) * limit * (1 + log(|x| / limit))``.
 
-    What goes into a float16 network must not overflow in its first layer, and clamping would
-    leave no gradient. 1e4 becomes 35, the largest float32 becomes 360.
+    Large inputs would overflow in the first layer of a float16 network, and clamping would stop
+    their gradient. With the default limit 1e4 becomes 35 and the largest float32 becomes 360.
 
     Args:
-        images: any tensor; images in [0, 1] are far from the limit and come back as they are.
-        limit: positive.
+        images: a floating point tensor of any shape.
+        limit: positive. Values up to it, so all images in [0, 1], do not change.
 
     Returns:
         A tensor of the same shape.
@@ -83,10 +91,17 @@ def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
 
 
 def shrink_images(images: Tensor, short_side: int) -> Tensor:
-    """Bring the short side of larger images down to `short_side` pixels, anti-aliased.
+    """Downscale images to a short side of `short_side` pixels, with anti-aliasing.
 
-    `sample_patches` takes one bilinear sample a pixel and would alias on images far larger than
-    its output. Images that are small enough come back as they are.
+    Use it before `sample_patches`, which takes one bilinear sample per output pixel and would
+    alias on images that are much larger than its output.
+
+    Args:
+        images: (N, C, H, W).
+        short_side: in pixels, at least 1.
+
+    Returns:
+        (N, C, H', W') with ``min(H', W') == short_side``; `images` itself if it is not larger.
     """
     checks.check_axes("images", images, "(N, C, H, W)")
     checks.check_number("short_side", short_side, minimum=1, whole=True)
@@ -101,8 +116,8 @@ def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
     """Entropy of the grey-level histogram, in bits.
 
     Args:
-        patches: (..., H, W) grey levels in [0, 1]; values outside count in the end bins.
-        bins: number of equal bins on [0, 1] (the paper's code: 256).
+        patches: (..., H, W) grey levels in [0, 1]; values outside count in the first or last bin.
+        bins: number of equal bins on [0, 1] (256 in the paper's code).
 
     Returns:
         (...) entropies from 0 (constant) to ``log2(bins)``. Not differentiable.
@@ -125,24 +140,24 @@ def random_patch_transforms(
     scale: tuple[float, float] = (0.5, 0.8),
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw the geometry of the paper's random patches.
+    """Draw random affine transforms for the paper's patches.
 
-    A square window with a side of ``u * min(H, W)``, u ~ U(`scale`), lies anywhere inside the
-    image; then comes a mild affine about its centre: rotation within 5 degrees, vertical
-    shift within 10 % of the side, zoom 1 to 1.5, shear within 5 degrees along x. Where the
-    paper draws one transform for a whole batch, here every sample and patch has its own.
+    A patch is a square window with a side of ``u * min(H, W)``, u ~ U(`scale`), at a random
+    position inside the image, with a small affine transform about its centre: rotation within 5
+    degrees, vertical shift within 10 % of the side, zoom 1 to 1.5, shear within 5 degrees along x.
+    The paper's code draws one transform for a whole batch; here each sample and patch has its own.
 
     Args:
         batch: number of images B.
-        patches: number of patches N of each.
+        patches: number of patches N per image.
         image_size: (H, W) in pixels.
-        scale: range of the window's side as a fraction of the image's short side.
-        generator: where the random numbers come from; None is torch's global CPU generator.
+        scale: range of the window's side as a fraction of the image's short side, within [0, 1].
+        generator: source of the random numbers; None uses torch's global CPU generator.
 
     Returns:
-        (B, N, 2, 3) float32 maps on the generator's device, for `sample_patches`: from patch
-        coordinates to image coordinates, both from -1 to 1 over the extent of the respective
-        pixels (``align_corners=False``), x before y.
+        (B, N, 2, 3) float32 affine maps on the generator's device, for `sample_patches`. They map
+        patch coordinates to image coordinates, x before y, as `torch.nn.functional.affine_grid`
+        does with ``align_corners=False``: both run from -1 to 1 between the outer pixel edges.
     """
     checks.check_number("batch", batch, minimum=1, whole=True)
     checks.check_number("patches", patches, minimum=1, whole=True)
@@ -160,8 +175,8 @@ def random_patch_transforms(
     center_x = (2 * left - 1) * (1 - half_width)
     center_y = (2 * top - 1) * (1 - half_height)
 
-    # An image is warped by looking up each output pixel's origin, so the map is the inverse of
-    # the motion p -> R(turn) @ Shear(shear) @ p * zoom + (0, shift).
+    # Warping looks up the source position of each output pixel, so the map is the inverse of the
+    # transform p -> R(turn) @ Shear(shear) @ p * zoom + (0, shift).
     turn = torch.deg2rad(MAX_ROTATION * (2 * turn - 1))
     shear = torch.tan(torch.deg2rad(MAX_SHEAR * (2 * shear - 1)))
     zoom = 1 + (MAX_ZOOM - 1) * zoom
@@ -178,12 +193,12 @@ def random_patch_transforms(
 
 
 def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut and warp patches in one bilinear sampling; beyond the border the image is mirrored.
+    """Crop and warp patches with one bilinear sampling; the image is reflected at its border.
 
     Args:
         images: (B, C, H, W).
         transforms: (B, N, 2, 3) maps from `random_patch_transforms`, on the device of `images`.
-        size: (height, width) of the patches.
+        size: (height, width) of the patches in pixels.
 
     Returns:
         (B, N, C, height, width), differentiable in `images`.
@@ -192,15 +207,15 @@ def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) ->
     checks.check_axes("transforms", transforms, f"({len(images)}, N, 2, 3)")
     checks.check_size("size", size)
     count, (height, width) = transforms.shape[1], size
-    # Not F.affine_grid: its matrix product would place the samples with the 8 or 10 bits that
-    # autocast, TF32 or torch.set_float32_matmul_precision allow.
+    # Not F.affine_grid: under autocast, TF32 or torch.set_float32_matmul_precision its matrix
+    # product would compute the sample positions with only 8 or 10 bits.
     x_axis, y_axis, origin = transforms.to(images.dtype)[:, :, None, None].unbind(-1)
     x, y = (
         torch.arange(1, 2 * side, 2, dtype=images.dtype, device=images.device) / side - 1
         for side in (width, height)
     )
     grid = x_axis * x[:, None] + (y_axis * y[:, None, None] + origin)
-    # The patches of an image are stacked into one tall output: no copies of the image.
+    # The patches of an image are stacked into one tall output, so the image is not copied.
     grid = grid.flatten(1, 2)
     tall = F.grid_sample(
         images, grid, mode="bilinear", padding_mode="reflection", align_corners=False

@@ -1,7 +1,7 @@
-"""Layers of frozen towers in another order of computing: same weights, same values, faster.
+"""Faster layers for frozen towers, with the same weights and the same results.
 
-Weights that are frozen while the input is differentiated are no case that PyTorch's vision
-transformers were tuned for. Most is gained on a CPU and in bfloat16.
+PyTorch's vision transformers are not tuned for frozen weights with a differentiable input. The gain
+is largest on a CPU and in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 __all__ = ["speed_up"]
 
-# Of CLIP's ResNets; timm has one of the same name.
+# The full name, as timm has a class of the same short name.
 CLIPS_POOL = "open_clip.modified_resnet.AttentionPool2d"
 
 
 def speed_up(network: nn.Module) -> None:
-    """Give the layers of `network` that can be computed faster another forward, in place.
+    """Replace the forward pass of the layers that can be computed faster, in place.
 
-    Parameters, buffers and results stay as they are, up to rounding. Layers of other kinds, or
-    used in other ways, are left alone.
+    Parameters and buffers stay the same, results too up to rounding. Other layers are unchanged.
     """
-    # Convolutions that have groups gain nothing from channels in the last place, and lose some.
+    # Grouped convolutions are slower with channels_last.
     plain = all(m.groups == 1 for m in network.modules() if isinstance(m, nn.Conv2d))
     for module in network.modules():
         if type(module) is nn.MultiheadAttention and _is_plain(module):
@@ -49,7 +48,7 @@ def _is_plain(attention: nn.MultiheadAttention) -> bool:
 
 
 def _takes_apart(convolution: nn.Conv2d) -> bool:
-    """Whether its windows tile the image; those of one pixel are matrix products anyway."""
+    """Whether its windows tile the image. Windows of one pixel are fast already."""
     return (
         convolution.kernel_size == convolution.stride != (1, 1)
         and convolution.padding == (0, 0)
@@ -59,17 +58,17 @@ def _takes_apart(convolution: nn.Conv2d) -> bool:
 
 
 class _SelfAttention(nn.MultiheadAttention):
-    """Projects a batch in one product.
+    """Projects a batch with one matrix product.
 
-    The original transposes its input first, and PyTorch does not fold a transposed batch into a
-    matrix if the weight needs no gradient: it repeats the weight for every token instead.
+    The original transposes its input first. If the weight needs no gradient, PyTorch does not fold
+    a transposed batch into a matrix, but repeats the weight for every token.
     """
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        wants = {name: option for name, option in options.items() if option is not None}
-        simple = not args and wants == {"need_weights": False} and not self.training
+        given = {name: option for name, option in options.items() if option is not None}
+        simple = not args and given == {"need_weights": False} and not self.training
         if not simple or query is not key or key is not value or query.ndim != 3:
             return super().forward(query, key, value, *args, **options)
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
@@ -79,10 +78,10 @@ class _SelfAttention(nn.MultiheadAttention):
 
 
 class _PatchProjection(nn.Conv2d):
-    """Cuts the image into its windows and projects them in one product.
+    """Cuts the image into windows and projects them with one matrix product.
 
-    The gradient of a strided convolution with respect to its input costs several times its
-    forward pass on a CPU.
+    On a CPU the input gradient of a strided convolution takes several times as long as its forward
+    pass.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ class _PatchProjection(nn.Conv2d):
 
 
 class _Convolution(nn.Conv2d):
-    """Keeps images on a CPU in the order of memory that its convolutions are fastest in."""
+    """Keeps images in channels_last memory format on a CPU, where it is the fastest."""
 
     def forward(self, images: Tensor) -> Tensor:
         if images.device.type == "cpu" and images.ndim == 4:
@@ -104,7 +103,7 @@ class _Convolution(nn.Conv2d):
 
 
 class _AttentionPool(nn.Module):
-    """Asks for the one token that the original returns, not for all."""
+    """Computes the query of the one returned token only, not of all tokens."""
 
     positional_embedding: Tensor
     q_proj: nn.Linear

@@ -1,4 +1,4 @@
-"""LanguageDrivenFusionLoss: check, embed, score, reduce."""
+"""LanguageDrivenFusionLoss: check the images, embed them, compute the terms, reduce."""
 
 from __future__ import annotations
 
@@ -21,71 +21,76 @@ __all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss", "SourceEmbeddings"]
 
 
 class FusionLossTerms(NamedTuple):
-    """The parts of the loss, unweighted, each () or, with ``reduction="none"``, (B,)."""
+    """The total loss and its unweighted terms, float32.
+
+    Each is a scalar, or of shape (B,) with ``reduction="none"``.
+    """
 
     total: Tensor
     """The weighted sum, which `LanguageDrivenFusionLoss` returns."""
     direction: Tensor
-    """Direction loss of the whole fused image."""
+    """Direction loss of the whole fused image, in [0, 2] per sample."""
     patch: Tensor
-    """Direction loss of its patches."""
+    """Direction loss of its patches, in [0, 2] per sample."""
     similarity: Tensor
-    """Cosine distance to the sources."""
+    """Mean cosine distance to both sources, in [0, 2] per sample."""
     regularizer: Tensor
-    """What the regularizer returned."""
+    """The regularizer's loss."""
     kept: Tensor
-    """Fraction of the patches that passed the entropy filter; a mean also under "sum"."""
+    """Fraction of patches that passed the entropy filter, in [0, 1]; with "sum" also the mean."""
 
 
 class LanguageDrivenFusionLoss(Presets, TakesSources):
-    """A sentence says what the fused image should be; a frozen CLIP makes it a training signal.
+    """Language-driven loss: a text describes the fused image, and a frozen CLIP compares the two.
 
-    Per sample, with the paper's defaults (arXiv 2402.16267), its regularizer apart:
+    Per sample, with the weights of the paper (arXiv 2402.16267):
 
         total =  2 * direction(v_f)                              # the whole fused image
               + 10 * mean_i m_i direction(v_patch_i)             # its random patches
-              +  6 * (1 - (cos(v_f, v_v) + cos(v_f, v_r)) / 2)   # stay with the sources
+              +  6 * (1 - (cos(v_f, v_v) + cos(v_f, v_r)) / 2)   # similarity to the sources
               + 10 * regularizer(fused, visible, infrared)
 
         direction(e) = 1 - (cos(e - v_v, t_f - t_v) + cos(e - v_r, t_f - t_r)) / 2
 
-    where v are CLIP's vectors of the fused, visible and infrared image, t those of the texts,
-    and m_i is 1 if the patch has grey-level entropy above `min_patch_entropy` in both sources.
-    `functional` holds the formulas.
+    v are the CLIP embeddings of the fused, visible and infrared image, t those of the texts, and
+    m_i is 1 if patch i has a grey-level entropy above `min_patch_entropy` in both sources. The
+    formulas are in `functional`. All defaults are the paper's, except that there is no regularizer;
+    `paper()` adds it.
 
-    The texts are embedded once, here and in `set_objective`. Nothing of CLIP appears in
-    `state_dict()` or `parameters()`. Options are attributes and may be assigned at any time, as
-    weights on a schedule are; only `encoder` and `compile` are settled at construction.
+    Texts are embedded once, at construction and in `set_objective`. CLIP does not appear in
+    `state_dict()` or `parameters()`. Options are attributes and may be assigned at any time, such
+    as weights on a schedule; only `encoder` and `compile` are fixed at construction.
 
     Args:
-        objective: the texts; or a text or several, for `FusionObjective(fused=texts)`; or an
-            `EmbeddedFusionModel` made with this encoder, which needs no text tower.
+        objective: a `FusionObjective`; or a text, or several, for `FusionObjective(fused=texts)`;
+            or an `EmbeddedFusionModel` made with this encoder, which needs no text tower.
         encoder: the CLIP; None loads the paper's ViT-B/32 (`FrozenCLIP.from_pretrained()`).
-        direction_weight: weight of the direction term (paper: 2).
-        patch_weight: weight of the patch term (paper: 10). At 0 no patches are encoded.
-        similarity_weight: weight of the similarity term (paper: 6).
+        direction_weight: weight of the direction term, at least 0 (paper: 2).
+        patch_weight: weight of the patch term, at least 0 (paper: 10). At 0 no patches are encoded.
+        similarity_weight: weight of the similarity term, at least 0 (paper: 6).
         regularizer: a module called ``(fused, visible, infrared) -> (B,)`` on float32 images in
             [0, 1]; the paper's is `VGGMaxFeatureLoss()`. None: no such term.
-        regularizer_weight: its weight (paper: 10). At 0 it is not called.
-        num_patches: random patches a sample (paper: 32).
-        patch_scale: range of a patch's side, as a fraction of the image's short side (paper:
-            0.5 to 0.8).
-        min_patch_entropy: patches must have more bits than this in both sources (paper: 6);
-            None keeps all.
-        patch_reduction: "all" counts dropped patches as zeros in the mean, as the paper's code
-            does; "kept" averages over a sample's kept ones, and reads 0 where it has none.
-        data_range: (low, high) of the images that come in.
-        reduction: over the batch: "mean", "sum" or "none".
-        generator: source of the patches' random numbers, say
-            ``torch.Generator().manual_seed(0)``; None is torch's global CPU generator.
-        patch_chunk: patches to encode and differentiate at a time. Memory grows with it and not
-            with `num_patches`; the value and gradient do not depend on it. "auto" is 64, on a
-            CPU as many as have the pixels of 6 at 224 px, but 6 to 64; None takes all at once,
-            as double backward needs (docs/performance.md says how).
+        regularizer_weight: its weight, at least 0 (paper: 10). At 0 it is not called.
+        num_patches: random patches per sample, at least 1 (paper: 32).
+        patch_scale: range of a patch's side as a fraction of the image's short side, within
+            [0.05, 1] (paper: 0.5 to 0.8).
+        min_patch_entropy: patches must have more bits of grey-level entropy than this in both
+            sources, 0 to 8 (paper: 6); None keeps all patches.
+        patch_reduction: "all" averages over all patches and counts dropped ones as 0, as the
+            paper's code does; "kept" averages over a sample's kept patches, 0 if there are none.
+        data_range: (low, high), the values of black and white in the images, say (0, 255).
+        reduction: "mean" or "sum" over the batch, or "none".
+        generator: source of the random numbers for patches, such as
+            ``torch.Generator().manual_seed(0)``; None uses torch's global CPU generator.
+        patch_chunk: patches to encode and differentiate at a time. Memory grows with it, not with
+            `num_patches`; value and gradient do not depend on it. "auto" is 64 on accelerators; on
+            a CPU it is 6 at CLIP's usual input of 224 x 224 pixels, and up to 64 for smaller
+            inputs. None takes all patches at once, which double backward needs
+            (docs/performance.md).
         precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
-            `torch.autocast`, or else the encoder's weights. Directions and cosines are float32
-            in any case.
-        compile: compile the encoder's image tower with `torch.compile`.
+            `torch.autocast`, or without one the encoder's weights. Directions and cosines are
+            always float32.
+        compile: whether to compile the encoder's image tower with `torch.compile`.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message says what to do.
@@ -138,13 +143,13 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
         self.compile_encoder = checks.check_flag("compile", compile)
         self.encoder = FrozenCLIP.from_pretrained() if encoder is None else encoder
         if self.compile_encoder:
-            # Patches come in one shape, whole images in another, sources in a third.
+            # Patches, whole images and sources have three fixed shapes.
             self.encoder.compile(dynamic=False)
         self.set_objective(objective)
         self._patch_history = PatchHistory()
 
     def state_dict(self, *, prefix: str = "", **options: Any) -> Any:
-        """What a regularizer of your own has to save; otherwise nothing at all."""
+        """The state of a regularizer that has one; otherwise empty."""
         state = super().state_dict(prefix=prefix, **options)
         drop_traces(state, prefix)
         return state
@@ -158,35 +163,35 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
         sources: SourceEmbeddings | None = None,
         objectives: Sequence[str | FusionObjective] | EmbeddedFusionModel | None = None,
     ) -> Tensor:
-        """The loss.
+        """Compute the loss.
 
         Args:
-            fused: (B, 1 | 3, H, W), H and W at least 16. Values outside `data_range` are let
-                pass: an untrained network may produce them, and clamping kills its gradient.
-            visible: like `fused` in batch, height and width, with 1 or 3 channels of its own,
-                in `data_range`. Carries no gradient.
+            fused: (B, 1 | 3, H, W), H and W at least 16. Values outside `data_range` are allowed:
+                an untrained network may produce them, and clamping would stop their gradient.
+            visible: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of `fused`;
+                the number of channels may differ. Gets no gradient.
             infrared: like `visible`.
-            sources: what `embed_sources` returned for these very `visible` and `infrared`, to
-                save encoding them again.
-            objectives: one for each image: B texts or `FusionObjective`s, as in `embed`; or B
-                embedded ones, such as `embed(...)` or ``bank[names]`` returns. None: the objective
-                in force, for all.
+            sources: the result of `embed_sources` for the same `visible` and `infrared`, which are
+                then not encoded again.
+            objectives: one per image: B texts or `FusionObjective`s, as in `embed`; or B embedded
+                ones, as returned by `embed(...)` or ``bank[names]``. None: the current objective
+                for all images.
 
         Returns:
-            () float32, or (B,) with ``reduction="none"``; differentiable in `fused`.
+            A float32 scalar, or (B,) with ``reduction="none"``; differentiable in `fused`.
 
         Raises:
-            TypeError, ValueError: shapes, dtypes, devices or objectives that do not go together
-                (every call); sources outside `data_range` or NaN (first call only, since looking
-                costs a synchronisation with the device; see `check_values`).
+            TypeError, ValueError: shapes, dtypes, devices or objectives do not match (every call);
+                sources have values that are not finite or outside `data_range` (only the first
+                call, as reading values waits for the device; see `check_values`).
 
         Warns:
-            UserWarning: on the first call, of `mistakes` that raise no error, say swapped roles.
+            UserWarning: the images of the first call suggest a mistake, such as swapped sources.
         """
         return self.terms(fused, visible, infrared, sources=sources, objectives=objectives).total
 
-    # One clean graph break in a compiled training step: what is encoded depends on the images, so
-    # tracing this would compile anew for each number of patches.
+    # One graph break in a compiled training step: the number of encoded patches depends on the
+    # images, so tracing would recompile for each number.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def terms(
         self,
@@ -197,9 +202,13 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
         sources: SourceEmbeddings | None = None,
         objectives: Sequence[str | FusionObjective] | EmbeddedFusionModel | None = None,
     ) -> FusionLossTerms:
-        """The loss and its unweighted parts, for logging; arguments as in `forward`.
+        """Compute the loss and its unweighted terms, for logging.
 
-        The patch and regularizer terms read 0 where their weight is 0: they are not computed.
+        Arguments, errors and warnings are those of `forward`.
+
+        Returns:
+            A `FusionLossTerms`. `patch` and `kept` are 0 if `patch_weight` is 0, and `regularizer`
+            is 0 if its weight is 0: they are not computed then.
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
@@ -221,11 +230,11 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
                 of_sources = (embeddings[owners] for embeddings in sources)
                 return fusion_model(embedding, *of_sources, index=owners)
 
-        # Patches first: what whole images leave for the backward pass is not there yet.
+        # Patches first, before the activations of whole images take memory.
         patch, kept = self._patch_term(fused, visible, infrared, score)
         embedding = self._encode(fused)
         regularizer = self._regularize(fused, visible, infrared)
-        # Autocast would take the cosines, of differences of nearly equal vectors, in 16 bits.
+        # Autocast would compute cosines of differences of nearly equal vectors in 16 bits.
         with torch.autocast(fused.device.type, enabled=False):
             direction = fusion_model(embedding, *sources)
             similarity = functional.similarity_loss(embedding, *sources)
@@ -254,7 +263,7 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
         infrared: Tensor,
         score: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Patch loss (B,), and which patches were kept (B, N)."""
+        """Patch loss (B,), and (B, N) True for kept patches."""
         if self.patch_weight == 0:
             return fused.new_zeros(len(fused)), fused.new_zeros(len(fused), self.num_patches).bool()
         sums, kept = patches.sum_over_kept_patches(
@@ -269,7 +278,7 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
             generator=self.generator,
             history=self._patch_history if self.training else None,
             chunk=self.patch_chunk,
-            # A compiled tower would be compiled anew for each number of patches.
+            # A compiled tower would be recompiled for each number of patches.
             pad=self.compile_encoder,
         )
         return functional.mean_over_patches(sums, kept, self.patch_reduction), kept

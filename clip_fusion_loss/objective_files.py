@@ -1,4 +1,4 @@
-"""Embedded objectives as safetensors: written whole or not at all, damage noticed."""
+"""Save and load embedded objectives: safetensors with a checksum, written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .objective import FusionObjective
 
 __all__ = ["Content", "read", "write"]
 
-# One objective, as since the first version, and several.
+# The formats of files with one objective, unchanged since the first version, and with several.
 ONE = "clip_fusion_loss.EmbeddedFusionModel/1"
 SEVERAL = "clip_fusion_loss.EmbeddedFusionModel/2"
 
@@ -29,7 +29,7 @@ DIRECTIONS = ("visible_direction", "infrared_direction")
 
 
 class Content(NamedTuple):
-    """What a file says: the state of an `EmbeddedFusionModel`."""
+    """The content of a file: the state of an `EmbeddedFusionModel`."""
 
     objectives: tuple[FusionObjective, ...]
     names: tuple[str, ...] | None
@@ -40,7 +40,7 @@ class Content(NamedTuple):
 
 
 def write(path: Path, content: Content) -> None:
-    """Write a file; on an error what was there is left as it was."""
+    """Write a file. On an error an existing file is unchanged."""
     tensors = {name: getattr(content, name).cpu().contiguous() for name in DIRECTIONS}
     texts = [asdict(objective) for objective in content.objectives]
     if content.visible_direction.ndim == 1:
@@ -55,10 +55,10 @@ def write(path: Path, content: Content) -> None:
 
 
 def read(path: Path) -> Content:
-    """Read what `write` wrote.
+    """Read a file of `write`.
 
     Raises:
-        ValueError: not a whole file of `write`.
+        ValueError: `write` did not write it, or it is incomplete or damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -67,7 +67,7 @@ def read(path: Path) -> Content:
                 raise ValueError(f"its format is {metadata.get('format')!r}, not {SEVERAL!r}")
             tensors = {name: file.get_tensor(name) for name in DIRECTIONS}
         if metadata.pop("sha256") != _digest(metadata, tensors):
-            raise ValueError("its content is not that of its checksum")
+            raise ValueError("its content does not match its checksum")
         if metadata["format"] == ONE:
             texts, names = [json.loads(metadata["objective"])], None
         else:
@@ -82,7 +82,7 @@ def read(path: Path) -> Content:
         _check(content, () if metadata["format"] == ONE else (len(texts),))
     except (ValueError, TypeError, KeyError, RecursionError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"`path` must be a whole file written by EmbeddedFusionModel.save, got {path}: "
+            f"`path` must be a complete file written by EmbeddedFusionModel.save, got {path}: "
             f"{error}; save it again"
         ) from error
     return content
@@ -92,7 +92,9 @@ def _check(content: Content, axes: tuple[int, ...]) -> None:
     for tensor in (content.visible_direction, content.infrared_direction):
         fits = tensor.numel() > 0 and tensor.ndim == len(axes) + 1 and tensor.shape[:-1] == axes
         if tensor.dtype != torch.float32 or not fits:
-            raise ValueError(f"directions have dtype {tensor.dtype}, shape {tuple(tensor.shape)}")
+            raise ValueError(
+                f"its directions have dtype {tensor.dtype} and shape {tuple(tensor.shape)}"
+            )
         norms = tensor.norm(dim=-1)
         if not ((norms == 0) | ((norms - 1).abs() < 1e-3)).all():  # NaN fails too
             raise ValueError("a direction is not a unit vector")
@@ -101,17 +103,17 @@ def _check(content: Content, axes: tuple[int, ...]) -> None:
     if content.names is not None:
         texts = {name for name in content.names if isinstance(name, str)}
         if not len(texts) == len(content.names) == len(content.objectives):
-            raise ValueError("its names are not one for each objective")
+            raise ValueError("it does not have one name per objective")
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    """A checksum of all that a file says: flipped bits would pass for other directions."""
+    """A checksum of metadata and tensors, as flipped bits could look like other directions."""
     content = json.dumps(metadata, sort_keys=True).encode() + safetensors.torch.save(tensors)
     return hashlib.sha256(content).hexdigest()
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the target and rename, so that no reader ever sees half a file."""
+    """Write a temporary file in the same folder and rename it, so no reader sees a partial file."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         if path.is_dir():
@@ -121,9 +123,9 @@ def _write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # with the name that the caller knows
+    except OSError as error:  # name the caller's path, not the temporary file
         reason = f"`path` cannot be written: {error.strerror or error}"
         raise OSError(error.errno, reason, str(path)) from None
     finally:
-        with suppress(OSError):  # it is usually gone, and so may its folder be
+        with suppress(OSError):  # usually it has been renamed; its folder may not exist either
             temporary.unlink()

@@ -1,4 +1,4 @@
-"""Options of the loss: what may be assigned to each, and as what it is kept."""
+"""Options of the loss: a check for each, which also converts values to plain Python types."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def _regularizer(name: str, value: Any) -> Any:
         inspect.signature(value.forward).bind("fused", "visible", "infrared")
     except TypeError as error:
         raise TypeError(
-            f"`{name}` must be called (fused, visible, infrared), got {type(value).__name__}, "
-            f"whose forward does not take that: {error}; wrap it in a module that does"
+            f"`{name}` must accept a call (fused, visible, infrared), got {type(value).__name__}, "
+            f"whose forward does not: {error}; wrap it in a module that does"
         ) from None
-    except ValueError:  # compiled ones may have no signature
+    except ValueError:  # compiled functions may have no signature
         pass
     return value
 
@@ -44,8 +44,8 @@ def _min_patch_entropy(name: str, value: Any) -> Any:
     return None if value is None else checks.check_number(name, value, maximum=8)
 
 
-# From what is assigned, at construction or by a schedule at any time after, to what is kept: plain
-# Python values, also of NumPy's scalars and of lists from configuration files.
+# Each function checks an assigned value, at construction or later, and returns the value to keep:
+# plain Python numbers and tuples, also for NumPy scalars and for lists from configuration files.
 OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "direction_weight": checks.check_number,
     "patch_weight": checks.check_number,
@@ -66,7 +66,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 
 
 class CheckedOptions(nn.Module):
-    """Options as attributes, checked like arguments whenever one is assigned."""
+    """Keeps the options of the loss as attributes and checks each assignment."""
 
     direction_weight: float
     patch_weight: float
@@ -89,8 +89,8 @@ class CheckedOptions(nn.Module):
             value = OPTIONS[name](name, value)
         if name == "compile":
             raise TypeError(
-                f"`compile` is settled at construction, got an assignment of {value!r}; build the "
-                "loss anew with compile=True"
+                f"`compile` is fixed at construction, got an assignment of {value!r}; build a new "
+                "loss with compile=True"
             )
         super().__setattr__(name, value)
 

@@ -1,4 +1,4 @@
-"""The patch term in little memory: filter first, then encode and differentiate chunk by chunk."""
+"""The patch term with low memory use: filter first, then encode and differentiate in chunks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = [
     "sum_over_patches",
 ]
 
-# Patches to encode at a time. ViT-B/32 keeps about 18 MiB of float32 activations for each. An
-# accelerator needs many to be busy and has memory for them, a CPU is busy with few of 224 px.
+# Patches to encode at a time. ViT-B/32 keeps about 18 MiB of float32 activations per patch. An
+# accelerator needs many patches to be busy and has the memory; a CPU is busy with 6 of 224 px.
 CPU_CHUNK = 6
 CPU_PIXELS = CPU_CHUNK * 224**2
 ACCELERATOR_CHUNK = 64
 
-# Patches whose histograms are taken at a time.
+# Patches whose histograms are computed at a time.
 FILTER_CHUNK = 32
 
 
@@ -46,10 +46,10 @@ def draw_patches(
     generator: torch.Generator | None,
     training: bool,
 ) -> Tensor:
-    """Maps of `count` random patches of each of the (B, C, H, W) `images`: (B, N, 2, 3).
+    """(B, N, 2, 3) maps of N = `count` random patches per image of the (B, C, H, W) `images`.
 
-    Out of training every image has the same ones, at each call, whatever the batch that it is in
-    and whoever else draws random numbers; and nothing is taken from the training's.
+    If not `training`, all images get the same patches in every call, whatever the batch, and the
+    random numbers of the training are not touched.
     """
     if not training:
         generator = torch.Generator("cpu").manual_seed(0)
@@ -78,22 +78,26 @@ def sum_over_kept_patches(
     chunk: int | str | None,
     pad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Draw patches, choose those that show something, and sum a score over them.
+    """Draw patches, keep those with enough entropy, and sum a score over them.
 
     Args:
-        fused: (B, 1 | 3, H, W) in [0, 1]; differentiable in it.
+        fused: (B, 1 | 3, H, W) in [0, 1].
         visible: likewise.
         infrared: likewise.
-        score: see `sum_over_patches`, as are `size`, `chunk` and `pad`; "auto" is `default_chunk`.
-        count: patches of each image, N.
-        scale: see `functional.random_patch_transforms`, as is `generator`.
+        score: see `sum_over_patches`.
+        count: number N of patches per image.
+        size: (height, width) of the patches.
+        scale: see `functional.random_patch_transforms`.
         min_entropy: see `choose_patches`.
-        history: of the steps of a training; None: out of training.
+        generator: see `functional.random_patch_transforms`.
+        history: the record of the training steps; None outside training.
+        chunk: see `sum_over_patches`; "auto" uses `default_chunk`.
+        pad: see `sum_over_patches`.
 
     Returns:
-        (B,) sums, and (B, N) which patches were chosen.
+        (B,) sums, differentiable in `fused`, and (B, N) True for kept patches.
     """
-    # At this size the smallest patch still has a source pixel for each of its own.
+    # At this size even the smallest patch has a source pixel for each of its pixels.
     short_side = round(max(size) / scale[0])
     fused, visible, infrared = (
         functional.shrink_images(images, short_side) for images in (fused, visible, infrared)
@@ -121,25 +125,25 @@ def choose_patches(
     *,
     min_entropy: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Which patches show more than `min_entropy` bits of grey levels in both sources.
+    """Choose the patches with a grey-level entropy above `min_entropy` in both sources.
 
     Args:
         visible: (B, 1 | 3, H, W) in [0, 1].
         infrared: (B, 1 | 3, H, W) in [0, 1].
         transforms: (B, N, 2, 3) maps of the patches.
-        size: height and width at which the patches are taken.
-        min_entropy: in bits; None chooses all.
+        size: (height, width) of the patches.
+        min_entropy: in bits; None chooses all patches.
 
     Returns:
-        (B, N) boolean, and the same as (K,) numbers b * N + n.
+        (B, N) True for chosen patches, and their (K,) indices b * N + n.
     """
     if min_entropy is None:
         kept = torch.ones(transforms.shape[:2], dtype=torch.bool, device=visible.device)
         return kept, torch.arange(kept.numel(), device=visible.device)
     with record_function("clip_fusion_loss.filter"):
         kept = _informative(visible, infrared, transforms, size, min_entropy)
-        # The one synchronisation of a step: the host must know how many patches to encode, and
-        # encoding those alone saves far more than the wait costs.
+        # The only synchronisation of a step: the host must know how many patches to encode. Not
+        # encoding dropped patches saves far more time than the wait costs.
         return kept, kept.flatten().nonzero().squeeze(1)
 
 
@@ -170,26 +174,26 @@ def sum_over_patches(
 ) -> Tensor:
     """Sum a score over the patches of each image.
 
-    With a `chunk`, gradients with respect to `images` are taken in here, so that the activations
-    of one chunk exist at a time; the backward pass only scales the outcome. Value and gradient
-    are those of the plain sum.
+    With a `chunk`, the gradient with respect to `images` is computed in the forward pass, so only
+    the activations of one chunk exist at a time; the backward pass scales that gradient. Value and
+    gradient are those of the plain sum.
 
     Args:
         images: (B, C, H, W).
         transforms: (B, N, 2, 3) maps of all patches.
-        index: (K,) which patches to take, as b * N + n, ascending.
-        size: height and width of the patches.
-        score: (P, C, height, width) patches and the (P,) images they are from -> (P,) scores,
-            each depending on its own patch only.
-        chunk: patches at a time; None takes all at once, by ordinary autograd.
-        pad: fill the last chunk with repeated patches, so that all have one shape: that of a
-            chunk, or of all N patches of all images if they are fewer.
+        index: (K,) patches to use, as b * N + n, ascending.
+        size: (height, width) of the patches.
+        score: maps (P, C, height, width) patches and the (P,) indices of their images to (P,)
+            scores, each of which depends on its own patch only.
+        chunk: patches at a time; None uses all at once and ordinary autograd.
+        pad: whether to fill the last chunk with repeated patches, so that all chunks have one
+            shape: min(`chunk`, B * N) patches.
 
     Returns:
         (B,) sums; zero for an image without patches.
     """
     count = transforms.shape[1]
-    if len(index) == 0:  # known to the host without asking the device
+    if len(index) == 0:  # the host knows the length: no synchronisation
         return images.new_zeros(len(images))
     if chunk is None:
         patches = functional.sample_patches(images, transforms, size).flatten(0, 1)[index]
@@ -213,7 +217,7 @@ def sum_over_patches(
                 scores = score(patches, owners)[:used]
             sums.index_add_(0, owners[:used], scores.detach())
             if differentiate:
-                # A backward pass belongs outside autocast, and the caller may be inside.
+                # A backward pass must run outside autocast, and the caller may be inside.
                 with (
                     record_function("clip_fusion_loss.backward"),
                     torch.autocast(images.device.type, enabled=False),
@@ -228,18 +232,18 @@ def sum_over_patches(
 
 
 def _without_hooks() -> AbstractContextManager[Any]:
-    """Keep the caller's hooks for saved tensors from a graph that is differentiated at once.
+    """Disable the caller's saved-tensor hooks while a chunk is computed and differentiated.
 
-    `torch.utils.checkpoint` would run the whole loss again for each chunk.
+    Otherwise `torch.utils.checkpoint` would run the whole loss again for each chunk.
     """
-    # Under torch.func there are none.
+    # Under torch.func such hooks are disabled already.
     if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 class _SumWithGradient(torch.autograd.Function):
-    """Per-image sums whose gradient is already known when they are."""
+    """Per-image sums whose gradient is computed in the forward pass."""
 
     @staticmethod
     def forward(images: Tensor, run: Callable[[Tensor, bool], Any]) -> Any:
@@ -259,7 +263,7 @@ class _SumWithGradient(torch.autograd.Function):
 
 
 class _DifferentiatedOnce(torch.autograd.Function):
-    """A gradient that depends on the images in a way that is not known, and says so when asked."""
+    """Passes a gradient on; raises an error if it is differentiated again."""
 
     @staticmethod
     def forward(gradient: Tensor, images: Tensor) -> Tensor:
@@ -273,6 +277,6 @@ class _DifferentiatedOnce(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         raise RuntimeError(
             "the patch term was differentiated chunk by chunk and cannot be differentiated "
-            "twice; for double backward (create_graph=True) pass patch_chunk=None, and "
-            "choose an attention that has it: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+            "twice; for double backward (create_graph=True) pass patch_chunk=None, and use an "
+            "attention that supports it: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
         )

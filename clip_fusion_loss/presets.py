@@ -1,4 +1,4 @@
-"""`LanguageDrivenFusionLoss.paper` and `.tiny`: which networks and weights go together."""
+"""`LanguageDrivenFusionLoss.paper` and `.tiny`: constructors with matching networks and weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Loss = TypeVar("Loss", bound="Presets")
 
 
 class Presets:
-    """Constructors of a loss with other defaults than its own."""
+    """Alternative constructors of the loss with other defaults."""
 
     if TYPE_CHECKING:
 
@@ -35,12 +35,13 @@ class Presets:
 
         Args:
             objective: see the class.
-            options: any keyword of the class, to depart from the paper in just that.
+            options: any keyword argument of the class, to replace a value of the paper.
 
         Raises:
-            FileNotFoundError: weights that are neither in the caches nor within reach.
+            TypeError, ValueError: as the class.
+            FileNotFoundError: weights are not in the caches and cannot be downloaded.
         """
-        # A misspelt option shall not come to light after a download.
+        # Report a misspelt option before the download, not after it.
         inspect.signature(cls).bind(objective, **options)
         return cls(objective, **_with_the_papers_networks(options))
 
@@ -50,18 +51,22 @@ class Presets:
         objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str] = FusionObjective(),
         **options: Any,
     ) -> Loss:
-        """The loss with the embedded CLIP and weights that suit it: no download, no network.
+        """The loss with the embedded CLIP and suitable weights, without a download.
 
         For demonstrations and continuous integration; see `FrozenCLIP.tiny`. The regularizer is a
-        `StructureLoss`, which leaves brightness and contrast to the sentence. For more or less
-        language, turn `direction_weight` and `patch_weight` up or down together. The weights come
-        from a search with DenseFuse and this very model (docs/results.md): it has its own scale,
-        and the paper's weights over-drive it. On its small crops 5 bits of entropy keep most
-        patches, 6 few.
+        `StructureLoss`, which does not restrict brightness and contrast. To strengthen or weaken
+        the text's effect, scale `direction_weight` and `patch_weight` together.
+
+        The weights come from a search with DenseFuse and this CLIP (docs/results.md); those of the
+        paper are too strong for it. `min_patch_entropy` is 5 bits, as few of the small crops that
+        it is used with have more than 6.
 
         Args:
             objective: see the class.
-            options: any keyword of the class.
+            options: any keyword argument of the class.
+
+        Raises:
+            TypeError, ValueError: as the class; or the embedded CLIP's files are damaged.
         """
         if "encoder" not in options:
             options["encoder"] = FrozenCLIP.tiny()
@@ -79,10 +84,10 @@ class Presets:
 
 
 def _with_the_papers_networks(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` with the paper's encoder and regularizer where they have none.
+    """`options`, with the paper's encoder and regularizer unless they name others.
 
     Raises:
-        FileNotFoundError: weights that are neither in the caches nor within reach; all of them.
+        FileNotFoundError: weights are not available; the message names all that are missing.
     """
     problems = []
     loaders: dict[str, Callable[[], nn.Module]] = {
@@ -96,13 +101,12 @@ def _with_the_papers_networks(options: dict[str, Any]) -> dict[str, Any]:
             problems.append(f"`{name}`: {error}")
     if problems:
         raise FileNotFoundError(
-            "the paper's loss needs weights that are not here. With the files it is\n"
+            "the paper's loss needs weights that are not available here. With the files, call\n"
             "    LanguageDrivenFusionLoss.paper(\n"
             "        encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
             "        regularizer=VGGMaxFeatureLoss(VGG_FILE),\n"
             "    )\n"
-            "or, without the VGG file, regularizer=StructureLoss(); and without any, "
-            "LanguageDrivenFusionLoss.tiny(), for a first try. What is missing:\n- "
-            + "\n- ".join(problems)
+            "or, without the VGG file, pass regularizer=StructureLoss(); for a first try without "
+            "any file, call LanguageDrivenFusionLoss.tiny(). Missing:\n- " + "\n- ".join(problems)
         ) from None
     return options

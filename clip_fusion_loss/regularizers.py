@@ -1,6 +1,6 @@
-"""Terms beside the language: modules called ``(fused, visible, infrared) -> (B,)``.
+"""Regularizers: loss terms without language, modules called ``(fused, visible, infrared) -> (B,)``.
 
-Images come as (B, 1 | 3, H, W) float32 in [0, 1]; the channels of the three may differ.
+Images are (B, 1 | 3, H, W) float32 in [0, 1]; each of the three may be grey or RGB.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from .frozen import FrozenModule, computes_in_float16
 
 __all__ = ["IntensityGradientLoss", "StructureLoss", "VGGMaxFeatureLoss"]
 
-# Ends of relu2_1, relu3_1 and relu4_2 in torchvision's vgg19().features.
+# Indices of relu2_1, relu3_1 and relu4_2 in torchvision's vgg19().features.
 VGG_LAYERS = (6, 11, 22)
 
-# Pixels a side of which something is left after VGG has halved them three times.
+# Pixels per side: one is left after VGG has halved the size three times.
 MIN_SIZE = 8
 
 
 class VGGMaxFeatureLoss(FrozenModule):
-    """The paper's perceptual term, on VGG-19 features after relu2_1, relu3_1 and relu4_2.
+    """The paper's perceptual term: VGG-19 features after relu2_1, relu3_1 and relu4_2.
 
         sum_l MSE(phi_l(fused), max(phi_l(visible), phi_l(infrared)))
 
-    As in the paper's code, VGG sees [0, 1] images without ImageNet normalisation, grey ones
-    repeated to 3 channels. The network is frozen and stays out of checkpoints and optimizers.
+    As in the paper's code, VGG gets images in [0, 1] without ImageNet normalisation, and grey ones
+    are repeated to 3 channels. The network is frozen and stays out of checkpoints and optimizers.
 
     Args:
-        weights: a file with the `state_dict` of torchvision's `vgg19` (whole, or of its
-            ``features`` alone), read without unpickling code. None downloads torchvision's
-            IMAGENET1K_V1 weights, or takes them from torch's hub cache.
+        weights: a file with the `state_dict` of torchvision's `vgg19`, complete or of its
+            ``features`` only; code in the file is not run. None loads torchvision's IMAGENET1K_V1
+            weights from torch's hub cache, or downloads them.
 
     Raises:
-        TypeError: `weights` is no path.
-        FileNotFoundError: no such file, or the download failed; the message says how to go on.
+        TypeError: `weights` is not a path.
+        FileNotFoundError: there is no such file, or the download failed; the message says how to
+            pass a file.
         ValueError: the file does not hold VGG-19 weights.
     """
 
@@ -47,19 +48,24 @@ class VGGMaxFeatureLoss(FrozenModule):
         super().__init__(_vgg19_features(weights))
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-        """See the class; all images (B, 1 | 3, H, W) in [0, 1], at least 8 pixels a side.
+        """Compute the term; see the class.
+
+        Args:
+            fused: (B, 1 | 3, H, W) in [0, 1], at least 8 pixels per side.
+            visible: likewise.
+            infrared: likewise.
 
         Returns:
-            (B,) losses, differentiable in `fused` only.
+            (B,) losses, at least 0, differentiable in `fused` only.
 
         Raises:
-            TypeError, ValueError: images of another type or shape.
+            TypeError, ValueError: images have a wrong type or shape.
         """
         for name, images in (("fused", fused), ("visible", visible), ("infrared", infrared)):
             checks.check_axes(name, images, "(B, C, H, W)")
             if min(images.shape[2:]) < MIN_SIZE:
                 raise ValueError(
-                    f"`{name}` must have at least {MIN_SIZE} pixels a side, got "
+                    f"`{name}` must have at least {MIN_SIZE} pixels per side, got shape "
                     f"{tuple(images.shape)}; train on larger crops"
                 )
         with torch.no_grad():
@@ -84,16 +90,17 @@ class VGGMaxFeatureLoss(FrozenModule):
 
 
 class IntensityGradientLoss(nn.Module):
-    """Max-intensity and stronger-gradient term; needs no weights and no download.
+    """L1 distance to the maximum intensity and to the stronger gradient; needs no download.
 
         mean |f - max(v, r)| + gradient_weight * mean |grad f - g|
 
     g is the source gradient of larger magnitude, with its sign; see
-    `functional.intensity_gradient_loss`. Sources are brought to the channels of `fused`.
+    `functional.intensity_gradient_loss`. Sources are converted to grey or RGB like `fused`.
 
     Args:
-        gradient_weight: weight of the second part. The default of 2 was chosen in trials with
-            the embedded CLIP at a `regularizer_weight` of 10, the default of version 0.1.0.
+        gradient_weight: weight of the second part, at least 0. The default of 2 was chosen in
+            trials with the embedded CLIP at a `regularizer_weight` of 10, the default of version
+            0.1.0.
 
     Raises:
         TypeError, ValueError: `gradient_weight` is not a finite number of at least 0.
@@ -104,13 +111,18 @@ class IntensityGradientLoss(nn.Module):
         self.gradient_weight = checks.check_number("gradient_weight", gradient_weight)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-        """See the class; all images (B, 1 | 3, H, W) in [0, 1].
+        """Compute the term; see the class.
+
+        Args:
+            fused: (B, 1 | 3, H, W) in [0, 1].
+            visible: likewise.
+            infrared: likewise.
 
         Returns:
-            (B,) losses.
+            (B,) losses, at least 0.
 
         Raises:
-            TypeError, ValueError: images of another type or shape.
+            TypeError, ValueError: images have a wrong type or shape.
         """
         visible, infrared = _like_fused(fused, visible, infrared)
         return functional.intensity_gradient_loss(fused, visible, infrared, self.gradient_weight)
@@ -120,26 +132,28 @@ class IntensityGradientLoss(nn.Module):
 
 
 class StructureLoss(nn.Module):
-    """Edges and layout of the sources; brightness and contrast are left to the sentence.
+    """Edges and layout of the sources, but not their brightness and contrast; needs no download.
 
         edges + layout_weight * layout
 
-    In windows of the image, the gradient of the fused image must go with the stronger source
-    gradient, whatever its amplitude, and be flat where both sources are: that keeps noise and
-    relief out. On a coarse scale, light and dark must lie where ``max(visible, infrared)`` has
-    them. See `functional.structure_loss` for the equations. It needs no weights and no download,
-    and goes with any CLIP: `IntensityGradientLoss` and `VGGMaxFeatureLoss` hold brightness and
-    contrast near those of the sources, and with them a sentence about either shows little.
-    Sources are brought to the channels of `fused`.
+    Use it for texts about brightness or contrast: `IntensityGradientLoss` and `VGGMaxFeatureLoss`
+    keep both near those of the sources, so such a text has little effect. It works with any CLIP.
+
+    *Edges*: in windows of the image, the gradient of the fused image must correlate with the
+    stronger source gradient, whatever its amplitude, and be flat where both sources are flat, which
+    prevents noise and relief. *Layout*: on a coarse scale, bright and dark regions must be where
+    ``max(visible, infrared)`` has them. The equations are in `functional.structure_loss`. Sources
+    are converted to grey or RGB like `fused`.
 
     `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the embedded CLIP
-    (docs/results.md); the defaults here are where that search began.
+    (docs/results.md) that began at the defaults here.
 
     Args:
-        window: side of the windows in pixels.
-        flat_energy: gradient energy, as a share of the image's mean, that counts as flat. With
-            more of it, weak texture counts as flat too, and amplifying it costs something.
-        layout_weight: weight of the layout.
+        window: side of the windows in pixels, at least 1.
+        flat_energy: gradient energy, relative to the image's mean, below which a region counts as
+            flat; at least 1e-6. At higher values weak texture counts as flat too, and amplifying
+            it is penalised.
+        layout_weight: weight of the layout, at least 0.
 
     Raises:
         TypeError, ValueError: an option is not a number in its range.
@@ -154,13 +168,18 @@ class StructureLoss(nn.Module):
         self.layout_weight = checks.check_number("layout_weight", layout_weight)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-        """See the class; all images (B, 1 | 3, H, W) in [0, 1].
+        """Compute the term; see the class.
+
+        Args:
+            fused: (B, 1 | 3, H, W) in [0, 1], H and W at least 2.
+            visible: likewise.
+            infrared: likewise.
 
         Returns:
-            (B,) losses, from 0 to ``1 + 2 * layout_weight``.
+            (B,) losses, from 0 to ``2 + 2 * layout_weight``.
 
         Raises:
-            TypeError, ValueError: images of another type or shape.
+            TypeError, ValueError: images have a wrong type or shape.
         """
         visible, infrared = _like_fused(fused, visible, infrared)
         return functional.structure_loss(
@@ -180,8 +199,9 @@ class StructureLoss(nn.Module):
 
 
 def _like_fused(fused: Tensor, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
-    """The sources with the channels of `fused`."""
-    checks.check_axes("fused", fused, "(B, C, H, W)")
+    """The sources, converted to grey or RGB like `fused`."""
+    for name, images in (("fused", fused), ("visible", visible), ("infrared", infrared)):
+        checks.check_axes(name, images, "(B, C, H, W)")
     channels = fused.shape[1]
     return (
         functional.match_channels(visible, channels),
@@ -191,17 +211,17 @@ def _like_fused(fused: Tensor, visible: Tensor, infrared: Tensor) -> tuple[Tenso
 
 def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
     """torchvision's VGG-19 up to relu4_2, with trained weights."""
-    # Imported here: it takes seconds, and most users of the package do not need it.
+    # Imported here, as the import takes seconds and most users do not need it.
     from torchvision.models import VGG19_Weights, vgg19
 
     if weights is None:
         pretrained = VGG19_Weights.IMAGENET1K_V1
         try:
-            with torch.random.fork_rng(devices=()):  # weights are drawn before they are loaded
+            with torch.random.fork_rng(devices=()):  # random initialisation precedes the loading
                 network = vgg19(weights=pretrained)
         except OSError as error:
             raise FileNotFoundError(
-                "the weights of VGG-19 are not in the cache and could not be downloaded; fetch "
+                "the weights of VGG-19 are not in the cache and could not be downloaded; download "
                 f"{pretrained.url} on a machine with a network and pass the file as "
                 f"VGGMaxFeatureLoss(weights=...): {error}"
             ) from error
@@ -209,7 +229,9 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
 
     weights = checks.check_path("weights", weights)
     if not weights.is_file():
-        raise FileNotFoundError(f"`weights` must be an existing file, got {weights}")
+        raise FileNotFoundError(
+            f"`weights` must be an existing file, got {weights}; check the path"
+        )
     with torch.random.fork_rng(devices=()):
         features = vgg19().features
     try:
@@ -218,6 +240,7 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
         features.load_state_dict(state)
     except Exception as error:
         raise ValueError(
-            f"`weights` must hold the state_dict of torchvision's vgg19, got {weights}: {error}"
+            f"`weights` must hold the state_dict of torchvision's vgg19, got {weights}: {error}; "
+            f"download {VGG19_Weights.IMAGENET1K_V1.url}"
         ) from error
     return features[: VGG_LAYERS[-1] + 1]

@@ -1,4 +1,4 @@
-"""What a loss does with images before it scores them: look at the first ones, embed them."""
+"""What a loss does with images before it computes its terms: check values, embed the sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["SourceEmbeddings", "TakesSources"]
 
 
 class SourceEmbeddings(NamedTuple):
-    """Embeddings of the whole source images, made by `LanguageDrivenFusionLoss.embed_sources`."""
+    """Embeddings of whole source images, returned by `LanguageDrivenFusionLoss.embed_sources`."""
 
     visible: Tensor
     """(B, D) float32 unit vectors."""
@@ -25,19 +25,20 @@ class SourceEmbeddings(NamedTuple):
 
 
 class TakesSources(CheckedOptions, Steered):
-    """Checks and embeds images with its `encoder`, as `data_range` and `precision` say."""
+    """Checks and embeds images with its `encoder`, `data_range` and `precision`."""
 
     _source_values_checked: bool
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "data_range":
-            self._source_values_checked = False  # what was seen was seen under the old one
+            self._source_values_checked = False  # the check used the old range
         super().__setattr__(name, value)
 
     def check_values(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
-        """Look into a batch, when the loss is odd: `forward` looks at the first one alone.
+        """Check the values of a batch, for example when the loss behaves unexpectedly.
 
-        Waits for the device; not for every step.
+        `forward` checks the values of its first batch only. This waits for the device, so do not
+        call it in every step.
 
         Args:
             fused: as in `forward`.
@@ -45,8 +46,12 @@ class TakesSources(CheckedOptions, Steered):
             infrared: as in `forward`.
 
         Raises:
-            TypeError, ValueError: as in `forward`; sources outside `data_range` or NaN; fused
-                images that are not finite, or farther outside the range than it is wide.
+            TypeError, ValueError: as in `forward`; sources have values that are not finite or
+                outside `data_range`; fused images have values that are not finite or outside the
+                range by more than its width.
+
+        Warns:
+            UserWarning: the images suggest a mistake, as in `forward`.
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
@@ -56,20 +61,23 @@ class TakesSources(CheckedOptions, Steered):
 
     @torch.inference_mode(False)
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
-        """Embed whole source images once, to pass back in with each call on the same batch.
+        """Embed whole source images once, to pass as `sources` to several calls on the same batch.
 
-        Pays where the very same images come again and again: evaluation, fixed crops, several
-        fused images of one pair. Random crops are new images every time.
+        This saves time if the same images are used repeatedly: in evaluation, with fixed crops, or
+        for several fused images of one pair. It does not with random crops.
 
         Args:
-            visible: (B, 1 | 3, H, W) in `data_range`.
-            infrared: like `visible`.
+            visible: (B, 1 | 3, H, W) in `data_range`, H and W at least 16.
+            infrared: like `visible`; the number of channels may differ.
 
         Returns:
-            The embeddings, without gradient.
+            The (B, D) embeddings of both, without gradient.
 
         Raises:
             TypeError, ValueError: as in `forward`.
+
+        Warns:
+            UserWarning: as in `forward`, if this is the first call.
         """
         checks.check_images({"visible": visible, "infrared": infrared}, self.encoder.device)
         self._check_source_values_once(visible, infrared)
@@ -81,8 +89,8 @@ class TakesSources(CheckedOptions, Steered):
         if not self._source_values_checked:
             checks.check_source_values({"visible": visible, "infrared": infrared}, self.data_range)
             self._source_values_checked = True
-            # `fused` too is read here, in the first step alone: a loop that scales it otherwise
-            # than its sources does so from the start.
+            # `fused` is checked in the first step only, too: if a loop scales it differently from
+            # its sources, it does so from the start.
             mistakes.warn_of_mistakes(self, fused, visible, infrared)
 
     def _to_unit_range(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The objective in force, and objectives for single images: what texts a loss follows."""
+"""The current objective of a loss, and objectives for single images of a batch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .objective_files import Content
 
 __all__ = ["Steered"]
 
-# Objectives of which directions are kept, 4 KiB each at ViT-B/32. Beyond it they are made anew from
-# the texts' vectors, which an encoder keeps on the host for ever, 2 KiB each.
+# Objectives whose directions are cached, 4 KiB each with ViT-B/32. Others are computed again from
+# the text embeddings, 2 KiB each, which the encoder always keeps on the host.
 REMEMBERED = 4096
 
 
 class Steered(nn.Module):
-    """Holds an `encoder` and follows texts: the objective in force, or one for each image."""
+    """Holds an `encoder` and the current objective; also embeds objectives for single images."""
 
     encoder: FrozenCLIP
     fusion_model: EmbeddedFusionModel
@@ -37,7 +37,7 @@ class Steered(nn.Module):
 
     @property
     def objective(self) -> FusionObjective:
-        """The texts in force; assigning is `set_objective`."""
+        """The current texts. Assigning calls `set_objective`."""
         return self.fusion_model.objective
 
     @objective.setter
@@ -50,29 +50,29 @@ class Steered(nn.Module):
     def set_objective(
         self, objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str]
     ) -> None:
-        """Swap the objective, at any time; the next call uses it.
+        """Replace the current objective, from the next call on.
 
-        Vectors of texts that this encoder has seen before are reused. On an error the old
-        objective stays.
+        Texts that this encoder has embedded before are not embedded again. On an error the
+        objective does not change.
 
         Args:
-            objective: as in the class. A plain text, or several, are those for the fused image;
-                those of the modalities stay as they are.
+            objective: as in the class. A text, or several, describe the fused image; the texts of
+                the sources do not change.
 
         Raises:
             TypeError, ValueError: see `FusionObjective` and `EmbeddedFusionModel`.
-            RuntimeError: new texts, but the encoder's text tower was dropped.
+            RuntimeError: a text is new and the encoder's text tower was dropped.
         """
         if isinstance(objective, Sequence):
-            settled = "fusion_model" in self._modules
-            before = self.objective if settled else FusionObjective()
+            constructed = "fusion_model" in self._modules
+            before = self.objective if constructed else FusionObjective()
             objective = replace(before, fused=objective)
         if isinstance(objective, FusionObjective):
             fusion_model = EmbeddedFusionModel(objective, self.encoder)
         elif isinstance(objective, EmbeddedFusionModel):
             objective.check_encoder(self.encoder)
-            _ = objective.objective  # several are refused
-            fusion_model = copy.deepcopy(objective)  # it may serve other losses elsewhere
+            _ = objective.objective  # raises for a bank
+            fusion_model = copy.deepcopy(objective)  # other losses on other devices may use it
             if not self.encoder.keep_text:
                 self.encoder.drop_text()
         else:
@@ -86,22 +86,23 @@ class Steered(nn.Module):
     def embed(
         self, objectives: Sequence[str | FusionObjective] | Mapping[str, str | FusionObjective]
     ) -> EmbeddedFusionModel:
-        """Embed several objectives: one for each image of a batch, or a bank to choose from.
+        """Embed several objectives: one per image of a batch, or a bank to choose from.
 
-        Texts that this encoder has seen before are not embedded again, and new ones in one call
-        of the text tower, so that this may be called in every step. Vectors of texts stay with
-        the encoder, on the host; directions of 4096 objectives at most stay on the device.
+        It may be called in every step: texts that this encoder has embedded before are not embedded
+        again, and new ones take a single call of the text tower. The encoder keeps text embeddings
+        on the host; the directions of up to 4096 objectives are kept on its device.
 
         Args:
-            objectives: N texts or `FusionObjective`s, or a mapping of names to such. A text is
-                that of the fused image; those of the sources are as in the objective in force.
+            objectives: N texts or `FusionObjective`s, or a mapping of names to them. A text
+                describes the fused image; the texts of the sources are those of the current
+                objective.
 
         Returns:
             The N objectives, with (N, D) directions, on the encoder's device.
 
         Raises:
             TypeError, ValueError: see `FusionObjective` and `EmbeddedFusionModel`.
-            RuntimeError: new texts, but the encoder's text tower was dropped.
+            RuntimeError: a text is new and the encoder's text tower was dropped.
         """
         entries, names = as_objectives("objectives", objectives, self.objective)
         directions = self._seen.directions(entries, self.encoder)
@@ -109,21 +110,21 @@ class Steered(nn.Module):
         return EmbeddedFusionModel._of(Content(entries, names, *identity, *directions))
 
     def _fusion_model_for(self, objectives: Any, images: Tensor) -> EmbeddedFusionModel:
-        """`objectives` of a call with these (B, C, H, W) images, embedded; None: that in force."""
+        """`objectives`, one per image of `images`, embedded; for None the current objective."""
         if objectives is None:
             return self.fusion_model
         embedded = isinstance(objectives, EmbeddedFusionModel)
         if not embedded and (isinstance(objectives, str) or not isinstance(objectives, Sequence)):
             raise TypeError(
-                "`objectives` must be a sequence of texts or FusionObjectives, one for each image, "
+                "`objectives` must be a sequence of texts or FusionObjectives, one per image, "
                 f"or an EmbeddedFusionModel that holds as many, got {checks.shown(objectives)}; "
                 f"{_objectives_remedy(objectives)}"
             )
         if len(objectives) != len(images):
             raise ValueError(
                 f"`objectives` must be as many as there are images, {len(images)}, got "
-                f"{len(objectives)}; several texts for one image are FusionObjective(texts), and "
-                "of a bank each image's own is bank[names] or bank[indices]"
+                f"{len(objectives)}; pass several texts for one image as FusionObjective(texts), "
+                "and choose from a bank with bank[names] or bank[indices]"
             )
         if not embedded:
             return self.embed(objectives)
@@ -132,7 +133,7 @@ class Steered(nn.Module):
         if device != images.device:
             raise ValueError(
                 f"`objectives` must be on {images.device} like the loss, got {device}; move them, "
-                f"or the bank that they are chosen from, with .to({str(images.device)!r}) once"
+                f"or the bank that they come from, with .to({str(images.device)!r}) once"
             )
         return objectives
 
@@ -141,21 +142,21 @@ class Steered(nn.Module):
             object.__setattr__(self, name, value)
             return
         if name == "encoder" and "fusion_model" in self._modules:
-            # Replicas of DataParallel are assigned copies of it; another would not fit the texts.
+            # DataParallel assigns copies to its replicas; another encoder would not fit the texts.
             checks.check_type("encoder", value, FrozenCLIP)
             self.fusion_model.check_encoder(value)
         super().__setattr__(name, value)
 
 
 class _SeenObjectives:
-    """Remembers what `text_directions` says of an objective; copies begin with nothing.
+    """Caches the results of `text_directions` per objective; copies of it begin empty.
 
-    No module with buffers: `DistributedDataParallel` would send those of the first process, with
-    its texts, to all the others.
+    Not a module with buffers: `DistributedDataParallel` would copy those of the first process,
+    with its texts, to all the others.
     """
 
     def __init__(self) -> None:
-        # By device too: replicas of DataParallel share this object.
+        # Keyed by device too, as replicas of DataParallel share this object.
         self._known: dict[tuple[FusionObjective, torch.device], tuple[Tensor, Tensor]] = {}
 
     def __reduce__(self) -> Any:  # of copy and pickle
@@ -176,22 +177,22 @@ class _SeenObjectives:
             if len(self._known) + len(new) > REMEMBERED:
                 self._known.clear()
             self._known.update({(each, device): rows[each] for each in new[:REMEMBERED]})
-        # Stacked on the device: nothing is copied from the host.
+        # Stacked on the device, so nothing is copied from the host.
         visible, infrared = zip(*(rows[each] for each in objectives), strict=True)
         return torch.stack(visible), torch.stack(infrared)
 
 
 def _objective_remedy(objective: object) -> str:
     if isinstance(objective, os.PathLike):
-        return "a saved one is EmbeddedFusionModel.load(path)"
+        return "load a saved one with EmbeddedFusionModel.load(path)"
     if isinstance(objective, Mapping):
-        return "texts by role are FusionObjective(**texts)"
-    return "several texts are a list"
+        return "pass texts by role as FusionObjective(**texts)"
+    return "pass several texts as a list"
 
 
 def _objectives_remedy(objectives: object) -> str:
     if isinstance(objectives, (str, FusionObjective)):
-        return "one for all images is criterion.set_objective(...)"
+        return "set one for all images with criterion.set_objective(...)"
     if isinstance(objectives, Mapping):
-        return "of a bank, criterion.embed(mapping), each image's own is bank[names]"
-    return "indices are for a bank, bank[indices], and arrays of texts have .tolist()"
+        return "make a bank with criterion.embed(mapping) and choose from it with bank[names]"
+    return "choose from a bank with bank[indices], and convert arrays of texts with .tolist()"

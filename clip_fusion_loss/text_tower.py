@@ -1,4 +1,4 @@
-"""Texts to vectors: words that the model knows, tokens, the text tower."""
+"""Embed texts: remove unknown words, tokenize, run the text tower."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from . import checks
 
 __all__ = ["TextTower", "says_nothing"]
 
-# Words, numbers and runs of symbols such as emoji; ordinary punctuation is none of them.
+# Words, numbers and runs of symbols such as emoji, but not ordinary punctuation.
 WORDS = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s.,;:!?'\"()\u2018\u2019\u201c\u201d-]|_)+")
 
-# Words that say nothing by themselves.
+# Words without a meaning of their own.
 FUNCTION_WORDS = frozenset(("a", "an", "and", "at", "in", "of", "on", "or", "the", "to", "with"))
 
 
 def says_nothing(text: str, vocabulary: frozenset[str]) -> bool:
-    """Whether `text` has no word of `vocabulary`, articles and prepositions aside."""
+    """Whether `text` has no word of `vocabulary`, apart from `FUNCTION_WORDS`."""
     return not vocabulary.difference(FUNCTION_WORDS) & set(WORDS.findall(text.lower()))
 
 
 class TextTower:
-    """A view of a CLIP that shares its text weights, and the tokenizer belonging to it.
+    """A CLIP without its image tower, sharing its text weights, and its tokenizer.
 
-    It is no module, so that nothing moves, casts or saves it with its owner.
+    It is not a module, so that it is not moved, cast or saved with its owner.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor]) -> None:
         self.model: Any = copy.copy(model)
-        # copy.copy shares the dictionary of children; deleting from that would maim `model`.
+        # A new dictionary, as copy.copy shares it: deleting from it would change `model`.
         self.model._modules = {k: v for k, v in model._modules.items() if k != "visual"}
         self.model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
@@ -49,7 +49,7 @@ class TextTower:
             return F.normalize(self.model.encode_text(tokens).float(), dim=-1).cpu()
 
     def _tokenize(self, texts: list[str]) -> Tensor:
-        """Tokens of `texts`; refuses what open_clip would cut off silently."""
+        """Tokens of `texts`; raises a ValueError for texts that open_clip would truncate."""
         tokens = self._tokenizer(texts)
         length = tokens.shape[1]
         whole = self._tokenizer(texts, context_length=4 * length)[:, :length]
@@ -63,12 +63,12 @@ class TextTower:
 
 
 def _known_words(texts: list[str], name: str, vocabulary: frozenset[str]) -> list[str]:
-    """The texts without other words, of which it warns."""
+    """The texts without the words that are not in `vocabulary`; warns of those."""
     unknown = sorted(set(WORDS.findall(" ".join(texts).lower())) - vocabulary)
     if unknown:
         checks.warn(
             f"the model {name!r} was not trained on {', '.join(map(repr, unknown))}; "
-            "such words mean nothing to it and are left out. Use words of encoder.vocabulary, "
+            "these words are removed from the text. Use words of encoder.vocabulary, "
             "or a real CLIP: FrozenCLIP.from_pretrained()"
         )
     return [

@@ -1,11 +1,11 @@
-"""Put the language-driven loss into training loops as they are in the wild.
+"""Adapters for the language-driven loss to published training loops.
 
-Code bases for infrared-visible fusion agree on little: which image comes first, what a criterion
-returns, which range grey levels have. Mixing up visible and infrared changes the loss little, so
-here names carry the meaning: every adapter's signature says which argument is which, in the order
-of the code base it is made for, and passes them on by keyword.
+Code bases for infrared-visible fusion differ in the order of the images, in what a criterion
+returns and in the range of grey levels. Swapping visible and infrared hardly changes the loss, so
+it is easily missed. Therefore each adapter names its arguments, in the order of its code base, and
+passes them on by keyword.
 
-`docs/adapters.md` has the lines to change in each code base.
+`docs/adapters.md` shows the lines to change in each code base.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from clip_fusion_loss import LanguageDrivenFusionLoss
 
 
 class Parts(NamedTuple):
-    """A loss taken apart for a log; each () and as weighted, so that the parts add up to it."""
+    """The weighted terms of a loss, each a scalar; `total` is the sum of the others."""
 
     total: Tensor
     direction: Tensor
-    """The steps in CLIP's space, of the whole image."""
+    """Direction loss of the whole image."""
     patch: Tensor
-    """Those of its patches."""
+    """Direction loss of its patches."""
     similarity: Tensor
-    """Nearness to the sources in CLIP's space."""
+    """Cosine distance to the sources."""
     regularizer: Tensor
-    """Nearness to the sources in pixels or features, and what was mixed in."""
+    """The regularizer, plus the original loss of a `Mixed`."""
 
     @property
     def language(self) -> Tensor:
-        """All steps in CLIP's space."""
+        """Direction loss of the image and of its patches."""
         return self.direction + self.patch
 
 
 class Criterion(Protocol):
-    """What adapters pass images on to, by name; `LanguageDrivenFusionLoss` and `Mixed` are such."""
+    """A loss called by keyword, such as `LanguageDrivenFusionLoss` and `Mixed`."""
 
     def __call__(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor: ...
 
@@ -51,7 +51,7 @@ def parts_of(
     visible: Tensor,
     infrared: Tensor,
 ) -> Parts:
-    """The criterion's total and the weighted parts that it is the sum of.
+    """The total of a criterion and its weighted terms.
 
     Args:
         criterion: the loss, with ``reduction="mean"`` or ``"sum"``, or a `Mixed` of it.
@@ -70,11 +70,11 @@ def parts_of(
 
 
 class Mixed(nn.Module):
-    """The language-driven loss and the loss a network came with, each at a weight::
+    """Weighted sum of the language-driven loss and a network's original loss::
 
         language_weight * language + original_weight * original
 
-    A code base's own criterion takes its arguments by position; say once which is which::
+    The criteria of most code bases take arguments by position; wrap them to take keywords::
 
         swinfusion_loss = fusion_loss_vif().to(device)          # from the code base
         criterion = Mixed(
@@ -84,11 +84,12 @@ class Mixed(nn.Module):
         )
 
     Args:
-        language: the loss.
-        original: called by keyword, returns a scalar; images are in the range of `language`.
-        language_weight: its weight.
-        original_weight: likewise. The scales differ widely: DenseFuse's original is in the
-            hundreds where the language-driven loss is about 10.
+        language: the language-driven loss.
+        original: the original loss, called by keyword; returns a scalar. Images are in the
+            `data_range` of `language`.
+        language_weight: weight of `language`.
+        original_weight: weight of `original`. The scales differ: DenseFuse's original loss is in
+            the hundreds, the language-driven loss about 10.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Mixed(nn.Module):
         return self.parts(fused=fused, visible=visible, infrared=infrared).total
 
     def parts(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> Parts:
-        """As `parts_of`; the original loss counts towards `regularizer`."""
+        """As `parts_of`; `regularizer` includes the original loss."""
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         own = Parts(*(self.language_weight * part for part in parts_of(self.language, **images)))
         original = self.original_weight * self.original(**images)
@@ -117,10 +118,10 @@ class Mixed(nn.Module):
 
 
 class SwinFusionCriterion(nn.Module):
-    """For SwinFusion's ``criterion(infrared, visible, fused)``, which gives four values.
+    """For SwinFusion's ``criterion(infrared, visible, fused)``, which returns four values.
 
-    They are the total and its parts, in the order of that code base's log: language (for texture),
-    regularizer (for intensity) and similarity (for SSIM).
+    They are the total and its terms in the order of that code base's log: language (in place of
+    texture), regularizer (of intensity) and similarity (of SSIM).
     """
 
     def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
@@ -135,10 +136,10 @@ class SwinFusionCriterion(nn.Module):
 
 
 class CDDFuseCriterion(nn.Module):
-    """For CDDFuse's ``criterion(visible, infrared, fused)``, which gives three values.
+    """For CDDFuse's ``criterion(visible, infrared, fused)``, which returns three values.
 
-    They are the total, its language part and the sum of all others. Of the visible image the first
-    channel counts, as in that code base's own criterion: it is the luminance in Y and YCrCb.
+    They are the total, its language terms and the sum of the others. Only the first channel of the
+    visible image is used, as in CDDFuse's criterion: it is the luminance in Y and YCrCb.
     """
 
     def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
@@ -153,10 +154,10 @@ class CDDFuseCriterion(nn.Module):
 
 
 class SeAFusionCriterion(CDDFuseCriterion):
-    """For SeAFusion's ``criterion(visible YCrCb, infrared, label, fused Y, number)``: three values.
+    """For SeAFusion's ``criterion(visible YCrCb, infrared, label, fused Y, number)``.
 
-    The fused image is called `logits` there. Label and number, of the segmentation and of the
-    round, are passed by.
+    It returns three values, as `CDDFuseCriterion`. SeAFusion calls the fused image `logits`. The
+    segmentation label and the number of the training round are ignored.
     """
 
     def forward(
@@ -166,10 +167,10 @@ class SeAFusionCriterion(CDDFuseCriterion):
 
 
 class TextIFCriterion(nn.Module):
-    """For Text-IF's ``criterion(visible, infrared, fused, task)`` on RGB, which gives five values.
+    """For Text-IF's ``criterion(visible, infrared, fused, task)`` on RGB: returns five values.
 
-    They are the total and its parts: direction, patch, similarity and regularizer. The task, which
-    says how the inputs were degraded, is passed by: the objective's sentence is about the output.
+    They are the total and its terms: direction, patch, similarity and regularizer. The task, which
+    names the degradation of the inputs, is ignored: the text of the loss describes the output.
     """
 
     def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
@@ -183,10 +184,7 @@ class TextIFCriterion(nn.Module):
 
 
 class OverOutputs(nn.Module):
-    """For networks that return a list of fused images, as the decoder of DenseFuse's port does.
-
-    The loss is the mean over the list.
-    """
+    """Mean loss over a list of fused images, as DenseFuse's PyTorch port returns it."""
 
     def __init__(self, criterion: Criterion) -> None:
         super().__init__()
@@ -203,40 +201,40 @@ class OverOutputs(nn.Module):
 
 
 def swapped_at_random(visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
-    """The network's two inputs, exchanged in about half of the samples; the names stay outside.
+    """Swap the network's two inputs in about half of the samples.
 
-    U2Fusion trains so, to treat both its inputs alike. Its own loss may forget which source was
-    which, this one must not: do not swap the variables, swap what goes into the network::
+    U2Fusion is trained like this, so that it treats both inputs alike. Its original loss does not
+    distinguish the sources, but the language-driven loss does: swap only the network's inputs, not
+    the variables::
 
         fused = network(*swapped_at_random(visible, infrared))
         loss = criterion(fused=fused, visible=visible, infrared=infrared)
 
     Args:
-        visible, infrared: (N, C, H, W), of one shape.
+        visible, infrared: (N, C, H, W), with the same shape.
 
     Returns:
-        The first and the second input.
+        The first and the second input of the network.
     """
     swap = (torch.rand(len(visible)) < 0.5).view(-1, 1, 1, 1).to(visible.device)
     return torch.where(swap, infrared, visible), torch.where(swap, visible, infrared)
 
 
 class TwoStage(nn.Module):
-    """Train encoder and decoder on single images first, and on fused ones afterwards.
+    """Train encoder and decoder on single images first, then on fused images.
 
-    DenseFuse's own training ends with the first stage: no fused image occurs in it, so a loss on
-    fused images comes as a second stage, with the fusion rule between encoder and decoder.
+    DenseFuse's original training is only the first stage and has no fused images. So a loss on
+    fused images needs a second stage, with the fusion rule between encoder and decoder.
 
-    This module does both behind one call: in stage "reconstruct" both sources count as single
-    images, in stage "fuse" the criterion is used. Switch by ``module.stage = "fuse"``, and take a
-    new optimizer then: Adam's averages over the first stage's far larger gradients would lead the
-    second astray.
+    In stage "reconstruct" this module uses both sources as single images; in stage "fuse" it calls
+    the criterion. Switch with ``module.stage = "fuse"`` and make a new optimizer then: gradients of
+    the first stage are far larger, and Adam's moving averages of them would disturb the second.
 
     Args:
-        network: has `encoder` and `decoder`, and fuses by its ``fusion(features, features)``, or
-            else when called with both sources. The decoder may return a list.
+        network: has `encoder` and `decoder`. It fuses with its ``fusion(features, features)``; if
+            it has none, it is called with both sources. The decoder may return a list.
         reconstruction: the loss of the first stage, called ``(reconstructed, image)``.
-        criterion: the loss of the second.
+        criterion: the loss of the second stage.
     """
 
     def __init__(self, network: nn.Module, reconstruction: nn.Module, criterion: Criterion) -> None:
@@ -247,7 +245,7 @@ class TwoStage(nn.Module):
         self.stage = "reconstruct"
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        """The loss of this stage."""
+        """The loss of the current stage. Raises a ValueError if there is no such stage."""
         if self.stage not in ("reconstruct", "fuse"):
             raise ValueError(f'`stage` must be "reconstruct" or "fuse", got {self.stage!r}')
         network = self.network
@@ -264,7 +262,7 @@ class TwoStage(nn.Module):
 
 
 def reconstruct(network: nn.Module, images: Tensor) -> Tensor | Sequence[Tensor]:
-    """What is left of (N, 1, H, W) images behind the network's encoder and decoder."""
+    """(N, 1, H, W) images after the network's encoder and decoder, without fusion."""
     return network.decoder(network.encoder(images))
 
 

@@ -1,8 +1,8 @@
-"""What the loss costs, beside a plain transcription of the published training step.
+"""Measure time and memory of the loss against a plain version of the published training step.
 
-Both take forward and backward of the language terms on the same images, in turns, so that
-whatever else the machine does hits both alike. Absolute times mean little on shared machines; the
-ratios do. CLIP has random weights, which cost what trained ones do.
+Both compute forward and backward of the language terms on the same images, in turns, so that other
+load on the machine affects both alike. On shared machines rely on the ratios, not on absolute
+times. CLIP has random weights, which take the same time as trained ones.
 """
 
 import argparse
@@ -63,39 +63,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     shown = "(default: %(default)s)"
-    add("--batch", type=int, default=2, help=f"images a step {shown}")
-    add("--patches", type=int, default=32, help=f"patches an image {shown}")
+    add("--batch", type=int, default=2, help=f"images per step {shown}")
+    add("--patches", type=int, default=32, help=f"patches per image {shown}")
     add("--size", type=int, default=224, help=f"side of the images in pixels {shown}")
     add(
         "--precision",
         choices=DTYPES,
         default="fp32",
-        help=f"of CLIP in our loss {shown}",
+        help=f"precision of CLIP in our loss {shown}",
     )
     add(
         "--published-precision",
         choices=DTYPES,
-        help="of CLIP in the published step (default: fp16 on a GPU, fp32 on a CPU)",
+        help="precision of CLIP in the published step (default: fp16 on a GPU, fp32 on a CPU)",
     )
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help=f"cpu, cuda, ... {shown}",
     )
-    add("--repeats", type=int, default=5, help=f"pairs of steps to time {shown}")
+    add("--repeats", type=int, default=5, help=f"how often to time each step {shown}")
     add("--pairs", type=Path, metavar="DIR", help="real image pairs (default: random images)")
     add(
         "--model",
         default="ViT-B-32-quickgelu",
-        help=f"any architecture that open_clip knows {shown}",
+        help=f"an open_clip architecture {shown}",
     )
-    add("--chunk", type=int, help="patch_chunk of our loss (default: its own)")
+    add("--chunk", type=int, help="patch_chunk of our loss (default: auto)")
     add("--compile", action="store_true", help="compile the image tower of our loss")
-    add("--json", type=Path, metavar="FILE", help="write the result here too")
+    add("--json", type=Path, metavar="FILE", help="also write the result to this file")
     add(
         "--curve",
         choices=("patches", "batch", "size"),
-        help="instead, our time and memory as this grows, the other options fixed",
+        help="measure our loss alone, for several values of this option",
     )
     add(
         "--objectives",
@@ -107,7 +107,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="instead, draw curves: the picture to write, then files by --json, a column each",
+        help="measure nothing, draw curves: the picture to write, then files written by --curve "
+        "with --json, one column each",
     )
     add("--peak-of", choices=("ours", "published"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -117,7 +118,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace) -> dict[str, object]:
-    """Time both steps in turns and gather everything else there is to say."""
+    """Time both steps in turns; also measure memory, stages and FLOPs."""
     images, published_images = load_images(options), load_images(options, "published")
     ours, published = build_ours(options), build_published(options)
     ratios, our_times = [], []
@@ -157,7 +158,7 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
 
 
 def load_images(options: argparse.Namespace, which: str = "ours") -> Images:
-    """Fused (a leaf that wants a gradient), visible and infrared (B, 1, S, S) images."""
+    """(B, 1, S, S) fused, visible and infrared images; fused is a leaf that requires a gradient."""
     shape = (options.batch, 1, options.size, options.size)
     if options.pairs is None:
         generator = torch.Generator().manual_seed(0)
@@ -169,9 +170,12 @@ def load_images(options: argparse.Namespace, which: str = "ours") -> Images:
             for pair in pairs
         ]
         if len(crops) < options.batch:
-            raise SystemExit(f"--pairs {options.pairs} has fewer than {options.batch} pairs")
+            raise SystemExit(
+                f"--pairs must have at least --batch {options.batch} pairs, got {len(crops)} in "
+                f"{options.pairs}; use a smaller --batch"
+            )
         visible, infrared = (torch.stack(images) for images in zip(*crops, strict=True))
-    if which == "published":  # its tower takes images of its own precision only
+    if which == "published":  # its tower needs images of its own dtype
         dtype = DTYPES[options.published_precision]
         visible, infrared = visible.to(dtype), infrared.to(dtype)
     visible, infrared = visible.to(options.device), infrared.to(options.device)
@@ -182,7 +186,10 @@ def load_images(options: argparse.Namespace, which: str = "ours") -> Images:
 def centre_crop(image: Tensor, size: int) -> Tensor:
     height, width = image.shape[1:]
     if min(height, width) < size:
-        raise SystemExit(f"--size {size} is more than an image of {width} x {height} has")
+        raise SystemExit(
+            f"--size must fit into all images, got {size} with an image of {width} x {height}; use "
+            "a smaller --size"
+        )
     top, left = (height - size) // 2, (width - size) // 2
     return image[:, top : top + size, left : left + size]
 
@@ -257,7 +264,7 @@ def count_flops(step: Step, images: Images) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate of large square matrix products here, in operations a second."""
+    """The best measured rate of large square matrix products, in operations per second."""
     side = 8192 if device.type == "cuda" else 2048
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     durations = []
@@ -278,7 +285,7 @@ def kept_fraction(options: argparse.Namespace, images: Images) -> float:
 
 
 def peak_memory(options: argparse.Namespace, which: str) -> int:
-    """Peak bytes of a process that does nothing but two steps of `which`."""
+    """Peak memory in bytes of a new process that runs two steps of `which`."""
     arguments = [f"--peak-of={which}"]
     for name in ("batch", "patches", "size", "precision", "published_precision", "device", "model"):
         arguments.append(f"--{name.replace('_', '-')}={getattr(options, name)}")
@@ -290,14 +297,14 @@ def peak_memory(options: argparse.Namespace, which: str) -> int:
 
 
 def peak_memory_here(options: argparse.Namespace) -> int:
-    """Peak bytes of this process after two steps: of the GPU, or else resident (on Linux)."""
+    """Peak memory in bytes of this process after two steps: of the GPU, or resident (on Linux)."""
     step = build_ours(options) if options.peak_of == "ours" else build_published(options)
     images = load_images(options, options.peak_of)
     for _ in range(2):
         step(*images)
     if images[0].device.type == "cuda":
         return torch.cuda.max_memory_allocated(images[0].device)
-    # Not getrusage: there a process starts with the peak of the one that launched it.
+    # Not getrusage: it starts with the peak of the parent process.
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
 
@@ -309,7 +316,7 @@ def device_name(device: str) -> str:
 
 
 def measure_curve(options: argparse.Namespace) -> dict[str, object]:
-    """Print our time and peak memory as one of batch, patches and size grows; returns the same."""
+    """Print and return our time and peak memory for several values of the option --curve."""
     values = {
         "patches": (1, 4, 16, 32, 64, 128, 256),
         "batch": (1, 2, 4, 8, 16, 32),
@@ -353,13 +360,16 @@ def compare_objectives(options: argparse.Namespace) -> dict[str, object]:
 
 
 def draw(picture: Path, *results: Path) -> None:
-    """Draw the curves that were measured before.
+    """Draw the curves in files that --curve and --json wrote.
 
     Raises:
-        OSError, ValueError: there are none, or they are something else.
+        OSError, ValueError: there is no file, or one is not a curve.
     """
     if not results:
-        raise ValueError("--draw needs the picture to write and at least one file by --json")
+        raise ValueError(
+            f"--draw must have a picture to write and at least one file written by --curve with "
+            f"--json, got only {picture}"
+        )
     save_costs([json.loads(path.read_text(encoding="utf-8")) for path in results], picture)
     print(picture)
 

@@ -1,4 +1,4 @@
-"""Measure fused images by the quality measures of the field."""
+"""Evaluate fused images with the usual metrics of infrared-visible fusion."""
 
 import argparse
 import csv
@@ -33,18 +33,18 @@ from parts.measuring.further import MS_SSIM_SIDE, VIF_SIDE, evaluate_further
 from parts.measuring.metrics import Grey
 
 OVERVIEW = """\
-Measure fused images by the quality measures of the field.
+Evaluate fused images with the usual metrics of infrared-visible fusion.
 
-FUSED/street.png, of any image type, is compared with DIR/ir/street.* and DIR/vi/street.*; of
-coloured images the luminance counts. Several FUSED, or --vs, are measured on the same pairs. An
-image that cannot be measured is named and left out.
+FUSED/street.png, of any image type, is compared with DIR/ir/street.* and DIR/vi/street.*. The
+luminance of colour images is used. Several FUSED folders, and --vs, are evaluated on the same
+pairs. Images that cannot be evaluated are named and left out.
 """
 
-#: Share of the means under resampling that an interval holds, and how often images are resampled.
+#: Confidence level of the bootstrap intervals, and number of resamples.
 CONFIDENCE, RESAMPLES = 0.95, 9999
 
 DEFINITIONS = f"""\
-measures, all on 8-bit grey levels from 0 to 255; higher is usually called better, but for Nabf:
+metrics, all on 8-bit grey levels from 0 to 255; higher counts as better, except for Nabf:
   EN       entropy of the grey levels in bits (Roberts et al., J. Appl. Rem. Sens. 2008)
   SD       standard deviation of the grey levels (Rao, Meas. Sci. Technol. 1997)
   SF       root mean square difference of neighbouring pixels (Eskicioglu & Fisher, IEEE Trans.
@@ -56,34 +56,35 @@ measures, all on 8-bit grey levels from 0 to 255; higher is usually called bette
            (Aslantas & Bendes, AEU 2015)
   CC       correlation with a source, mean over both (Ma et al., Inf. Fusion 2019)
   VIF      visual information fidelity in the pixel domain, summed over both sources (Sheikh &
-           Bovik, IEEE TIP 2006); from {VIF_SIDE} pixels a side
+           Bovik, IEEE TIP 2006); needs at least {VIF_SIDE} pixels per side
   SSIM     structural similarity, Gaussian window, mean over both sources (Wang et al., IEEE TIP
            2004); by scikit-image
-  MS-SSIM  the same on five scales (Wang et al., Asilomar 2003); from {MS_SSIM_SIDE} pixels a side
+  MS-SSIM  the same on five scales (Wang et al., Asilomar 2003); needs at least {MS_SSIM_SIDE}
+           pixels per side
   PSNR     255 over the root mean square difference from both sources, in dB (Ma et al., Inf. Fusion
            2019)
-  Qabf     share of the sources' edges that arrived, 0 to 1 (Xydeas & Petrovic, Electron. Lett.
-           2000)
-  Nabf     edges that no source has, 0 to 1, lower is better (Petrovic & Xydeas, ICCV 2005;
-           Shreyamsha Kumar, SIViP 2013)
+  Qabf     share of the sources' edges that the fused image has, 0 to 1 (Xydeas & Petrovic,
+           Electron. Lett. 2000)
+  Nabf     edges of the fused image that no source has, 0 to 1, lower is better (Petrovic & Xydeas,
+           ICCV 2005; Shreyamsha Kumar, SIViP 2013)
 
-EN, SD, SF and AG look at the fused image alone and reward noise, embossing and stretched contrast
-as well. Read them beside MI, VIF, SSIM and Qabf, and look at the images. The intervals of --vs are
-percentiles of {RESAMPLES} bootstrap means; of fewer than about 20 images they are too narrow.
+EN, SD, SF and AG use the fused image alone and also reward noise, embossing and stretched contrast.
+Compare them with MI, VIF, SSIM and Qabf, and look at the images. The intervals of --vs are
+percentiles of {RESAMPLES} bootstrap means; with fewer than about 20 images they are too narrow.
 
 {LAYOUTS}
 """
 
 CONVENTION = (
-    "Measured as saved. fuse.py clips to [0, 1] and rounds to 8 bits; tables made of images that "
-    "were stretched to the full range one by one show higher EN, SD, SF, AG and Qabf."
+    "Images are evaluated as saved. fuse.py clips to [0, 1] and rounds to 8 bits. Published tables "
+    "of images that were stretched to the full range have higher EN, SD, SF, AG and Qabf."
 )
 
 COLUMNS = (
     *("EN", "SD", "SF", "AG", "MI", "SCD", "CC"),
     *("VIF", "SSIM", "MS-SSIM", "PSNR", "Qabf", "Nabf"),
 )
-#: Images named in one line; --per-image has them all.
+#: Images named in one line at most; the file of --per-image has all.
 NAMED = 10
 
 
@@ -98,7 +99,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = partial(add_option, parser)
     add(
         "--fused",
-        "folders of fused images, one for each method",
+        "folders of fused images, one per method",
         required=True,
         type=Path,
         nargs="+",
@@ -107,14 +108,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", ": the sources", required=True)
     add(
         "--vs",
-        "folder of another method; the differences of all others from it are shown with their "
+        "folder of a reference method; the differences of the others from it are shown with "
         f"{CONFIDENCE:.0%} intervals".replace("%", "%%"),
         type=Path,
         metavar="FUSED",
     )
     add(
         "--per-image",
-        "write the figures of every image there, as .csv or .json",
+        "write the metrics of each image to this .csv or .json file",
         type=table_file,
         metavar="FILE",
     )
@@ -129,10 +130,10 @@ def table_file(text: str) -> Path:
 
 
 def evaluate_folders(options: argparse.Namespace) -> None:
-    """Print the means over all pairs that every method has fused.
+    """Print the means over the pairs that all methods have fused.
 
     Raises:
-        OSError, ValueError: if there is nothing to measure.
+        OSError, ValueError: there is nothing to evaluate.
     """
     folders = [*options.fused, *([] if options.vs is None else [options.vs])]
     methods = labels(folders)
@@ -148,7 +149,7 @@ def evaluate_folders(options: argparse.Namespace) -> None:
         except UnusablePairError as problem:
             tqdm.write(f"left out {files.name}: {problem}", file=sys.stderr)
     if not rows:
-        raise ValueError("none of the images could be measured; the reasons are above")
+        raise ValueError("no image could be evaluated; the reasons are above")
     # Images by methods by measures.
     figures = np.array([[[row[name] for name in COLUMNS] for row in image] for image in rows])
     if options.per_image is not None:
@@ -157,10 +158,10 @@ def evaluate_folders(options: argparse.Namespace) -> None:
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart.
+    """The shortest ends of the paths that are all different.
 
     Raises:
-        ValueError: if nothing does.
+        ValueError: two paths are equal.
     """
     paths = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, paths)) + 1):
@@ -173,7 +174,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
 def find_images(folder: Path) -> dict[str, list[Path]]:
     """The images below `folder` by their path in it, without extension."""
     if not folder.is_dir():
-        raise NotADirectoryError(f"there is no folder {folder}")
+        raise NotADirectoryError(f"there is no folder {folder}; check the path")
     images = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in READABLE and not path.name.startswith("."):
@@ -185,10 +186,10 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
 def fused_by_all(
     found: Sequence[PairFiles], folders: Mapping[str, Mapping[str, object]]
 ) -> list[PairFiles]:
-    """The pairs of which every folder has an image; says which are left out.
+    """The pairs of which every folder has an image; prints which are left out.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: there are none.
     """
     common = list(found)
     for folder, images in folders.items():
@@ -197,27 +198,29 @@ def fused_by_all(
         if len(missing) == len(found):
             example = next(iter(images), "no image at all")
             raise ValueError(
-                f"no image of {folder} has the name of a pair: there is {example}, expected is "
-                f"{found[0].name}; name fused images like their sources"
+                f"no image in {folder} has the name of a pair: expected a name such as "
+                f"{found[0].name}, got {example}; name fused images like their sources"
             )
         if missing:
             print(f"not in {folder}, left out: {some(missing)}", file=sys.stderr)
     if not common:
-        raise ValueError(f"no pair was fused by all of {', '.join(folders)}")
+        raise ValueError(
+            f"no pair has a fused image in all of {', '.join(folders)}; evaluate fewer folders"
+        )
     if len(common) < len(found):
-        print(f"{len(found) - len(common)} of {len(found)} pairs left out: not fused by all")
+        print(f"{len(found) - len(common)} of {len(found)} pairs left out: not in all folders")
     return common
 
 
 def measure(paths: Sequence[Path], pair: Pair) -> dict[str, float]:
-    """All measures of a fused image.
+    """All metrics of a fused image.
 
     Raises:
-        UnusablePairError: if it cannot be read, or does not go with its sources.
+        UnusablePairError: it cannot be read, or its size is not that of its sources.
     """
     path, *others = paths
     if others:
-        raise UnusablePairError(path, f"{others[0].name} has its name; leave one of them")
+        raise UnusablePairError(path, f"{others[0].name} has the same name; remove one of them")
     try:
         fused = grey(read_image(path, stretch=False))
     except Exception as error:  # a broken file makes decoders raise nearly anything
@@ -226,7 +229,8 @@ def measure(paths: Sequence[Path], pair: Pair) -> dict[str, float]:
     if fused.shape != visible.shape:
         (height, width), (rows, columns) = fused.shape, visible.shape
         raise UnusablePairError(
-            path, f"has another size than its sources: {width} x {height}, not {columns} x {rows}"
+            path,
+            f"must have the size of its sources, {columns} x {rows}, got {width} x {height}",
         )
     images = (fused, visible, infrared)
     return metrics.evaluate(*images) | evaluate_further(*images)
@@ -240,13 +244,14 @@ def grey(image: torch.Tensor) -> Grey:
 def report(
     methods: Sequence[str], names: Sequence[str], figures: np.ndarray, *, paired: bool
 ) -> None:
-    """Print means and spreads and, if `paired`, how all methods differ from the last.
+    """Print means and standard deviations and, if `paired`, differences from the last method.
 
     Args:
-        methods: as many as `figures` has in its second axis.
-        names: of the images, the first axis; the third are `COLUMNS`.
-        figures: NaN where a measure is not defined: such an image counts for no method.
-        paired: whether the last method is there to be compared with.
+        methods: M names.
+        names: names of the N images.
+        figures: (N, M, `COLUMNS`) metrics; NaN where one is not defined. Such an image is left out
+            of that metric for all methods.
+        paired: whether the last method is the reference.
     """
     means: list[list[str]] = [["", *methods]]
     differences: list[list[str]] = [["", *methods[:-1]]]
@@ -255,7 +260,7 @@ def report(
         defined = np.isfinite(values).all(1)
         if not defined.all():
             missing = [name for name, is_there in zip(names, defined, strict=True) if not is_there]
-            print(f"{measure} is not defined, and left out, for {some(missing)}", file=sys.stderr)
+            print(f"{measure} is not defined for {some(missing)}; left out", file=sys.stderr)
         values = values[defined].T
         means.append([measure, *(mean_and_spread(of_method) for of_method in values)])
         if paired:
@@ -278,7 +283,7 @@ def mean_and_spread(values: np.ndarray) -> str:
 
 
 def difference(values: np.ndarray) -> str:
-    """The mean of differences of the same images, with a bootstrap interval: images resampled."""
+    """The mean of differences per image, with a bootstrap interval over images."""
     if len(values) == 0:
         return "-"
     shown = digits(values)
@@ -292,7 +297,7 @@ def difference(values: np.ndarray) -> str:
         batch=1000,
         confidence_level=CONFIDENCE,
         method="percentile",
-        random_state=np.random.default_rng(0),  # the same interval whenever it is computed
+        random_state=np.random.default_rng(0),  # reproducible intervals
     ).confidence_interval
     return f"{mean} [{low:+.{shown}f}, {high:+.{shown}f}]"
 
@@ -316,7 +321,7 @@ def some(names: Sequence[str]) -> str:
 def save_figures(
     path: Path, methods: Sequence[str], names: Sequence[str], figures: np.ndarray
 ) -> None:
-    """One row an image and method; where a measure is not defined, null or nothing."""
+    """Write one row per image and method; metrics that are not defined are null or empty."""
     rows = [
         {"method": method, "image": name}
         | {

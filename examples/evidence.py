@@ -1,8 +1,8 @@
-"""What the sentence does to real images: trains, compares and writes the page of results.
+"""Train networks for several sentences, evaluate them and write the results page.
 
-Every figure of the page comes from runs that this program makes; what it has run is kept in the
---out folder and not run again, so that it may be interrupted at any time. With the embedded CLIP
-and all sections it takes some hours on two CPU cores.
+All figures on the page come from runs of this program. Finished runs are kept in the --out folder
+and are not repeated, so it can be interrupted at any time. With the embedded CLIP and all sections
+it takes some hours on two CPU cores.
 """
 
 import argparse
@@ -49,24 +49,24 @@ SECTIONS: dict[str, Callable[[Bench, Trial, Sequence[int], Path], str]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__, LAYOUTS)
     add = partial(add_option, parser)
-    add("--pairs", "; every second pair is tested on", required=True)
+    add("--pairs", "; every second pair is used for testing", required=True)
     add("--show", f"{SHOWN_PAIRS} more pairs, for the pictures", type=Path, metavar="DIR")
     add(
         "--peers",
-        "fused images of published methods, SET/METHOD/NAME.png with the names of the tested or "
-        "shown pairs; SET-clamp holds the same without a stretch of the contrast",
+        "fused images of published methods, SET/METHOD/NAME.png with the names of the test pairs "
+        "or of those of --show; SET-clamp holds the same without stretched contrast",
         type=Path,
         metavar="DIR",
     )
-    add("--credit", "whose the images in the pictures are", metavar="TEXT")
-    add("--out", ": runs are kept there", default=Path("evidence"))
-    add("--page", "written anew", type=Path, default=Path("docs/results.md"))
+    add("--credit", "source and license of the images in the pictures", metavar="TEXT")
+    add("--out", " and for finished runs", default=Path("evidence"))
+    add("--page", "results page to write", type=Path, default=Path("docs/results.md"))
     add("--encoder")
-    add("--seeds", "runs of each setting", type=whole_number, default=3)
+    add("--seeds", "number of seeds per setting", type=whole_number, default=3)
     add("--steps", default=150)
-    add("--max-pairs", ", to train on, and as many to test", default=25)
+    add("--max-pairs", ", for training, and as many for testing", default=25)
     add("--amp", choices=["bf16"])
-    add("--sections", "of the page", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    add("--sections", "sections of the page", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     add("--device")
     options = parser.parse_args(arguments)
     with errors_as_messages("evidence"):
@@ -107,19 +107,19 @@ def introduction(
     first, second = bench.names
     again = f", and on {len(bench.shown)} pairs of {second}" if bench.shown else ""
     return f"""These are demonstrations with the `{bench.encoder.name}` CLIP. What a real CLIP does
-to the images has not been measured: its weights could not be had where this page was made.
+to the images has not been measured, as its weights were not available where this page was made.
 `--encoder ViT-B-32-quickgelu/openai` makes the same page with them.
 
-`examples/evidence.py` made this page; no figure was typed in. The network is DenseFuse, which
+`examples/evidence.py` wrote this page and all figures in it. The network is DenseFuse, which
 learns to correct the average of its sources: {base.steps} steps of {BATCH_SIZE} crops of
-{CROP_SIDE} pixels, in {precision}, from {len(bench.training)} pairs of {first}, with Adam at
-{base.learning_rate:g} falling to 0. It was measured on {len(bench.test)} other pairs of
-{first}{again}. A figure is the mean over {len(seeds)} seeds, with the spread (half of the range)
-behind it. "No language" is the same training without the direction and patch terms. The measures
+{CROP_SIDE} pixels, in {precision}, from {len(bench.training)} pairs of {first}, with Adam and a
+learning rate that falls from {base.learning_rate:g} to 0. It was tested on {len(bench.test)} other
+pairs of {first}{again}. Figures are means over {len(seeds)} seeds, followed by half of their range
+(±). "No language" is the same training without the direction and patch terms. The measures
 are those of `examples/evaluate.py`. `{BRIGHTNESS}` is the mean grey level. `{LAYOUT}` is the
-correlation with the brighter source after means over 16 pixels: near 1, the scene is still there.
-EN, SD, SF and AG reward noise and embossing too: read them beside SSIM and Qabf, and look at the
-pictures.{credit}"""
+correlation with the maximum of the sources after averaging over 16 x 16 pixels: near 1, the
+fused image shows the same scene. EN, SD, SF and AG also reward noise and embossing: compare them
+with SSIM and Qabf, and look at the pictures.{credit}"""
 
 
 if __name__ == "__main__":

@@ -30,19 +30,19 @@ from parts.training.checkpoints import load_checkpoint, load_weights, network_of
 from parts.training.sentences import MOST_STEPS, told_by_folder
 
 OVERVIEW = """\
-Fuse folders of image pairs with a network that train.py has trained, or with published weights.
+Fuse a folder of image pairs with a network trained by train.py, or with published weights.
 
-The fused image of DIR/ir/street.png and DIR/vi/street.png becomes OUT/street.png, in full
+The fused image of DIR/ir/street.png and DIR/vi/street.png is written to OUT/street.png, in full
 resolution and with the colours of the visible image. One pair is in memory at a time.
 
-An interrupted run goes on where it was: images in OUT that were fused from the same pairs with the
-same weights are left alone. If OUT holds others of these names, nothing is fused; --overwrite
-replaces them.
+An interrupted run can be continued with the same command: images in OUT that were fused from the
+same pairs with the same weights and options are kept. If OUT holds other images of these names,
+nothing is fused; --overwrite replaces them.
 
-A network of train.py --prompts makes what a sentence says, one of the training or another:
---prompt "a dark image" writes to OUT/a-dark-image/, and repeated to a folder for each sentence.
---blend A B STEPS goes from one sentence to another, with a folder for each step, named by the
-share of B in percent: OUT/A_B/000/ to OUT/A_B/100/.
+A network of train.py --prompts needs a sentence, from the training or a new one: --prompt
+"a dark image" writes to OUT/a-dark-image/; repeat it for more sentences, one folder each. --blend A
+B STEPS interpolates between two sentences, with one folder per step, named by the share of B in
+percent: OUT/A_B/000/ to OUT/A_B/100/.
 """
 
 
@@ -56,20 +56,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(OVERVIEW, LAYOUTS)
     trained = partial(add_option, parser.add_mutually_exclusive_group(required=True))
     trained("--checkpoint", "written by train.py", type=Path)
-    trained("--weights", "a state_dict from elsewhere; --network", type=Path)
+    trained("--weights", "a published state_dict; needs --network", type=Path)
     add = partial(add_option, parser)
-    add("--network", "what the --weights are of", choices=[*NETWORKS, *PORTS])
+    add("--network", "the network of --weights", choices=[*NETWORKS, *PORTS])
     add("--pairs", required=True)
     add("--out", required=True)
     add("--prompt", " for one folder each")
-    add("--blend", "from a sentence to another", nargs=3, metavar=("A", "B", "STEPS"))
-    add("--encoder", " (default: as --encoder of train.py was)", default=None)
-    add("--grey", "leave out the colours of the visible image", action="store_true")
-    add("--overwrite", "replace what was fused otherwise", action="store_true")
+    add("--blend", "interpolate between two sentences", nargs=3, metavar=("A", "B", "STEPS"))
+    add("--encoder", ", used for new sentences (default: that of the training)", default=None)
+    add("--grey", "write grey images, without the colours of the visible ones", action="store_true")
+    add(
+        "--overwrite",
+        "replace images that were fused from other pairs or with other weights or options",
+        action="store_true",
+    )
     add("--device")
     options = parser.parse_args(arguments)
     if (options.weights is None) != (options.network is None):
-        parser.error("--weights and --network go together")
+        parser.error("--weights and --network must be given together; add the missing one")
     if options.blend:
         try:
             options.blend[2] = whole_number(options.blend[2], minimum=2)
@@ -81,11 +85,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def fuse_folder(options: argparse.Namespace) -> None:
-    """Fuse what is not fused yet.
+    """Fuse the pairs that are not fused yet; unusable pairs are named and skipped.
 
     Raises:
-        OSError, ValueError: if nothing can be fused, or --out holds images that were fused
-            otherwise; single bad pairs are named and skipped.
+        OSError, ValueError: nothing can be fused; or --out holds images of these names that were
+            made from other pairs or with other weights or options.
     """
     device = choose_device(options.device)
     with warnings_as_notes():
@@ -104,7 +108,7 @@ def fuse_folder(options: argparse.Namespace) -> None:
             fused = fuse_with(network, pair, device)
         except UnusablePairError as problem:
             tqdm.write(f"skipped {problem}", file=sys.stderr)
-        except RuntimeError as error:  # out of memory, say, which the next pair need not be
+        except RuntimeError as error:  # such as out of memory; the next pair may be smaller
             reason = str(error).splitlines()[0]
             tqdm.write(f"skipped {files.visible}: cannot be fused: {reason}", file=sys.stderr)
         else:
@@ -127,8 +131,8 @@ def still_to_fuse(
     """The pairs whose fused image is not in `out`.
 
     Raises:
-        ValueError: if images of these names are there that were made otherwise, and not to be
-            overwritten.
+        ValueError: `out` has images of these names that were made from other pairs or with another
+            `method`, and `overwrite` is False.
     """
     left = []
     others = []
@@ -148,7 +152,7 @@ def still_to_fuse(
 
 
 def identity(network: nn.Module, options: argparse.Namespace) -> str:
-    """A digest of what the network computes and of what is made of it."""
+    """A digest of the network, its weights and the options that change the output."""
     digest = hashlib.sha256(f"{options.network} {options.grey} {network}".encode())
     for name, weights in sorted(network.state_dict().items()):
         digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
@@ -157,7 +161,7 @@ def identity(network: nn.Module, options: argparse.Namespace) -> str:
 
 
 def note(method: str, files: PairFiles) -> str:
-    """What a fused image says it was made of: a digest of the network and both sources."""
+    """The text stored in a fused image: a digest of the network and of both sources."""
     digest = hashlib.sha256(method.encode())
     for path in files[1:]:
         digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"")
@@ -165,7 +169,7 @@ def note(method: str, files: PairFiles) -> str:
 
 
 def open_networks(options: argparse.Namespace) -> dict[str, nn.Module]:
-    """What to fuse with, by the folder below --out; of a network of one task that is --out."""
+    """The networks by their folder in --out, which is "" for a network without sentences."""
     if options.checkpoint is None:
         check_sentences(options, None)
         return {"": open_weights(options)}
@@ -180,19 +184,22 @@ def open_networks(options: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def check_sentences(options: argparse.Namespace, bank: EmbeddedFusionModel | None) -> None:
-    """Raise a ValueError unless sentences come just where the network, of `bank`, takes any."""
+    """Raise a ValueError unless sentences are given exactly if the network takes them.
+
+    It does if there is a `bank` of the sentences that it was trained for.
+    """
     source = options.checkpoint or options.weights
     asked = [name for name in ("prompt", "blend", "encoder") if getattr(options, name)]
     if bank is None and asked:
         raise ValueError(
             f"--{asked[0]} is for a network that was trained with train.py --prompts, got "
-            f"{source}, which takes no sentence; leave out --{asked[0]}, or train one"
+            f"{source}, which takes no sentence; leave out --{asked[0]}, or train such a network"
         )
     if bank is not None and not (options.prompt or options.blend):
         example = bank.objectives[0].fused[0]
         raise ValueError(
-            f"--prompt or --blend must say what to make, got neither for {source}, which was "
-            f'trained for {len(bank)} sentences; pass, say, --prompt "{example}"'
+            f"--prompt or --blend must be given, got neither for {source}, which was "
+            f'trained for {len(bank)} sentences; pass for example --prompt "{example}"'
         )
 
 
@@ -200,8 +207,9 @@ def open_weights(options: argparse.Namespace) -> nn.Module:
     network, by_order = load_weights(options.weights, options.network)
     if by_order:
         print(
-            f"note: {options.weights} names its layers otherwise than {options.network} here, and "
-            "some have one shape; those were taken in the file's order. Look at a fused image",
+            f"note: the layers in {options.weights} have other names than those of "
+            f"{options.network}; layers of equal shape were matched in the order of the file. "
+            "Check a fused image",
             file=sys.stderr,
         )
     return network

@@ -1,4 +1,4 @@
-"""The loss in a training loop, as short as it gets: one real pair, fused as a sentence says."""
+"""A minimal training loop: fuse one real pair as a sentence describes."""
 
 from pathlib import Path
 

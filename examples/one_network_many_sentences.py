@@ -1,4 +1,4 @@
-"""Train one network for many sentences, and tell it only at fusing time what to make."""
+"""Train one network for many sentences and choose the sentence at inference."""
 
 import argparse
 import sys
@@ -31,13 +31,13 @@ from parts.training.drawn_sentences import DrawnSentences
 from parts.training.short import train
 
 OVERVIEW = """\
-Train one network for many sentences, and tell it only at fusing time what to make.
+Train one network for many sentences and choose the sentence at inference.
 
-Each image of a batch draws a sentence; the network gets its direction as a further input. One
-training takes the place of one for each sentence: about five minutes on two CPU cores with the
-small CLIP that comes with the package. The --out folder then holds:
+Each image of a batch gets a random sentence, and the network gets the sentence's text direction as
+an additional input. So one training is enough for all sentences: about five minutes on two CPU
+cores with the small CLIP that comes with the package. The --out folder then holds:
 
-  sentences.png  rows of real pairs, a column for each sentence
+  sentences.png  fused images: one row per pair, one column per sentence
   blend.png      one pair, from the first --blend sentence to the second in equal steps
 """
 
@@ -70,16 +70,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--prompt", " for more sentences (default: six)")
     add(
         "--blend",
-        "from one sentence to the other, which need not be trained ones (default: dark to bright)",
+        "sentences to interpolate between; new ones are allowed (default: dark to bright)",
         nargs=2,
         default=("a dark image", "a bright image"),
         metavar=("A", "B"),
     )
     add("--out", default=Path("many_sentences_output"))
-    add("--steps", "; more show more", default=400)
-    add("--seed", ": the start of the network, the crops, the patches and who draws which sentence")
+    add("--steps", "; more have a stronger effect", default=400)
+    add("--seed", " of network weights, crops, patches and drawn sentences")
     add("--device")
-    add("--encoder", "; all but the first are slow without a GPU")
+    add("--encoder", "; all but tiny are slow without a GPU")
     return parser.parse_args(arguments)
 
 

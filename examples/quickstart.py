@@ -1,4 +1,4 @@
-"""Train a small network to fuse infrared and visible images the way a sentence says."""
+"""Train a small network to fuse infrared and visible images as a sentence describes."""
 
 import argparse
 import json
@@ -40,16 +40,16 @@ from parts.pages import plots, sheets, tables
 from parts.training.short import train
 
 OVERVIEW = """\
-Train a small network to fuse infrared and visible images the way a sentence says.
+Train a small network to fuse infrared and visible images as a sentence describes.
 
-Without options it trains on five real pairs, guided by the small CLIP that comes with the package:
-once without language and once for each of two sentences. That takes about two minutes on two CPU
-cores, with nothing to download. The --out folder then holds:
+Without options it trains on five real pairs, with the small CLIP that comes with the package: once
+without language and once for each of two sentences. This takes about two minutes on two CPU cores,
+without a download. The --out folder then holds:
 
-  contact_sheet.png  the sources, their average, and a column for each sentence
-  loss_curves.png    the terms of the loss, step by step
-  fused/             all fused images in full size, a folder for each sentence
-  metrics.json       the usual quality measures, means over all pairs
+  contact_sheet.png  the sources, their average, and one column per sentence
+  loss_curves.png    the terms of the loss per step
+  fused/             all fused images in full size, one folder per sentence
+  metrics.json       the usual metrics, means over all pairs
 """
 
 EXAMPLES = f"""\
@@ -67,14 +67,14 @@ NO_LANGUAGE = "without language"
 #: Mean grey level of the fused images, beside the measures of `metrics`.
 BRIGHTNESS = "mean"
 
-#: Higher than in longer trainings: a few steps must do.
+#: Higher than in longer trainings, as there are few steps.
 LEARNING_RATE = 2e-3
 
 #: With fewer training steps the fused images still look like the average of their sources.
 STEPS_TO_SEE = 40
 SHEET_ROWS = 3
 
-#: Of a real CLIP. The paper draws 32 an image; fewer make a step cheaper, and noisier.
+#: Patches per image with a real CLIP. The paper has 32; fewer make a step faster but noisier.
 PATCHES = 8
 
 Fusion = Callable[[Pair], Tensor]
@@ -101,20 +101,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = partial(add_option, parser)
     add(
         "--pairs",
-        ", or the word rendered for scenes drawn by the program that the small CLIP was trained "
-        "with (default: five pairs of the TNO Image Fusion Dataset, A. Toet, CC BY 4.0)",
+        ", or the word rendered for synthetic scenes like those that the small CLIP was trained on "
+        "(default: five pairs of the TNO Image Fusion Dataset, A. Toet, CC BY 4.0)",
     )
     add("--max-pairs", default=200)
     add(
         "--prompt",
-        " to compare sentences, each with a training of its own from the same start "
+        " to compare sentences; each has its own training from the same initial weights "
         f"(default: {' and '.join(map(repr, PROMPTS))})",
     )
     add("--out", default=Path("quickstart_output"))
-    add("--steps", "; more show more", default=60)
-    add("--seed", ": the start of the network, the crops and the patches")
+    add("--steps", "; more have a stronger effect", default=60)
+    add("--seed", " of network weights, crops and patches")
     add("--device")
-    add("--encoder", "; all but the first are slow without a GPU")
+    add("--encoder", "; all but tiny are slow without a GPU")
     return parser.parse_args(arguments)
 
 
@@ -127,7 +127,7 @@ def quickstart(options: argparse.Namespace) -> None:
     with warnings_as_notes():
         patches = None if options.encoder == "tiny" else PATCHES
         criterion = build_criterion(options.encoder, generator, num_patches=patches).to(device)
-        for prompt in prompts:  # an unusable one shows itself now, not after an hour's training
+        for prompt in prompts:  # report an unusable one now, not after an hour of training
             criterion.set_objective(prompt)
     out = make_writable(options.out)
     print(f"{len(pairs)} pairs, {1 + len(prompts)} trainings of {options.steps} steps on {device}")
@@ -192,7 +192,7 @@ def quickstart(options: argparse.Namespace) -> None:
 
 @contextmanager
 def objective(criterion: LanguageDrivenFusionLoss, prompt: str | None) -> Iterator[None]:
-    """Make `prompt` the objective; for None take the language out of the loss for a while."""
+    """Make `prompt` the objective; for None set the weights of the language terms to 0 inside."""
     weights = criterion.direction_weight, criterion.patch_weight
     if prompt is None:
         criterion.direction_weight = criterion.patch_weight = 0.0
@@ -203,7 +203,7 @@ def objective(criterion: LanguageDrivenFusionLoss, prompt: str | None) -> Iterat
 
 
 def in_words(row: dict[str, float], silent: dict[str, float]) -> str:
-    """What a sentence did to the images, against those made without language."""
+    """The effect of a sentence in words: changes from images of the training without language."""
 
     def change(name: str) -> float:
         return 100 * (row[name] / silent[name] - 1) if silent[name] else 0.0
@@ -226,8 +226,8 @@ def fuse_all(
 ) -> tuple[dict[str, float], list[Tensor]]:
     """Fuse all pairs, measure them, and write them to `folder` if there is one.
 
-    Returns the mean metrics and the images of the pairs `shown`, which, like those written, have
-    the colours of the visible image; measured are the grey ones.
+    Returns the mean metrics of the grey fused images, and the images of the pairs `shown`. Those,
+    like the written ones, have the colours of the visible image.
     """
     quality = []
     images = []

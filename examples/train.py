@@ -41,14 +41,14 @@ from parts.training.trainer import CHECKPOINT, LOG, Plan, Trainer
 OVERVIEW = f"""\
 Train a fusion network with the language-driven loss, its original one, or both.
 
-What comes out lies in the --out folder:
+The --out folder then holds:
 
-  {CHECKPOINT}  the network, for fuse.py, and all that --resume needs
-  {LOG}        every term of the loss, step by step
-  samples/       a few pairs, fused now and then in full size
+  {CHECKPOINT}  the network, for fuse.py, and the state for --resume
+  {LOG}        the terms of the loss per step
+  samples/       a few pairs, fused during the training in full size
 
-Ctrl-C saves and stops; the same command with --resume goes on, with the very numbers of a run
-that was never stopped. Several GPUs or machines: start it with torchrun, see the examples.
+Ctrl-C saves and stops; the same command with --resume continues with the same numbers as a run
+without interruption. For several GPUs or machines start it with torchrun, see the examples.
 """
 
 EXAMPLES = f"""\
@@ -61,13 +61,13 @@ examples:
   torchrun --nproc-per-node 4 examples/train.py @examples/ldfusion_recipe.txt --pairs DIR \\
       --batch 4 --out runs/ldfusion
 
-A word @FILE stands for the options in that file. Those that come later win.
+@FILE inserts the options in that file. If an option is given twice, the last one counts.
 
 {LAYOUTS}
 """
 
-#: Options that a resumed training may change: they decide where and how long, not which numbers.
-#: The rest, and what follows from these, is compared with the checkpoint.
+#: Options that a resumed training may change. All others are compared with the checkpoint, and so
+#: are the texts, the encoder's weights and the global batch that follow from these.
 FREE_OPTIONS = {
     *("pairs", "max_pairs", "out", "resume", "device", "workers", "epochs", "steps", "batch"),
     *("accumulate", "save_every", "sample_every", "encoder", "vgg16", "vgg19", "prompt"),
@@ -101,18 +101,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", required=True)
     add("--max-pairs", " (default: all)")
     add("--out", required=True)
-    add("--resume", "go on with the training in --out, if there is one", action="store_true")
+    add("--resume", "continue the training in --out, if there is one", action="store_true")
 
     add = partial(add_option, parser.add_argument_group("objective"))
     add("--prompt", f" for an ensemble (default: {FusionObjective().fused[0]})")
     add(
         "--prompts",
-        "one network for many sentences, a line each, to be told at fusing time which to follow; "
-        "`2.5 | a dark image` is drawn 2.5 times as often as others; lines with # are comments",
+        "train one network for all sentences of this file, one per line; fuse.py --prompt chooses "
+        "one. `2.5 | a dark image` is drawn 2.5 times as often as others; # begins a comment line",
         type=Path,
     )
-    add("--visible-text", "what the visible image is", action="append", metavar="TEXT")
-    add("--infrared-text", "what the infrared image is", action="append", metavar="TEXT")
+    add("--visible-text", "description of the visible image", action="append", metavar="TEXT")
+    add("--infrared-text", "description of the infrared image", action="append", metavar="TEXT")
     add(
         "--objective",
         'the texts as JSON: {"fused": TEXT or [TEXT, ...], "visible": ..., "infrared": ...}',
@@ -121,23 +121,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     add = partial(add_option, parser.add_argument_group("loss"))
     add("--loss", choices=("language", "original", "both"), default="language")
-    add("--language-weight", "in both", type=number, default=1.0)
-    add("--original-weight", "in both", type=number, default=1.0)
-    add("--encoder", "; for research name a real one")
-    add("--patches", "of a crop (default: suits the encoder)", type=whole_number)
+    add("--language-weight", "weight with --loss both", type=number, default=1.0)
+    add("--original-weight", "weight with --loss both", type=number, default=1.0)
+    add("--encoder", "; for research use a real one")
+    add("--patches", "patches per crop (default: depends on the encoder)", type=whole_number)
     for name in WEIGHTS:
         option = f"--{name.replace('_', '-')}"
-        add(option, "(default: suits the encoder)", type=number)
+        add(option, "(default: depends on the encoder)", type=number)
     add(
         "--regularizer",
-        "(default: structure with the tiny encoder, or else vgg, the paper's)",
+        "(default: structure with --encoder tiny, otherwise vgg, the paper's)",
         choices=REGULARIZERS,
     )
-    add("--vgg19", "weights of vgg, else they are downloaded", type=Path)
-    add("--vgg16", "likewise, for the original loss of u2fusion", type=Path)
+    add("--vgg19", "weights for --regularizer vgg (default: download)", type=Path)
+    add("--vgg16", "weights for the original loss of u2fusion (default: download)", type=Path)
     add(
         "--reconstruction-epochs",
-        "first train densefuse to reconstruct single images",
+        "epochs in which densefuse first learns to reconstruct single images",
         type=number,
         default=0.0,
     )
@@ -145,41 +145,41 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = partial(add_option, parser.add_argument_group("data"))
     add(
         "--crop",
-        "side; smaller images are enlarged to it",
+        "side of the crops; smaller images are enlarged",
         type=partial(whole_number, minimum=32),
         default=224,
         metavar="PIXELS",
     )
-    add("--crops-per-pair", "an epoch", type=whole_number, default=10)
+    add("--crops-per-pair", "crops of each pair per epoch", type=whole_number, default=10)
     add(
         "--augment",
-        "turn, shift, zoom and shear the crops a little (default: do)",
+        "rotate, shift, zoom and shear the crops a little (default: on)",
         action=argparse.BooleanOptionalAction,
         default=True,
     )
     add(
         "--noise",
-        "added to the network's inputs, not to what the loss sees",
+        "standard deviation of the noise on the network's inputs; the loss gets images without it",
         type=number,
         default=0.03,
     )
     add(
         "--swap-inputs",
-        "exchange the network's inputs at random, as u2fusion does originally",
+        "swap the network's inputs at random, as the original u2fusion does",
         action="store_true",
     )
 
     add = partial(add_option, parser.add_argument_group("schedule"))
     add("--optimizer", choices=("adam", "rmsprop"), default="adam")
     add("--rate", "learning rate", type=number, default=5e-4)
-    add("--batch", "of each process", type=whole_number, default=16)
-    add("--accumulate", "batches whose gradients make a step", type=whole_number, default=1)
+    add("--batch", "crops per batch of each process", type=whole_number, default=16)
+    add("--accumulate", "batches per step (gradient accumulation)", type=whole_number, default=1)
     add("--epochs", type=number, default=100.0)
-    add("--steps", ", whatever the epoch (default: as many as the epochs have)")
-    add("--warmup-epochs", "rise linearly", type=number, default=1.0)
+    add("--steps", ", instead of --epochs (default: as many as the epochs have)")
+    add("--warmup-epochs", "length of the linear warm-up", type=number, default=1.0)
     add(
         "--milestones",
-        "halve the rate there (default: 50 60 70 80 90)",
+        "epochs at which the learning rate is halved (default: 50 60 70 80 90)",
         type=number,
         nargs="*",
         default=[50.0, 60.0, 70.0, 80.0, 90.0],
@@ -190,17 +190,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = partial(add_option, parser.add_argument_group("machine"))
     add("--device")
     add("--amp")
-    add("--workers", "loading processes", type=natural, default=0)
-    add("--save-every", "0: never", type=natural, default=500, metavar="STEPS")
-    add("--sample-every", "likewise", type=natural, default=500, metavar="STEPS")
+    add("--workers", "data loading processes", type=natural, default=0)
+    add(
+        "--save-every",
+        "steps between checkpoints; 0: only at the end",
+        type=natural,
+        default=500,
+        metavar="STEPS",
+    )
+    add(
+        "--sample-every",
+        "steps between sample images; 0: only at the end",
+        type=natural,
+        default=500,
+        metavar="STEPS",
+    )
     return parser.parse_args(arguments)
 
 
 def prepare(options: argparse.Namespace, processes: Processes) -> Trainer:
-    """Turn the options into a trainer, resumed if that is asked for.
+    """Make a trainer from the options; with --resume it continues from the checkpoint.
 
     Raises:
-        OSError, ValueError: if that cannot be done; the message says why.
+        OSError, ValueError: an option or a file is wrong; the message says what to do.
     """
     sentences = sentences_to_draw(options)
     out = make_writable(options.out)
@@ -229,7 +241,7 @@ def prepare(options: argparse.Namespace, processes: Processes) -> Trainer:
     steps = options.steps or math.ceil(options.epochs * crops.epoch_size / global_batch)
     named = {f.name: getattr(options, f.name) for f in fields(Plan) if hasattr(options, f.name)}
     plan = Plan(**named | {"settings": settings, "steps": steps})
-    # The step sets the rate; RMSProp and Adam otherwise have PyTorch's defaults, as the paper has.
+    # Each step sets the learning rate; other parameters are PyTorch's defaults, as in the paper.
     optimizer_class = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}[options.optimizer]
     optimizer = optimizer_class(combined.network.parameters(), lr=options.rate)
     trainer = Trainer(plan, combined, optimizer, crops, processes, generator)
@@ -242,20 +254,21 @@ def find_checkpoint(out: Path, resume: bool) -> Checkpoint | None:
     """The checkpoint in `out`, or None.
 
     Raises:
-        ValueError: if there is one, but nobody asked to resume, or it cannot be read.
+        ValueError: there is one but `resume` is False, or it cannot be read.
     """
     path = out / CHECKPOINT
     if not path.is_file():
         return None
     if not resume:
         raise ValueError(
-            f"{out} holds a training already; pass --resume to go on with it, or another --out"
+            f"--out must be a folder without a training, got {out}; pass --resume to continue the "
+            "training there, or another --out"
         )
     return load_checkpoint(path)
 
 
 def run(trainer: Trainer, stop: Event) -> bool:
-    """Train, and tell the user; returns whether it came to the end."""
+    """Train and print the progress; returns whether all steps are done."""
     plan, processes = trainer.plan, trainer.processes
     if processes.is_first:
         print(
@@ -264,7 +277,7 @@ def run(trainer: Trainer, stop: Event) -> bool:
         )
     finished = trainer.run(stop)
     if processes.is_first:
-        end = "finished" if finished else f"stopped after step {trainer.step}, go on with --resume"
+        end = "finished" if finished else f"stopped after step {trainer.step}; --resume continues"
         print(f"{end}; see {plan.out}")
     return finished
 
@@ -283,7 +296,7 @@ def combine(
     generator: torch.Generator,
     sentences: Mapping[str, float],
 ) -> NetworkWithLosses:
-    """The network with the losses that are asked for, and told `sentences` if there are any."""
+    """The network with its losses; with `sentences`, a network that takes one as an input."""
     language = original = None
     original_weight = options.original_weight
     if options.loss != "original":
@@ -305,7 +318,10 @@ def combine(
         original = build_original(options)
     if options.reconstruction_epochs > 0:
         if options.network != "densefuse":
-            raise ValueError("--reconstruction-epochs is for densefuse")
+            raise ValueError(
+                f"--reconstruction-epochs must be 0 for {options.network}, got "
+                f"{options.reconstruction_epochs:g}; it is only for densefuse"
+            )
         if original is None:
             original, original_weight = ReconstructionLoss(), 0.0
     return NetworkWithLosses(
@@ -320,38 +336,38 @@ def combine(
 
 
 def sentences_to_draw(options: argparse.Namespace) -> dict[str, float]:
-    """Those of --prompts with their weights, or none.
+    """The sentences of --prompts with their weights; empty without that option.
 
     Raises:
-        OSError, ValueError: the file is wrong, or another option does not go with it.
+        OSError, ValueError: the file is wrong, or another option excludes --prompts.
     """
     if options.prompts is None:
         return {}
     if options.prompt:
         raise ValueError(
-            f"--prompts must come without --prompt, got {options.prompt[0]!r} beside the file "
+            f"--prompts must be used without --prompt, got {options.prompt[0]!r} and the file "
             f"{options.prompts}; write the sentence into the file"
         )
     if options.loss == "original":
         raise ValueError(
-            "--prompts must come with --loss language or both, got original, which follows no "
-            "sentence"
+            "--prompts must be used with --loss language or both, got --loss original, which does "
+            "not depend on a sentence"
         )
     if options.network == "densefuse" and options.loss == "both":
         raise ValueError(
-            "--prompts with densefuse must come with --loss language, got both: its original "
-            "loss reconstructs single images, of which no sentence speaks"
+            "--prompts with densefuse must be used with --loss language, got --loss both: its "
+            "original loss reconstructs single images, which the sentences do not describe"
         )
     if options.reconstruction_epochs > 0:
         raise ValueError(
-            "--prompts must come without --reconstruction-epochs, got "
-            f"{options.reconstruction_epochs:g}: of single images no sentence speaks"
+            "--prompts must be used without --reconstruction-epochs, got "
+            f"{options.reconstruction_epochs:g}: the sentences do not describe single images"
         )
     return read_sentences(options.prompts)
 
 
 def read_objective(options: argparse.Namespace) -> FusionObjective:
-    """The texts of the file, if there is one, with those of the command line in their stead."""
+    """The texts of the command line; those that it does not give come from --objective."""
     said = {"fused": options.prompt, "visible": options.visible_text}
     said["infrared"] = options.infrared_text
     said = {role: texts for role, texts in said.items() if texts}
@@ -360,7 +376,7 @@ def read_objective(options: argparse.Namespace) -> FusionObjective:
     try:
         texts = dict(json.loads(options.objective.read_text("utf-8")))
         if options.prompts and "fused" in texts:
-            raise ValueError("`fused` must be left out beside --prompts, which says it instead")
+            raise ValueError("`fused` must be left out with --prompts, which replaces it")
         return FusionObjective(**texts | said)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--objective {options.objective}, see --help: {error}") from error
@@ -373,7 +389,10 @@ def build_original(options: argparse.Namespace) -> OriginalLoss:
         return U2FusionLoss(VGGInformation(options.vgg16))
     if options.network == "swinfusion":
         return SwinFusionLoss()
-    raise ValueError(f"the original loss of {options.network} is --loss language")
+    raise ValueError(
+        f"--loss must be language for {options.network}, got {options.loss}: the language-driven "
+        "loss is its original one"
+    )
 
 
 if __name__ == "__main__":

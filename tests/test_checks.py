@@ -58,7 +58,7 @@ def test_regularizer_that_is_not_per_sample(encoder, returned):
             return returned
 
     criterion = make_criterion(encoder, regularizer=Wrong())
-    with pytest.raises(ValueError, match="`regularizer` must return one loss a sample"):
+    with pytest.raises(ValueError, match="`regularizer` must return one loss per sample"):
         criterion(*draw_images())
 
 

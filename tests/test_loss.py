@@ -299,7 +299,7 @@ class TestObjective:
 
     def test_compile_is_settled_at_construction(self, encoder):
         criterion = make_criterion(encoder)
-        with pytest.raises(TypeError, match="`compile` is settled at construction"):
+        with pytest.raises(TypeError, match="`compile` is fixed at construction"):
             criterion.compile = True
         assert callable(criterion.compile)
 

@@ -178,7 +178,7 @@ def test_grey_levels_beside_fractions(encoder):
         ((-1, 1), (2 * visible - 1, 2 * infrared - 1)),
     ):
         criterion = make_criterion(encoder, data_range=data_range)
-        with pytest.warns(UserWarning, match="`fused` looks like grey levels to 255 .* by 255"):
+        with pytest.warns(UserWarning, match="`fused` looks like grey levels up to 255 .* by 255"):
             criterion(255 * fused, *sources)
         criterion(255 * fused, *sources)  # a step that is not the first
     # Young networks leave the range, on both sides.

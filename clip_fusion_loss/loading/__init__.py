@@ -1,8 +1,8 @@
-"""A pretrained CLIP from wherever it is: a name goes in, a model and its tokenizer come out.
+"""Load a pretrained CLIP and its tokenizer by name, from files or from the Hugging Face hub.
 
-The way there: `sources` says which files, `hub` fetches them, `checkpoints` reads their tensors,
-`from_transformers` gives those of transformers open_clip's names, `build` makes the model that
-they fill, `tokenizer` what goes with it. `kinds` has the words for weights that do not fit.
+`sources` finds the files, `hub` fetches them and `checkpoints` reads their tensors.
+`from_transformers` renames those of transformers, `build` makes the model and `tokenizer` its
+tokenizer. `kinds` describes weights that do not fit, for error messages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def load_clip(
     if tokenizer is not None:
         tokenizer = checks.check_path("tokenizer", tokenizer)
         if not tokenizer.is_dir():
-            raise FileNotFoundError(f"`tokenizer` must be an existing folder, got {tokenizer}")
+            raise FileNotFoundError(
+                f"`tokenizer` must be an existing folder, got {tokenizer}; check the path"
+            )
     source = find_source(model_name, pretrained, cache)
     tokenize = find_tokenizer(source, tokenizer, cache)
     model = build_model(source, cache)
@@ -45,16 +47,16 @@ def load_clip(
 
 
 def load_embedded_clip() -> tuple[nn.Module, Callable[..., Tensor], frozenset[str]]:
-    """The model that comes with the package, its tokenizer and its words.
+    """The model that comes with the package, its tokenizer and its vocabulary.
 
     Raises:
-        ValueError: its files are not those that SHA256SUMS lists.
+        ValueError: a file is missing or does not match SHA256SUMS.
     """
     try:
         for line in (EMBEDDED / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
             digest, name = line.split()
             if hashlib.sha256((EMBEDDED / name).read_bytes()).hexdigest() != digest:
-                raise ValueError(f"{name} is not as it was shipped")
+                raise ValueError(f"{name} has another checksum than the released file")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the embedded CLIP in {EMBEDDED} is damaged: {error}; install the package again"

@@ -1,4 +1,4 @@
-"""The model of a source: built as open_clip builds it, filled with the weights in its file."""
+"""Build the model of a source as open_clip does, and load the weights of its file."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .sources import Source, check_activation, processor_values, read_json
 
 __all__ = ["build_model"]
 
-# What comes before the first name of an image tower: "module.", "state_dict.model.", ...
+# The prefix before an image tower's name: "module.", "state_dict.model.", ...
 TOWER = re.compile(r"((?:.*?\.)?)(?:visual|vision_model|image_encoder)\.")
 SECOND_CHOICE = re.compile(r"ema|averag|swa|teacher|momentum|\b\d+\.", re.IGNORECASE)
 
-# What wrappers of parts of a model put into names: DDP, torch.compile, FSDP, checkpointing.
+# What wrappers insert into names: DDP, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-# Kept in OpenAI's archives, and in no others.
+# Only OpenAI's archives have these.
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 
-# Masks and positions that older versions stored; they follow from the architecture.
+# Masks and positions that older versions stored; the architecture determines them.
 IGNORED = ("attn_mask", "position_ids")
 
 
 def build_model(source: Source, cache_dir: str | None) -> nn.Module:
-    """The CLIP, as float32.
+    """The CLIP of `source`, as float32.
 
-    Its source's name and config get the activation that the weights were trained with, where they
-    are OpenAI's.
+    If the weights are OpenAI's, `source.name` and `source.config` are changed to QuickGELU, the
+    activation that they were trained with.
 
     Raises:
-        ValueError: open_clip cannot build it, or the file holds other weights.
+        ValueError: open_clip cannot build the model, or the file does not hold its weights.
     """
     if source.weights.suffix == ".npz":
         return _from_big_vision(source, cache_dir)
@@ -51,7 +51,7 @@ def build_model(source: Source, cache_dir: str | None) -> nn.Module:
 
 
 def _read_state(source: Source) -> tuple[dict[str, Tensor], str]:
-    """The weights of the CLIP that a file holds, under open_clip's names, and what they are."""
+    """The weights of the CLIP in a file, under open_clip's names, and their kind in words."""
     kind = CLIP
     try:
         with open_tensors(source.weights) as tensors:
@@ -61,7 +61,7 @@ def _read_state(source: Source) -> tuple[dict[str, Tensor], str]:
             if len(prefixes) > 1:
                 checks.warn(
                     f"{source.weights} holds several models, {', '.join(map(repr, prefixes))}; the "
-                    f"one under {prefixes[0]!r} is taken. Save another one alone to have it"
+                    f"one under {prefixes[0]!r} is used. To use another, save it to a file alone"
                 )
             state = {
                 WRAPPERS.sub("", name.removeprefix(prefixes[0])): read()
@@ -72,15 +72,16 @@ def _read_state(source: Source) -> tuple[dict[str, Tensor], str]:
             if not {"visual_projection.weight", "text_model.final_layer_norm.weight"} <= set(state):
                 raise ValueError(describe(state))
             kind, state = "a transformers CLIPModel", convert_state(state)
-            if source.given_as == "pretrained":  # the file alone; its processor may lie beside it
+            if source.given_as == "pretrained":  # a file; its processor may be in the same folder
                 beside = processor_values(source.weights.parent)
                 source.preprocessing = source.preprocessing | beside
     except ValueError as error:
         raise ValueError(
-            f"`{source.given_as}` must hold weights of a CLIP, got {source.weights}; it is {error}"
+            f"`{source.given_as}` must hold the weights of a CLIP, got {source.weights}; it is "
+            f"{error}"
         ) from error
     if any(name in state for name in OPENAI_MARKS):
-        source.config["quick_gelu"] = True  # all of theirs were trained with it
+        source.config["quick_gelu"] = True  # all of OpenAI's weights were trained with it
         model, slash, rest = source.name.partition("/")
         if source.given_as == "pretrained" and not model.endswith("-quickgelu"):
             source.name = f"{model}-quickgelu{slash}{rest}"
@@ -89,7 +90,7 @@ def _read_state(source: Source) -> tuple[dict[str, Tensor], str]:
 
 
 def _prefixes_of_clips(names: Iterable[str]) -> list[str]:
-    """Under which a checkpoint keeps CLIPs, the trained weights before averages."""
+    """The prefixes of the CLIPs in a checkpoint, with averaged weights last."""
     matches = map(TOWER.match, names)
     prefixes = dict.fromkeys(match[1] for match in matches if match and "optim" not in match[1])
     return sorted(prefixes, key=lambda prefix: bool(SECOND_CHOICE.search(prefix)))
@@ -112,7 +113,7 @@ def _build(source: Source, cache_dir: str | None) -> nn.Module:
             text["hf_model_pretrained"] = False
             files = fetch_files(text["hf_model_name"], (("config.json",),), (), cache_dir)
             text["hf_model_name"] = str(files)
-        with torch.random.fork_rng(devices=()):  # weights are drawn before they are loaded
+        with torch.random.fork_rng(devices=()):  # random initialisation precedes the loading
             model = kind(**config).float()
     except Exception as error:  # of open_clip, timm, transformers or the hub's client
         raise ValueError(f"open_clip cannot build {source.name!r}: {error}") from error
@@ -131,7 +132,7 @@ def _fill(model: nn.Module, given: dict[str, Tensor], source: Source, kind: str)
         state = convert_to_custom_text_state_dict(state)
     state = {name: state[name] for name in state if not name.endswith(IGNORED)}
     for name, value in expected.items():
-        if name.startswith("logit_"):  # of a score that no loss here takes
+        if name.startswith("logit_"):  # scale and bias of logits, which are not used here
             state[name] = value
         elif name.endswith("num_batches_tracked"):
             state.setdefault(name, value)
@@ -140,34 +141,34 @@ def _fill(model: nn.Module, given: dict[str, Tensor], source: Source, kind: str)
         raise ValueError(
             f"`{source.given_as}` must hold weights that fit {source.name!r}, got "
             f"{source.weights}; it is {describe(given, kind)}: {unlike}; pass the name of the "
-            "model that the weights are of"
+            "model that these weights belong to"
         )
     model.load_state_dict(state)
 
 
 def _check_config_beside(source: Source) -> None:
-    """A file passed by itself: transformers' config beside it may still say the activation."""
+    """Check the activation of a single file by transformers' config in the same folder, if any."""
     beside = source.weights.parent / "config.json"
     if source.given_as != "pretrained" or not beside.is_file():
         return
     try:
         theirs = convert_config(read_json(beside))
-    except (AttributeError, TypeError, ValueError):  # of something else
+    except (AttributeError, TypeError, ValueError):  # not the config of a CLIP
         return
     model_name = source.name.partition("/")[0]
     check_activation(model_name, source.config, str(source.weights), theirs["quick_gelu"])
 
 
 def _from_big_vision(source: Source, cache_dir: str | None) -> nn.Module:
-    """Google's SigLIP as its authors published it: NumPy arrays, which open_clip converts."""
+    """Google's SigLIP in its original format: NumPy arrays, which open_clip converts."""
     from open_clip.convert import load_big_vision_weights
 
     model = _build(source, cache_dir)
     try:
         load_big_vision_weights(model, str(source.weights))
-    except Exception as error:  # names and shapes are not checked there
+    except Exception as error:  # open_clip does not check names and shapes
         raise ValueError(
-            f"`{source.given_as}` must hold SigLIP's weights as big_vision writes them that fit "
-            f"{source.name!r}, got {source.weights}: {error}"
+            f"`{source.given_as}` must hold SigLIP weights of {source.name!r} in big_vision's "
+            f"format, got {source.weights}: {error}"
         ) from error
     return model

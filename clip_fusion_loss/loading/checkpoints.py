@@ -1,4 +1,4 @@
-"""Tensors out of files of any origin; nothing that stands in a file is ever run."""
+"""Read tensors from checkpoint files of any origin without running code from them."""
 
 from __future__ import annotations
 
@@ -20,63 +20,64 @@ from torch import Tensor
 
 __all__ = ["Tensors", "open_tensors", "parts_of"]
 
-#: Names to what reads the tensor: a training checkpoint may hold three times what is wanted.
+#: From names to functions that read the tensor: training checkpoints hold much that is not needed.
 Tensors = Mapping[str, Callable[[], Tensor]]
 
-# PyTorch calls the storage of a dtype as C calls the type, which is also another name of most.
+# PyTorch names storages after C types; for most dtypes that is also an attribute of torch.
 STORAGES = {"torch.ByteStorage": torch.uint8, "torch.CharStorage": torch.int8} | {
     f"torch.{name}Storage": getattr(torch, name.lower())
     for name in ("Half", "BFloat16", "Float", "Double", "Short", "Int", "Long", "Bool")
 }
 
-# What is often found in place of weights, by the first bytes.
+# Files often passed in place of weights, by their first bytes.
 FOREIGN = {
     b"version https://git-lfs": "a pointer of git-lfs in place of the file; run `git lfs pull`",
-    b"<": "a web page, not the file that it leads to; download that",
-    b"{": "a JSON text; pass the folder that it lies in, or the weights beside it",
+    b"<": "a web page, not the weights; download the file that it links to",
+    b"{": "a JSON text; pass the folder that it is in, or the file of weights in that folder",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"BZh": "a bzip2 archive; unpack it first",
     b"\xfd7zXZ": "an xz archive; unpack it first",
     b"7z\xbc\xaf": "a 7z archive; unpack it first",
     b"Rar!": "a rar archive; unpack it first",
-    b"\x89HDF": "an HDF5 file, as TensorFlow and Keras write; take the PyTorch weights",
+    b"\x89HDF": "an HDF5 file, as TensorFlow and Keras write; use the PyTorch weights",
 }
 
-MAX_HEADER = 100_000_000  # of safetensors, in bytes, as the format says
+MAX_HEADER = 100_000_000  # bytes: the limit in the specification of safetensors
 
 REBUILD = "torch._utils._rebuild_tensor_v2"
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
-# PyTorch's modules keep their own under these names when they are pickled whole.
+# Attributes in which pickled PyTorch modules keep tensors and submodules.
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Tensors]:
-    """All tensors in a file by their dotted names, to be read while this is open.
+    """All tensors of a file by their dotted names; they can be read inside the context.
 
-    Files are told apart by their content: safetensors, what `torch.save` writes (state dicts,
-    training checkpoints, whole modules) and TorchScript archives. The index of a file in parts
-    stands for all of them.
+    The content decides the format: safetensors, files of `torch.save` (state dicts, training
+    checkpoints, whole modules) or TorchScript archives. An index file stands for all its parts.
 
     Raises:
-        ValueError: it is something else or damaged, in words that go on after "it is".
+        ValueError: the file is of another format or damaged. The message continues "it is".
     """
     if SHARD.search(path.name):
-        raise ValueError("one of several parts; pass the folder that they lie in")
+        raise ValueError("one of several parts; pass the folder that they are in")
     names = parts_of(path) if path.name.endswith(".index.json") else [path.name]
     with ExitStack() as stack:
         tensors: dict[str, Callable[[], Tensor]] = {}
         for name in names:
             if not (path.parent / name).is_file():
-                raise ValueError(f"the index of several parts, of which {name} is missing")
+                raise ValueError(
+                    f"the index of several parts, of which {name} is missing; download that too"
+                )
             tensors |= stack.enter_context(_open_file(path.parent / name))
         yield tensors
 
 
 def parts_of(index: Path) -> list[str]:
-    """The files beside it over which the weights are spread."""
+    """The names of the files that an index lists; they are in its folder."""
     with _damaged("an index of several parts", AttributeError, KeyError, TypeError, ValueError):
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return sorted({Path(name).name for name in names})
@@ -84,7 +85,7 @@ def parts_of(index: Path) -> list[str]:
 
 @contextmanager
 def _damaged(what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Tell of `errors` in here that `what` is damaged."""
+    """Turn `errors` into a ValueError that says that `what` is damaged."""
     try:
         yield
     except errors as error:
@@ -103,10 +104,10 @@ def _open_file(path: Path) -> Iterator[Tensors]:
         ):
             yield {name: partial(opened.get_tensor, name) for name in list(opened.keys())}
     elif head.startswith(b"PK\3\4"):
-        # NotImplementedError: of a version that does not exist.
+        # NotImplementedError: the archive names an unknown zip version.
         wrong = zipfile.BadZipFile, NotImplementedError
         with (
-            _damaged("a zip archive, as PyTorch writes them,", *wrong),
+            _damaged("a zip archive, the format of PyTorch,", *wrong),
             zipfile.ZipFile(path) as archive,
         ):
             yield _read_archive(archive)
@@ -122,26 +123,26 @@ def _foreign(head: bytes) -> str:
             return words
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first"
-    return f"no file of weights: it begins with {head[:16]!r}" if head else "empty"
+    return f"not a file of weights: it begins with {head[:16]!r}" if head else "empty"
 
 
 def _load_old_format(path: Path) -> Any:
-    """What `torch.save` wrote before it wrote zip archives (PyTorch 1.6)."""
+    """The content of a file in the format that `torch.save` had before PyTorch 1.6."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign pickle makes it raise nearly anything
+    except Exception as error:  # torch.load can raise nearly anything for other pickles
         raise ValueError(
-            "a pickle that is damaged, not of PyTorch, or of its format before 1.6 with more "
-            "than tensors in it, which is not read since it may hold code; save its state_dict "
+            "a pickle that is damaged, not of PyTorch, or in PyTorch's format before 1.6 with more "
+            "than tensors in it, which is not read as it may contain code; save its state_dict "
             "alone, with safetensors.torch.save_file"
         ) from error
 
 
 class _Inert(dict[Any, Any]):
-    """Stands in for every object of a pickle: it keeps what the object is made of and does nothing.
+    """Stands in for every object of a pickle: it keeps arguments and state and does nothing.
 
-    Of all that a pickle names, functions and classes alike, a class of this kind is made. So
-    there is nothing else that it could call.
+    Each function or class that a pickle names is replaced by a subclass of this, so the pickle
+    cannot call anything else.
     """
 
     path = ""
@@ -161,7 +162,7 @@ class _Inert(dict[Any, Any]):
         self.state = state
 
     def append(self, item: Any) -> None:
-        """As pickles of lists, deques and sets want it; what they hold is not of interest."""
+        """Pickles of lists, deques and sets call it; their items are not needed."""
 
     add = extend = append
 
@@ -177,19 +178,19 @@ class _InertUnpickler(pickle.Unpickler):
 def _read_archive(archive: zipfile.ZipFile) -> Tensors:
     """The tensors of a zip archive of `torch.save` or `torch.jit.save`.
 
-    Both hold a pickle, `data.pkl`, and beside it the numbers, a plain entry for each storage.
+    Both have a pickle, `data.pkl`, and an uncompressed entry for each storage.
     """
     names = archive.namelist()
     pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
     if not pickles:
-        raise ValueError(f"a zip archive without weights of PyTorch; it holds {names[:3]}")
+        raise ValueError(f"a zip archive without PyTorch weights; it holds {names[:3]}")
 
-    # An archive of TorchScript may have further files, of any name, in a folder "extra".
+    # A TorchScript archive may have other files of any name in its folder "extra".
     root = min(pickles, key=len).removesuffix("data.pkl")
 
     def read(name: str) -> bytes:
         entry = archive.getinfo(root + name)
-        if entry.compress_type != zipfile.ZIP_STORED:  # a small file could swell to any size
+        if entry.compress_type != zipfile.ZIP_STORED:  # a small file could unpack to any size
             raise ValueError("a compressed archive, which PyTorch does not write; unpack it first")
         return archive.read(entry)
 
@@ -212,7 +213,7 @@ def _read_archive(archive: zipfile.ZipFile) -> Tensors:
 
 
 def _flatten(content: Any, read: Callable[[Any], Tensor]) -> Tensors:
-    """Tensors at any depth of dictionaries, lists and objects, by the names that lead to them."""
+    """Tensors in nested dictionaries, lists and objects, by the dotted path to each."""
     found: dict[str, Callable[[], Tensor]] = {}
     seen = set()
 
@@ -223,7 +224,7 @@ def _flatten(content: Any, read: Callable[[Any], Tensor]) -> Tensors:
             value = value.arguments[0](*value.arguments[2])  # a tensor that has attributes
         if isinstance(value, Tensor) or getattr(value, "path", "") == REBUILD:
             found[".".join(path)] = partial(read, value)
-        elif isinstance(value, dict) and id(value) not in seen:  # a pickle may hold circles
+        elif isinstance(value, dict) and id(value) not in seen:  # a pickle may refer to itself
             seen.add(id(value))
             state = getattr(value, "state", None)
             for part in (value, *(state if isinstance(state, tuple) else (state,))):

@@ -1,4 +1,4 @@
-"""Hugging Face transformers' CLIPModel: its weights and its config, as open_clip has them."""
+"""Convert weights and config of Hugging Face transformers' CLIPModel to those of open_clip."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = {
 
 VOCABULARY = 49408  # tokens of CLIP's tokenizer
 
-# Defaults of transformers' CLIPConfig: what its config.json leaves out.
+# Defaults of transformers' CLIPConfig, for keys that its config.json leaves out.
 DEFAULTS = {
     "vision_config": {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -48,7 +48,7 @@ DEFAULTS = {
 
 
 def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under open_clip's names and in its shapes."""
+    """The weights with open_clip's names and shapes."""
     renamed = {}
     for name, tensor in state.items():
         projection = name in ("visual_projection.weight", "text_projection.weight")
@@ -63,16 +63,16 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's model_cfg for a config.json.
+    """open_clip's model_cfg for a transformers config.json.
 
     Raises:
-        ValueError: open_clip has no such model, in words that go on after "it is".
+        ValueError: open_clip has no such model. The message continues "it is".
     """
     kind = config.get("model_type")
     if kind != "clip":
         raise ValueError(
-            f"a transformers model of type {kind!r}, of which only 'clip' (CLIPModel, with an "
-            "image tower and a text tower) is read"
+            f"a transformers model of type {kind!r}; only 'clip' (CLIPModel, with an image tower "
+            "and a text tower) can be read"
         )
     vision, text = (
         DEFAULTS[name] | (config.get(name) or {}) | (config.get(f"{name}_dict") or {})

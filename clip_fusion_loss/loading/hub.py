@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub: within seconds, from the cache, or not at all."""
+"""Fetch files of the Hugging Face hub, with short timeouts and the cache as a fallback."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["fetch", "fetch_files", "repository_folder"]
 
 T = TypeVar("T")
 
-ANSWER_LIMIT = 5.0  # seconds for the hub's first sign of life
-STALL_LIMIT = 20.0  # seconds without another byte
+ANSWER_LIMIT = 5.0  # seconds to wait for the hub's first answer
+STALL_LIMIT = 20.0  # seconds to wait for further data
 
 
 def fetch(download: Callable[[], T], folder: Path) -> T:
-    """What `download` returns, which uses the hub's client and writes to `folder`.
+    """Call `download`, which uses the hub's client and writes to `folder`; returns its result.
 
-    The client retries for minutes when the hub is silent, even about files in its cache. Here
-    it has `ANSWER_LIMIT` and `STALL_LIMIT`, and then is asked for what the cache has.
+    If the hub does not answer, the client alone would retry for minutes, even for files in its
+    cache. Here it is stopped after `ANSWER_LIMIT` or `STALL_LIMIT` and then reads the cache only.
 
     Raises:
-        Exception: whatever the client raises, or a TimeoutError.
+        Exception: the client's error, or a TimeoutError.
     """
     from huggingface_hub import constants
 
@@ -34,7 +34,7 @@ def fetch(download: Callable[[], T], folder: Path) -> T:
     if not constants.HF_HUB_OFFLINE and _hub_answers():
         try:
             return _watched(download, folder)
-        except Exception as error:  # whatever it is, the cache may do
+        except Exception as error:  # the cache may still have the files
             failure = error
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
@@ -55,12 +55,13 @@ def fetch_files(
 
     Args:
         repository: "ORG/NAME".
-        wanted: of each list the first file that the repository has; with an index all parts.
-        optional: files to take along if there are such.
-        cache_dir: None is the hub's own.
+        wanted: lists of names; the first existing file of each list is fetched, and if that is an
+            index, all the parts that it lists.
+        optional: further files to fetch if they exist.
+        cache_dir: None uses the hub's default.
 
     Raises:
-        Exception: as `fetch`; also if it has no file of a list.
+        Exception: as `fetch`; also if the repository has no file of a list.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -88,7 +89,7 @@ def fetch_files(
 
 
 def repository_folder(repository: str, cache_dir: str | None) -> Path:
-    """Where the hub's client keeps a repository."""
+    """The cache folder of a repository."""
     from huggingface_hub import constants
 
     return Path(cache_dir or constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
@@ -99,13 +100,16 @@ def _hub_answers() -> bool:
 
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_LIMIT)
-    except Exception:  # whatever the client raises: it could not be reached
+    except Exception:  # any error of the client means that the hub cannot be reached
         return False
     return True
 
 
 def _watched(download: Callable[[], T], folder: Path) -> T:
-    """Run it in a thread, which is left alone when nothing arrives: no client can be stopped."""
+    """Run `download` in a thread and stop waiting when no data arrives.
+
+    The thread itself goes on, as the client cannot be interrupted.
+    """
     outcome: Future[T] = Future()
 
     def work() -> None:
@@ -120,13 +124,13 @@ def _watched(download: Callable[[], T], folder: Path) -> T:
         before = size
         wait([outcome], STALL_LIMIT)
     if not outcome.done():
-        raise TimeoutError(f"the hub answers, but nothing has come for {STALL_LIMIT:g} seconds")
+        raise TimeoutError(f"the hub answers, but no data has come for {STALL_LIMIT:g} seconds")
     return outcome.result()
 
 
 def _size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with suppress(OSError):  # renamed meanwhile
+        with suppress(OSError):  # the client may have renamed it
             total += path.stat().st_size
     return total

@@ -1,4 +1,4 @@
-"""What weights are of, in words for a message, and why they do not fit."""
+"""Describe for error messages which model weights belong to, and why they do not fit."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import Tensor
 
 __all__ = ["describe", "difference", "model_names"]
 
-# What weights are of, by a name among them: the first that matches.
+# The kind of a model by the names of its weights; the first pattern that matches any name counts.
 CLIP = "a CLIP"
 KINDS = {
-    r"^vision_model\.head\.": "a transformers SiglipModel; open_clip has its own files of those",
+    r"^vision_model\.head\.": "a transformers SiglipModel; use open_clip's files of that model",
     r"^text_model\.encoder\.layer\.": "a transformers ChineseCLIPModel",
     r"^vision_model\.": "a transformers CLIPVisionModel: it has no text tower",
     r"^visual\.trunk\.": "an open_clip model whose image tower is timm's",
     r"^visual\.": CLIP,
-    r"visible_direction$": "an objective that EmbeddedFusionModel.save wrote; it goes to the loss",
-    r"lora_[AB]\b": "a LoRA adapter; merge it into its model and save that",
+    r"visible_direction$": "an objective that EmbeddedFusionModel.save wrote; read it with "
+    "EmbeddedFusionModel.load and pass it to the loss",
+    r"lora_[AB]\b": "a LoRA adapter; merge it into its model and save the model",
     r"(first|cond)_stage_model\.": "a Stable Diffusion checkpoint",
     r"\bunet\.|down_blocks\.": "a diffusion model",
     r"visual_encoder\.": "a BLIP or ALBEF model",
     r"embeddings\.patch_embedding\.": "a transformers CLIPVisionModel: it has no text tower",
     r"text_model\.|embeddings\.token_embedding\.": "a transformers CLIPTextModel: it has no image "
     "tower",
-    r"features\.\d+\.weight$": "a VGG or AlexNet of torchvision; VGG-19 goes to VGGMaxFeatureLoss",
+    r"features\.\d+\.weight$": "a VGG or AlexNet of torchvision; pass VGG-19 to VGGMaxFeatureLoss",
     r"layer1\.0\.conv1\.weight$": "a ResNet classifier",
     r"blocks\.0\.attn\.qkv\.": "a vision transformer of timm or DINO: it has no text tower",
     r"encoder\.layer\.0\.": "a BERT",
@@ -36,18 +37,22 @@ KINDS = {
 
 
 def describe(state: Mapping[str, Any], kind: str = CLIP) -> str:
-    """What a state dict is of; the values may be anything unless it is a CLIP's, said as `kind`."""
+    """The kind of model that a state dict belongs to, in words that continue "it is".
+
+    A CLIP is called `kind`, and the models of open_clip that have its shapes are named. Only then
+    must the values be tensors.
+    """
     for pattern, words in KINDS.items():
         if any(re.search(pattern, name) for name in state):
             if words != CLIP:
                 return words
             names = model_names(state)
             return f"{kind}, with the weights of {' or '.join(names)}" if names else kind
-    return f"weights of another kind (of names such as {', '.join(list(state)[:3]) or 'none'})"
+    return f"weights of an unknown kind (with names such as {', '.join(list(state)[:3]) or 'none'})"
 
 
 def model_names(state: Mapping[str, Tensor]) -> list[str]:
-    """Those of open_clip's models that have the shapes of `state`, without timm's towers."""
+    """The models of open_clip with the shapes of `state`, except those with timm towers."""
     import open_clip
 
     shapes = _shapes({name.removeprefix("text."): tensor for name, tensor in state.items()})
@@ -55,7 +60,7 @@ def model_names(state: Mapping[str, Tensor]) -> list[str]:
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
         size, vision, text = (config[key] for key in ("embed_dim", "vision_cfg", "text_cfg"))
-        # A glance at one shape saves most of the building.
+        # Comparing one shape first saves building most of the models.
         likely = shapes.get("text_projection") == (text.get("width"), size)
         if likely and "timm_model_name" not in vision:
             with torch.device("meta"):
@@ -74,14 +79,14 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """In a few words why `state` cannot be loaded as `expected`; nothing if it can."""
+    """Why `state` cannot be loaded as `expected`, in a few words; empty if it can."""
     missing = [name for name in expected if name not in state]
     more = [name for name in state if name not in expected]
     shapes = [
-        f"{name} has the shape {tuple(state[name].shape)} in place of {tuple(tensor.shape)}"
+        f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
     words = [f"it lacks {len(missing)} tensors, such as {missing[0]}"] if missing else []
-    words += [f"it has {len(more)} tensors too many, such as {more[0]}"] if more else []
+    words += [f"it has {len(more)} unexpected tensors, such as {more[0]}"] if more else []
     return "; ".join(words + shapes[:1])

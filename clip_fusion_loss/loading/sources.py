@@ -1,4 +1,4 @@
-"""Which files a pretrained CLIP is made from: found by a name, in a folder or on the hub."""
+"""Find the files of a pretrained CLIP by its name, in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = [
     "read_json",
 ]
 
-# In the order in which they are looked for.
+# In order of preference.
 CONFIGS = ("open_clip_config.json", "config.json")
 WEIGHTS = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",
     "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the latter of transformers 5
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second in transformers 5
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model",
     "sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt",
@@ -39,19 +39,19 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz", ".index.json
 
 @dataclass
 class Source:
-    """What a CLIP is made from."""
+    """The files and settings of a CLIP."""
 
     name: str  # for messages and saved files
     config: dict[str, Any]  # open_clip's model_cfg
     weights: Path
-    preprocessing: dict[str, Any] = field(default_factory=dict)  # mean and std, where known
-    tokenizer: Path | None = None  # a folder with its files, where they need not come from the hub
-    given_as: str = "pretrained"  # the argument that named it
+    preprocessing: dict[str, Any] = field(default_factory=dict)  # mean and std, if known
+    tokenizer: Path | None = None  # a folder with its files; None: those of the hub
+    given_as: str = "pretrained"  # the argument that named the weights
 
 
 def find_source(model_name: str, pretrained: str | Path | None, cache_dir: str | None) -> Source:
-    """The files for the arguments of `FrozenCLIP.from_pretrained`, which says what it raises."""
-    # Imported here: it takes seconds, and users who bring their own model have it already.
+    """The files for the arguments of `FrozenCLIP.from_pretrained`, which lists the errors."""
+    # Imported here, as the import takes seconds.
     import open_clip
 
     if model_name.startswith("hf-hub:"):
@@ -64,7 +64,8 @@ def find_source(model_name: str, pretrained: str | Path | None, cache_dir: str |
     if pretrained is None:
         raise ValueError(
             "`pretrained` must be a tag or a checkpoint file, got None: a CLIP without trained "
-            "weights gives no training signal"
+            "weights gives no training signal; pass one of "
+            f"open_clip.list_pretrained_tags_by_model({name!r})"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     path = Path(pretrained).expanduser()
@@ -74,7 +75,9 @@ def find_source(model_name: str, pretrained: str | Path | None, cache_dir: str |
     if path.is_file():
         return Source(f"{name}/{pretrained}", config, path, _usual_preprocessing(name, tags))
     if isinstance(pretrained, Path) or pretrained.endswith(SUFFIXES):
-        raise FileNotFoundError(f"`pretrained` must be an existing file or a tag, got {pretrained}")
+        raise FileNotFoundError(
+            f"`pretrained` must be an existing file or a tag, got {pretrained}; check the path"
+        )
     if pretrained not in tags:
         raise ValueError(
             f"`pretrained` must be a checkpoint file or a tag of {name!r} "
@@ -87,7 +90,7 @@ def find_source(model_name: str, pretrained: str | Path | None, cache_dir: str |
 
 
 def _known_name(model_name: str, known: list[str]) -> str:
-    """open_clip's name for it; OpenAI's own, such as ViT-L/14@336px, have QuickGELU."""
+    """open_clip's name of the model. OpenAI's names, such as ViT-L/14@336px, mean QuickGELU."""
     name = model_name
     if "/" in name:
         name = f"{name.replace('/', '-').replace('@336px', '-336')}-quickgelu"
@@ -95,14 +98,14 @@ def _known_name(model_name: str, known: list[str]) -> str:
         return name
     if Path(model_name).expanduser().is_file():
         raise ValueError(
-            f"`model_name` must say the architecture, got the file {model_name}; write "
-            f"FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', {model_name!r}), or whichever "
-            "model it is"
+            f"`model_name` must name the architecture, got the file {model_name}; write "
+            f"FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', {model_name!r}) with the name of "
+            "its model"
         )
     close = difflib.get_close_matches(model_name, known) or known[:5]
     raise ValueError(
         f"`model_name` must be one of open_clip.list_models(), one of OpenAI's names (ViT-B/32), "
-        f"'local-dir:FOLDER' or 'hf-hub:ORG/REPO', got {model_name!r}; close names: "
+        f"'local-dir:FOLDER' or 'hf-hub:ORG/REPO', got {model_name!r}; similar names: "
         f"{', '.join(close)}"
     )
 
@@ -110,20 +113,20 @@ def _known_name(model_name: str, known: list[str]) -> str:
 def check_activation(
     model_name: str, config: dict[str, Any], weights: str, quick_gelu: bool
 ) -> None:
-    """Refuse an activation that the weights were not trained with."""
+    """Raise a ValueError if the weights were trained with another activation than the model's."""
     if quick_gelu != bool(config.get("quick_gelu")):
         activation, remedy = "GELU", model_name.removesuffix("-quickgelu")
         if quick_gelu:
             activation, remedy = "QuickGELU", f"{model_name}-quickgelu"
         raise ValueError(
             f"`model_name` must have the activation that {weights} was trained with "
-            f"({activation}), got {model_name!r}, whose vectors would be wrong without notice; "
+            f"({activation}), got {model_name!r}, which would silently give wrong embeddings; "
             f"use {remedy!r}"
         )
 
 
 def _usual_preprocessing(model_name: str, tags: list[str]) -> dict[str, Any]:
-    """Mean and std of the model's published weights, where all of them have the same."""
+    """Mean and std of the model's published weights, if all tags have the same; else empty."""
     import open_clip
 
     configs = [open_clip.get_pretrained_cfg(model_name, tag) for tag in tags]
@@ -140,7 +143,7 @@ def _download(model_name: str, tag: str, published: dict[str, Any], cache_dir: s
         name = name or "open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
         files = f"{name} of {repository}"
     else:
-        folder = Path(cache_dir or "~/.cache/clip").expanduser()  # where open_clip puts them
+        folder = Path(cache_dir or "~/.cache/clip").expanduser()  # open_clip's default
         files = published["url"]
     remedy = f"FrozenCLIP.from_pretrained({model_name!r}, '/path/to/that/file')"
     with _within_reach(f"{model_name!r} ({tag})", files, remedy):
@@ -160,26 +163,26 @@ def _from_hub(model_name: str, cache_dir: str | None) -> Source:
 
 @contextmanager
 def _within_reach(what: str, files: str, remedy: str) -> Iterator[None]:
-    """Tell of a failed download how to go on without one."""
+    """Turn a failed download into an error that says how to load the files without one."""
     try:
         yield
-    except Exception as error:  # the client's, or one of the network
+    except Exception as error:  # of the client or the network
         raise FileNotFoundError(
-            f"the weights of {what} are not in the cache and could not be downloaded. Without a "
-            f"network: on a machine that has one, fetch {files}, copy it here and call {remedy}; "
-            f"or copy the hub's cache folder and pass it as cache_dir: {error}"
+            f"the weights of {what} are not in the cache and could not be downloaded. On a machine "
+            f"with a network, fetch {files}, copy it here and call {remedy}; or copy the hub's "
+            f"cache folder here and pass it as cache_dir: {error}"
         ) from error
 
 
 def _from_folder(folder: Path, model_name: str) -> Source:
-    """A folder of open_clip or transformers, or the hub's cache of such a one."""
+    """The source in a folder of open_clip or transformers, or in the hub's cache of one."""
     folder = _snapshot_in(folder)
     config_path = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
     if config_path is None:
         raise FileNotFoundError(
-            "`model_name` must be a folder with weights and open_clip_config.json, as open_clip's "
-            "push_to_hf_hub.save_for_hf writes it, or config.json, as transformers' "
-            f"CLIPModel.save_pretrained does, got {folder}"
+            "`model_name` must be a folder with weights and either open_clip_config.json, written "
+            "by open_clip's push_to_hf_hub.save_for_hf, or config.json, written by transformers' "
+            f"CLIPModel.save_pretrained, got {folder}"
         )
     content = read_json(config_path)
     weights = _weights_in(folder, "model_name")
@@ -197,7 +200,7 @@ def _from_folder(folder: Path, model_name: str) -> Source:
 
 
 def processor_values(folder: Path) -> dict[str, Any]:
-    """Mean and std with which transformers normalises."""
+    """The mean and std of transformers' image processor in a folder, if there is one."""
     values: dict[str, Any] = {}
     for name in PROCESSORS:
         if (folder / name).is_file():
@@ -210,7 +213,7 @@ def processor_values(folder: Path) -> dict[str, Any]:
 
 
 def _snapshot_in(folder: Path) -> Path:
-    """Of the hub's cache of a repository the snapshot that is in use; else the folder itself."""
+    """The current snapshot if `folder` is the hub's cache of a repository, else `folder` itself."""
     snapshots = sorted((folder / "snapshots").glob("*"))
     main = folder / "refs" / "main"
     if len(snapshots) > 1 and main.is_file():
@@ -225,18 +228,21 @@ def _weights_in(folder: Path, given_as: str) -> Path:
         names = [path.name for path in found or sorted(folder.glob("*"))][:10]
         raise ValueError(
             f"`{given_as}` must be a folder with one file of PyTorch weights, such as "
-            f"{WEIGHTS[0]} or model.safetensors, got {folder}, so the weights could not be "
+            f"{WEIGHTS[0]} or model.safetensors, got {folder}, whose weights could not be "
             f"loaded; it holds {', '.join(names) or 'nothing'}"
         )
     return found[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of the folder that `model_name` is."""
+    """The object in a JSON file of the folder `model_name`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("it is not a JSON object")
     except ValueError as error:
-        raise ValueError(f"`model_name` must hold whole JSON files, got {path}: {error}") from error
+        raise ValueError(
+            f"`model_name` must be a folder with valid JSON files, got {path}: {error}; copy or "
+            "download it again"
+        ) from error
     return content

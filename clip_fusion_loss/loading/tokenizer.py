@@ -1,4 +1,4 @@
-"""The tokenizer of a CLIP: its own, which comes with open_clip, or one of the hub."""
+"""Find the tokenizer of a CLIP: the standard one of open_clip, or one from the hub."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ __all__ = ["find_tokenizer"]
 def find_tokenizer(
     source: Source, given: str | Path | None, cache_dir: str | None
 ) -> Callable[..., Tensor]:
-    """What the model wants; `given` is a folder that has the files of one of the hub.
+    """The tokenizer that the model was trained with.
+
+    Args:
+        source: the model.
+        given: a folder with the files of a tokenizer from the hub, to use instead of a download.
+        cache_dir: None uses the hub's default.
 
     Raises:
-        FileNotFoundError: its files are neither here nor within reach.
-        ImportError: it needs transformers.
+        FileNotFoundError: the files are not in the cache and cannot be downloaded.
+        ImportError: the tokenizer needs transformers, which is not installed.
     """
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
@@ -45,6 +50,6 @@ def find_tokenizer(
         raise FileNotFoundError(
             f"the weights of {source.name!r} are here, but its tokenizer is not. On a machine "
             f"with a network, fetch {TOKENIZER_FILES[0]}, {TOKENIZER_FILES[1]} and "
-            f"{TOKENIZER_FILES[2]} of {repository or 'it'} from the hub, put them into a folder, "
-            f"copy that here and pass it as tokenizer='FOLDER': {error}"
+            f"{TOKENIZER_FILES[2]} of {repository or 'it'} from the hub into a folder, copy the "
+            f"folder here and pass it as tokenizer='FOLDER': {error}"
         ) from error

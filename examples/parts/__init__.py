@@ -1,4 +1,4 @@
-"""What the programs beside this folder are made of: rooms of parts that know no program.
+"""Modules of the example programs; they import none of the programs.
 
-Only `adapters.py`, which is made to be copied into other code bases, is used from above.
+The only exception is `adapters.py`, which is a single file so that it can be copied.
 """

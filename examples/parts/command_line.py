@@ -1,4 +1,4 @@
-"""What the example programs' command lines have in common."""
+"""Shared parts of the example programs' command lines."""
 
 import argparse
 import math
@@ -18,14 +18,14 @@ from parts.losses.language import ENCODERS
 
 
 def whole_number(text: str, minimum: int = 1) -> int:
-    """A whole number from `minimum`, or an error that argparse shows."""
+    """A whole number of at least `minimum`; raises an error that argparse prints."""
     if not text.isdecimal() or not minimum <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"must be a whole number from {minimum}, got {text}")
     return int(text)
 
 
 def number(text: str) -> float:
-    """A finite number from 0, or an error that argparse shows."""
+    """A finite number of at least 0; raises an error that argparse prints."""
     try:
         value = float(text)
     except ValueError:
@@ -37,24 +37,24 @@ def number(text: str) -> float:
 
 natural = partial(whole_number, minimum=0)
 
-#: What --amp names.
+#: The choices of --amp.
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: How the help names the value of an option of this type.
+#: Placeholders in the help for option values of these types.
 METAVARS = {Path: "FILE", whole_number: "N", natural: "N", number: "X"}
 
-#: What several programs ask for, in the same words.
+#: Options that several programs share.
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--pairs": {"type": Path, "metavar": "DIR", "help": "images, laid out as shown below"},
-    "--max-pairs": {"type": whole_number, "help": "at most N, spread evenly over the folder"},
+    "--max-pairs": {"type": whole_number, "help": "use at most N pairs, spread over the folder"},
     "--out": {"type": Path, "metavar": "DIR", "help": "folder for the results"},
     "--prompt": {
         "action": "append",
         "metavar": "TEXT",
-        "help": "what the fused image should be; repeat it",
+        "help": "description of the fused image; repeat it",
     },
-    "--encoder": {"default": "tiny", "help": f"the CLIP that judges: {ENCODERS}"},
-    "--steps": {"type": whole_number, "help": "steps of a training"},
+    "--encoder": {"default": "tiny", "help": f"the CLIP of the loss: {ENCODERS}"},
+    "--steps": {"type": whole_number, "help": "training steps"},
     "--seed": {"type": natural, "default": 0, "help": "random seed"},
     "--device": {"help": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"},
     "--amp": {"choices": AMP_TYPES, "help": "mixed precision (default: float32)"},
@@ -62,7 +62,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows `description` and `epilog` as they are written."""
+    """Shows `description` and `epilog` without wrapping their lines."""
 
     def __init__(self, description: str, epilog: str, **options: Any) -> None:
         layout = argparse.RawDescriptionHelpFormatter
@@ -70,10 +70,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_option(parser: Any, name: str, text: str = "", **settings: Any) -> None:
-    """Add an option to a parser or a group of one; its help ends with its default, if any.
+    """Add an option to a parser or a group; its help ends with the default, if there is one.
 
-    A name among `SHARED_OPTIONS` has what is said there, unless `settings` differ; `text` then
-    follows the help, which it otherwise is.
+    `settings` override those in `SHARED_OPTIONS`, and `text` is appended to the help there.
     """
     settings = SHARED_OPTIONS.get(name, {}) | settings
     text = settings.pop("help", "") + text
@@ -87,9 +86,9 @@ def add_option(parser: Any, name: str, text: str = "", **settings: Any) -> None:
 def progress(
     things: Iterable[Any], title: str, unit: str, *, keep: bool = False, **options: Any
 ) -> tqdm:
-    """A progress bar around `things`; in a log that is no terminal a line every five seconds.
+    """A progress bar around `things`; one line every five seconds if stderr is not a terminal.
 
-    With `keep` the finished bar stays on the terminal. `options` are more of tqdm's.
+    With `keep` the finished bar stays on the terminal. `options` are passed to tqdm.
     """
     on_terminal = sys.stderr.isatty()
     return tqdm(
@@ -105,7 +104,7 @@ def progress(
 
 @contextmanager
 def errors_as_messages(program: str) -> Iterator[None]:
-    """End the program with a line instead of a traceback where the user can mend what is wrong."""
+    """Exit with one line instead of a traceback for errors that the user can fix."""
     try:
         yield
     except KeyboardInterrupt:
@@ -116,7 +115,7 @@ def errors_as_messages(program: str) -> Iterator[None]:
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Print warnings meant for the user as plain lines, without the code that raised them."""
+    """Print each UserWarning once, as a plain line without its source code."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -126,10 +125,10 @@ def warnings_as_notes() -> Iterator[None]:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; for None a GPU if there is one.
+    """The device of that name; for None a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: if nothing can be computed there.
+        ValueError: the device does not work here.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -143,7 +142,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def make_writable(folder: Path) -> Path:
-    """Make the folder if need be; raises an OSError now rather than after the training."""
+    """Make the folder if it does not exist; raises an OSError if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,4 +1,4 @@
-"""Write files whole: nobody ever finds half a file, not even after an interrupted run."""
+"""Write files atomically, so that an interrupted run leaves no partial files."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it to `path` if the block succeeds.
 
-    The temporary file lies in the same folder, because a move is atomic only within one file
-    system, and keeps the suffix, because image writers choose their format by it.
+    The temporary file is in the same folder, as a move is atomic only within one file system. It
+    keeps the suffix, by which image writers choose their format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".unfinished-{os.getpid()}{path.suffix}")
@@ -24,5 +24,5 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def readable_name(text: str, length: int = 40) -> str:
-    """Of `text` what is safe in the name of any file: "A dark image." -> a-dark-image."""
+    """A file name from `text`, safe on all systems: "A dark image." -> a-dark-image."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-")

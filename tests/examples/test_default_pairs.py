@@ -14,7 +14,7 @@ def user_folder(tmp_path):
 
 def test_a_large_folder_is_not_taken_whole_without_a_word(user_folder, capsys):
     assert [pair.name for pair in choose_pairs(user_folder, limit=1)] == ["colour"]
-    assert "at most 1 pairs are taken" in capsys.readouterr().err
+    assert "at most 1 pairs are used" in capsys.readouterr().err
     assert len(choose_pairs(user_folder, limit=10)) == 2
     assert "--max-pairs" not in capsys.readouterr().err
 

@@ -133,8 +133,8 @@ def test_what_is_not_defined_is_named_and_costs_no_mean(tmp_path, capsys):
     folders = [tmp_path / "a", tmp_path / "b"]
     run_evaluate(folders, tmp_path / "set", "--per-image", file)
     printed = capsys.readouterr()
-    assert "VIF is not defined, and left out, for black, small" in printed.err
-    assert "MS-SSIM is not defined, and left out, for black, bright, small" in printed.err
+    assert "VIF is not defined for black, small; left out" in printed.err
+    assert "MS-SSIM is not defined for black, bright, small; left out" in printed.err
     assert "over 3 images" in printed.out
     table = {line.split()[0]: line.split()[1:] for line in printed.out.splitlines() if line}
     assert table["MS-SSIM"] == ["-", "-"]
@@ -157,8 +157,8 @@ def test_one_bad_picture_is_named_and_left_out(tmp_path, folder, fused, capsys):
     printed = capsys.readouterr()
     assert "over 1 images" in printed.out
     for message in (
-        "wide.png: has another size than its sources: 61 x 44, not 60 x 44",
-        "twice.bmp: twice.png has its name; leave one of them",
+        "wide.png: must have the size of its sources, 60 x 44, got 61 x 44",
+        "twice.bmp: twice.png has the same name; remove one of them",
         "colour.png: cannot be read",
         "left out broken: ",
     ):
@@ -178,8 +178,11 @@ def test_measuring_against_the_wrong_sources(tmp_path, folder):
     write(tmp_path / "other" / "name.png", noise(0, 44, 60))
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("small", "none of the images could be measured"),
-        ("other", "no image of .*other has the name of a pair: there is name, expected is broken"),
+        ("small", "no image could be evaluated"),
+        (
+            "other",
+            "no image in .*other has the name of a pair: expected a name such as broken, got name",
+        ),
         ("empty", "there is no image at all"),
         ("nowhere", "there is no folder"),
     ):

@@ -274,7 +274,7 @@ def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told_c
         (checkpoint, dark, "--prompt is for a network that was .* --prompts, got .*checkpoint.pt"),
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
         (checkpoint, ["--encoder", "tiny"], "--encoder is for a network"),
-        (told_checkpoint, [], "--prompt or --blend must say what to make, got neither .*told.pt"),
+        (told_checkpoint, [], "--prompt or --blend must be given, got neither .*told.pt"),
         (told_checkpoint, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be tiny, whi"),
     ):
         with pytest.raises(SystemExit, match=f"fuse: error: {message}"):

@@ -186,7 +186,7 @@ def test_links_back_and_links_aside_add_nothing(tmp_path):
     (tmp_path / "set" / "aside").symlink_to(tmp_path / "set" / "train")
     assert names(tmp_path / "set") == ["train/a"]
     explained = reasons(tmp_path / "set")
-    assert explained["back"] == explained["train/up"] == "is a link to a folder that it lies in"
+    assert explained["back"] == explained["train/up"] == "is a link to a folder that contains it"
     assert "once more" in explained["aside/vi/a.png"]
 
 

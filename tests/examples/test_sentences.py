@@ -44,15 +44,15 @@ def test_a_sentence_a_line(tmp_path):
     [
         ("", "must hold a sentence a line, got none"),
         ("# only\n\n", "must hold a sentence a line, got none"),
-        ("a\ntwo | a dark image", "line 2: before a bar must stand a weight .* got 'two'; write"),
-        ("0 | a", "line 1: before a bar must stand a weight above 0 and up to 1000000, got '0'"),
+        ("a\ntwo | a dark image", "line 2: the weight before the bar must be .* got 'two'; write"),
+        ("0 | a", "line 1: the weight before the bar must be above 0 and at most 1000000, got '0'"),
         ("-1 | a", "got '-1'"),
         ("nan | a", "got 'nan'"),
         ("inf | a", "got 'inf'"),
         ("1e7 | a", "got '1e7'"),
         ("| a", "got ''"),
         ("2 | ", r"line 1: a sentence must follow the bar, got '2 \|'"),
-        ("a\n2 | a", "line 2: each sentence must stand once, got 'a' again"),
+        ("a\n2 | a", "line 2: each sentence must be listed once, got 'a' again"),
         (b"\xff\xfea", "must be text in UTF-8"),
     ],
 )

@@ -163,7 +163,7 @@ def test_interrupting_saves(tmp_path, folder, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             run(folder, tmp_path, "--steps", "5")
     assert end.value.code == 130
-    assert "stopped after step 2, go on with --resume" in capsys.readouterr().out
+    assert "stopped after step 2; --resume continues" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "checkpoint.pt").step == 2
     assert len(run(folder, tmp_path, "--steps", "3", "--resume")) == 3
     assert signal.getsignal(signal.SIGINT) is before
@@ -306,7 +306,7 @@ def test_torchrun(tmp_path, folder):
 def test_resuming_asks_for_the_same_settings(tmp_path, folder):
     run(folder, tmp_path, "--steps", "1")
     for options, message in (
-        ([], "holds a training already; pass --resume"),
+        ([], "must be a folder without a training, got .*; pass --resume"),
         (["--resume", "--rate", "0.1"], "rate was 0.0005, is 0.1"),
         (["--resume", "--batch", "1"], "global batch was 2, is 1"),
         (["--resume", "--prompt", "a dark image"], "fused was"),
@@ -359,7 +359,7 @@ def test_the_recipe_is_that_of_the_paper(tmp_path, folder):
     [
         (["--network", "ldfusion", "--loss", "original"], "is --loss language"),
         (["--network", "u2fusion", "--loss", "both", "--vgg16", "no.pth"], "no file no.pth"),
-        (["--network", "swinfusion", "--reconstruction-epochs", "1"], "is for densefuse"),
+        (["--network", "swinfusion", "--reconstruction-epochs", "1"], "only for densefuse"),
         (["--objective", "no.json"], "no.json"),
         (["--encoder", "huge"], "--encoder must be tiny, which"),
         (["--pairs", "nowhere"], "there is no folder nowhere"),

@@ -95,10 +95,16 @@ def test_torchrun(tmp_path, folder, prompts):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", "a"], "--prompts must come without --prompt, got 'a' beside the file"),
-        (["--loss", "original"], "--prompts must come with --loss language or both, got original"),
-        (["--loss", "both"], "--prompts with densefuse must come with --loss language, got both"),
-        (["--reconstruction-epochs", "1"], "must come without --reconstruction-epochs, got 1"),
+        (["--prompt", "a"], "--prompts must be used without --prompt, got 'a' and the file"),
+        (
+            ["--loss", "original"],
+            "--prompts must be used with --loss language or both, got --loss original",
+        ),
+        (
+            ["--loss", "both"],
+            "--prompts with densefuse must be used with --loss language, got --loss both",
+        ),
+        (["--reconstruction-epochs", "1"], "must be used without --reconstruction-epochs, got 1"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),
     ],
 )
@@ -116,7 +122,7 @@ def test_an_objective_beside_the_sentences_says_the_sources_alone(tmp_path, fold
     file = tmp_path / "objective.json"
     file.write_text('{"fused": "sharp"}')
     options = ["--steps", "1", "--prompts", str(prompts), "--objective", str(file)]
-    with pytest.raises(SystemExit, match="`fused` must be left out beside --prompts"):
+    with pytest.raises(SystemExit, match="`fused` must be left out with --prompts"):
         run(folder, tmp_path / "a", *options)
     file.write_text('{"visible": "a photo"}')
     run(folder, tmp_path / "b", *options)

@@ -227,7 +227,7 @@ OTHERS = [
     (lambda h: IntensityGradientLoss("2"), TypeError, "`gradient_weight`"),
     (lambda h: IntensityGradientLoss()(GREY[0], GREY, GREY), ValueError, "`fused`"),
     (lambda h: IntensityGradientLoss()(GREY, GREY[:1], GREY), ValueError, "`visible`"),
-    (lambda h: IntensityGradientLoss()(GREY, GREY, None), TypeError, "`images`"),
+    (lambda h: IntensityGradientLoss()(GREY, GREY, None), TypeError, "`infrared`"),
     (lambda h: StructureLoss(window=0), ValueError, "`window`"),
     (lambda h: StructureLoss(flat_energy=0), ValueError, "`flat_energy`"),
     (lambda h: StructureLoss(layout_weight="1"), TypeError, "`layout_weight`"),

@@ -63,7 +63,7 @@ class TestTorchScript:
             warnings.simplefilter("ignore")  # that it is deprecated
             torch.jit.load(str(path))
         assert "executed" in capfd.readouterr().out
-        refused("weights of another kind", path)
+        refused("weights of an unknown kind", path)
         assert "executed" not in capfd.readouterr().out
 
     def test_archive_of_another_architecture(self, small_architecture, monkeypatch, archives):
@@ -243,7 +243,7 @@ FOREIGN = {
     "gzip": (lambda: gzip.compress(b"weights"), "a gzip archive"),
     "tar": (as_tar, "a tar archive"),
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(64), "TensorFlow and Keras"),
-    "image": (lambda: b"\xff\xd8\xff\xe0" + bytes(64), "no file of weights: it begins with"),
+    "image": (lambda: b"\xff\xd8\xff\xe0" + bytes(64), "not a file of weights: it begins with"),
     "zip of something else": (lambda: zipped(notes__txt="a"), r"it holds \['notes/txt'\]"),
     "arrays": (lambda: zipped(**{"w.npy": b""}), r"it holds \['w.npy'\]"),
     "zip cut short": (lambda: saved()[:100_000], "a zip archive.* cut short"),
@@ -253,7 +253,7 @@ FOREIGN = {
         "a safetensors file that is cut short",
     ),
     "pickle of a list": (lambda: pickle.dumps([1]), "a pickle"),
-    "no storage": (lambda: zipped(a__data__pkl=b""), "zip archive without weights"),
+    "no storage": (lambda: zipped(a__data__pkl=b""), "zip archive without PyTorch weights"),
 }
 
 
@@ -325,7 +325,7 @@ def test_hostile_pickles(code, small_architecture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pt"
     path.write_bytes(zipped(**{"a__data.pkl": code}))
-    refused("damaged|weights of another kind", path)
+    refused("damaged|weights of an unknown kind", path)
     assert list(tmp_path.iterdir()) == [path]
     assert vars(torch.FloatStorage)["dtype"] is STORAGE_DTYPE
 
@@ -336,4 +336,4 @@ def test_a_zip_archive_of_a_version_that_does_not_exist(small_architecture, tmp_
     content[content.rindex(b"PK\1\2") + 6] = 255
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
-    refused("a zip archive, as PyTorch writes them, that is cut short or damaged", path)
+    refused("a zip archive, the format of PyTorch, that is cut short or damaged", path)

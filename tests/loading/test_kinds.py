@@ -10,7 +10,7 @@ from clip_fusion_loss import EmbeddedFusionModel, FusionObjective
 from conftest import build_clip
 
 OTHER_WEIGHTS = {
-    "features.0.weight": "VGG-19 goes to VGGMaxFeatureLoss",
+    "features.0.weight": "pass VGG-19 to VGGMaxFeatureLoss",
     "layer1.0.conv1.weight": "a ResNet classifier",
     "blocks.0.attn.qkv.weight": "a vision transformer of timm or DINO",
     "text_model.encoder.layers.0.mlp.fc1.weight": "a transformers CLIPTextModel",
@@ -20,7 +20,7 @@ OTHER_WEIGHTS = {
     "base_model.model.q_proj.lora_A.weight": "a LoRA adapter",
     "cond_stage_model.transformer.weight": "a Stable Diffusion checkpoint",
     "visual_encoder.blocks.0.norm1.weight": "a BLIP",
-    "conv.weight": "weights of another kind .of names such as conv.weight.",
+    "conv.weight": "weights of an unknown kind .with names such as conv.weight.",
 }
 
 
@@ -59,6 +59,6 @@ def test_the_difference_is_told_in_a_few_words(small_architecture, tmp_path):
     state["visual.proj"] = state["visual.proj"][:, :8]
     state["head.weight"] = state.pop("ln_final.weight")
     torch.save(state, path)
-    message = refused("it lacks 1 tensors, such as ln_final.weight; it has 1 tensors too", path)
-    assert "visual.proj has the shape (32, 8) in place of (32, 24)" in message
+    message = refused("it lacks 1 tensors, such as ln_final.weight; it has 1 unexpected", path)
+    assert "visual.proj has the shape (32, 8) instead of (32, 24)" in message
     assert len(message) < 600

@@ -1,4 +1,4 @@
-"""Numbered training crops: crop n is the same whenever and in whichever process it is drawn."""
+"""Numbered training crops: crop n is the same at any time and in any process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,15 +21,14 @@ ORDER, PLACE = 0, 1
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Grey crops of pairs, visible and infrared at the same place, each (1, side, side) in [0, 1].
 
-    An epoch holds `per_pair` crops of every pair in random order; numbers run on through the
-    epochs without end.
+    An epoch has `per_pair` crops of each pair in random order. Numbers continue over the epochs.
 
     Args:
         pairs: where to crop from; a pair smaller than `side` is enlarged.
         side: height and width of a crop in pixels.
         per_pair: crops of a pair in an epoch (paper: 10).
-        augment: True turns, shifts, zooms and shears both crops a little, as the paper does.
-        seed: decides everything.
+        augment: whether to rotate, shift, zoom and shear both crops a little, as the paper does.
+        seed: determines order, positions and augmentation.
     """
 
     pairs: Sequence[Pair]
@@ -57,7 +56,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             height, width = round(height * factor), round(width * factor)
             image = functional.resize_images(image[None], (height, width))[0]
         if self.augment:
-            # The loss draws its patches the same way: a window, warped, in one sampling.
+            # As the loss draws its patches: a window is cropped and warped in one sampling.
             share = self.side / min(height, width)
             transforms = functional.random_patch_transforms(
                 1, 1, (height, width), scale=(share, share), generator=generator

@@ -1,4 +1,4 @@
-"""Decode image files: in their whole depth, upright, without transparency."""
+"""Decode image files with their full bit depth, upright, without transparency."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ Image.init()
 READABLE = frozenset(
     extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN
 )
-# Pillow's own decoder, for uncompressed files, scrambles those that are to be turned by a quarter;
-# libtiff, which it has for the compressed ones, does not.
+# Pillow's own decoder for uncompressed files scrambles images with a rotation by 90 degrees;
+# libtiff does not.
 TiffImagePlugin.READ_LIBTIFF = True
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -26,13 +26,13 @@ SEVERAL_IMAGES = "it holds {} images; save the one that is meant as a file of it
 
 
 def decode(path: Path) -> Values:
-    """(H, W) if the file is grey, (H, W, 3) if it has colours, in the number type of the file.
+    """An image as (H, W) if grey or (H, W, 3) if coloured, in the dtype of the file.
 
-    Pillow decodes what has 8 bits, tifffile and imagecodecs what it would cut to 8.
+    Pillow decodes images of 8 bits; tifffile and imagecodecs those that it would reduce to 8 bits.
 
     Raises:
-        OSError, ValueError, ...: if the file is broken, holds several images, or is deep in a way
-            that nothing here reads; decoders raise nearly anything.
+        OSError, ValueError, ...: the file is broken, has several images, or more than 8 bits in a
+            format that is not supported; decoders can raise nearly anything.
     """
     with open(path, "rb") as file:
         is_tiff = file.read(4) in TIFF_STARTS
@@ -54,7 +54,7 @@ def decode(path: Path) -> Values:
 
 def _deep_tiff(path: Path) -> Values | None:
     """The image in a TIFF of more than 8 bits or with a sign; None for all others."""
-    import tifffile  # only for those who need it, as it takes its time to load
+    import tifffile  # imported here, as it is slow to load
 
     with tifffile.TiffFile(path) as tiff:
         pages = [page for page in tiff.pages if not page.is_reduced and not page.is_mask]

@@ -1,4 +1,4 @@
-"""The pairs to use where the user names none: real ones beside the programs, or drawn ones."""
+"""The pairs of --pairs, or the default: real ones in examples/data, or synthetic scenes."""
 
 import sys
 from collections.abc import Sequence
@@ -13,13 +13,12 @@ RENDERED_PAIRS = 32
 
 
 def choose_pairs(folder: Path | None, limit: int) -> Sequence[Pair]:
-    """The pairs in `folder`, naming on the error stream what is skipped.
+    """The pairs in `folder`; prints to stderr which files are skipped.
 
-    None stands for the five TNO pairs beside the programs, and the word rendered for scenes that
-    are drawn.
+    None means the five TNO pairs in examples/data, and the word "rendered" synthetic scenes.
 
     Raises:
-        OSError, ValueError: if there are none.
+        OSError, ValueError: there are no pairs.
     """
     if folder == Path("rendered"):
         return rendered_pairs(min(RENDERED_PAIRS, limit))
@@ -28,7 +27,7 @@ def choose_pairs(folder: Path | None, limit: int) -> Sequence[Pair]:
     for item in skipped:
         print(f"skipped {item}", file=sys.stderr)
     if len(pairs) == limit:
-        print(f"note: at most {limit} pairs are taken; --max-pairs changes that", file=sys.stderr)
+        print(f"note: at most {limit} pairs are used; change it by --max-pairs", file=sys.stderr)
     return pairs
 
 

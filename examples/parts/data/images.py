@@ -19,12 +19,12 @@ NOTE = "Comment"
 def read_image(path: Path, *, stretch: bool = True) -> Tensor:
     """Read an image of any format, depth and colour mode.
 
-    The orientation noted by a camera is applied, transparency is dropped, and an image whose
-    channels are all equal is grey. Of more than 8 bits, `stretch` says what it is: True an image
-    of a sensor, see `deep_to_8bit`; False a result to be taken as saved, see `saved_to_8bit`.
+    The camera's orientation is applied, transparency is dropped, and an image with equal channels
+    becomes grey. `stretch` is for images of more than 8 bits: True for those of a sensor, see
+    `deep_to_8bit`; False for results, which must not change, see `saved_to_8bit`.
 
     Raises:
-        OSError, ValueError, ...: where `decoding.decode` does, or values are not as expected.
+        OSError, ValueError, ...: as `decoding.decode`; or values are not in the expected range.
     """
     values = decode(path)
     if values.dtype != np.uint8:
@@ -38,9 +38,12 @@ def read_image(path: Path, *, stretch: bool = True) -> Tensor:
 def deep_to_8bit(values: Values) -> Values:
     """Integers up to 65535, or floats up to 1 -> uint8 of the same shape, channels alike.
 
-    An image that spans less than a quarter of that range, or leaves it, holds raw sensor counts.
-    They would come out as an even grey, so they are stretched, but for one value in a thousand at
-    either end: dead pixels.
+    An image that covers less than a quarter of that range, or exceeds it, has raw sensor counts.
+    Without scaling it would look uniformly grey, so it is stretched from its 0.1 to its 99.9
+    percentile, which ignores dead pixels.
+
+    Raises:
+        ValueError: a value is not finite.
     """
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
@@ -55,10 +58,10 @@ def deep_to_8bit(values: Values) -> Values:
 
 
 def saved_to_8bit(values: Values) -> Values:
-    """The same grey levels in 8 bits: unsigned integers up to their largest, floats up to 1.
+    """The same grey levels in 8 bits; white is the dtype's maximum, or 1 for floats.
 
     Raises:
-        ValueError: if other values show that the image was saved otherwise.
+        ValueError: the values show that the image was saved with another range.
     """
     white = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
     if values.dtype.kind == "i":  # what Pillow makes of 16 bits in some formats
@@ -66,12 +69,12 @@ def saved_to_8bit(values: Values) -> Values:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # nor NaN
         raise ValueError(
-            f"its values go from {low:g} to {high:g}, expected are 0 to {white}: scale them"
+            f"its values must be from 0 to {white}, got {low:g} to {high:g}; scale them"
         )
     if white > 255 and 0 < high <= 255:
         raise ValueError(
-            f"its values go to {high} of {white}: 8-bit levels in a deeper type, and black to "
-            "every viewer; save it with 8 bits"
+            f"its values go up to {high} of {white}: these are 8-bit levels in a deeper dtype, "
+            "which viewers show as black; save it with 8 bits"
         )
     return (values.astype(np.float64) / white * 255).round().astype(np.uint8)
 
@@ -79,7 +82,7 @@ def saved_to_8bit(values: Values) -> Values:
 def save_image(image: Tensor, path: Path, note: str | None = None) -> None:
     """Write a uint8 image, replacing the file only when the new one is complete.
 
-    A PNG keeps a `note`, which is no part of the picture; see `note_in`.
+    `note` is stored as text in a PNG; see `note_in`.
     """
     about = PngInfo()
     if note is not None:
@@ -89,7 +92,7 @@ def save_image(image: Tensor, path: Path, note: str | None = None) -> None:
 
 
 def note_in(path: Path) -> str | None:
-    """What `save_image` noted in a PNG; None if that is nothing, or it is no image."""
+    """The note that `save_image` stored in a PNG; None if there is none, or it is not an image."""
     try:
         with Image.open(path) as image:
             return image.info.get(NOTE)
@@ -98,7 +101,7 @@ def note_in(path: Path) -> str | None:
 
 
 def to_8bit(image: Tensor) -> Tensor:
-    """[0, 1] -> uint8: clipped and rounded, never stretched, which would flatter the metrics."""
+    """[0, 1] -> uint8, clipped and rounded; not stretched, which would raise the metrics."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 

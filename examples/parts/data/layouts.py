@@ -1,4 +1,4 @@
-"""Which files of a folder are pairs: told by the names of files and folders alone."""
+"""Find image pairs by the names of files and folders."""
 
 import os
 import re
@@ -15,7 +15,7 @@ WORDS = {
     **dict.fromkeys(("ir", "infrared", "thermal", "lwir"), "infrared"),
     **dict.fromkeys(("vi", "vis", "visible", "rgb"), "visible"),
 }
-#: Folders of published sets that are called otherwise on either side: RoadScene and FLIR.
+#: Folder names of published data sets with other words: RoadScene and FLIR.
 FOLDERS = {"cropinfrared": "infrared", "crop_lr_visible": "visible", "thermal_8_bit": "infrared"}
 
 LAYOUTS = """\
@@ -30,7 +30,7 @@ These are those of MSRS, M3FD, LLVIP, RoadScene, FLIR, KAIST and TNO, among othe
 
 
 class PairFiles(NamedTuple):
-    """Where a pair lies; `name` is its path below the folder, without modality and extension."""
+    """The files of a pair; `name` is its path in the folder without modality and extension."""
 
     name: str
     visible: Path
@@ -69,7 +69,7 @@ def find_pairs(root: Path) -> tuple[list[PairFiles], list[Skipped]]:
     skipped: list[Skipped] = []
     left = list(_images_below(root, skipped))
     pairs: list[PairFiles] = []
-    # From the strictest to the loosest: what one rule has paired, the next does not see.
+    # From the strictest rule to the loosest; each gets the files that are not paired yet.
     rules: Sequence[tuple[Callable[[_Image], Hashable], Callable[[_Image], str]]] = (
         (lambda image: image.name, lambda image: image.name),
         (lambda image: image.name.casefold(), lambda image: image.name),
@@ -143,7 +143,7 @@ def _images_below(root: Path, skipped: list[Skipped]) -> Iterator[_Image]:
 def _folders_below(root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, list[str]]]:
     """All folders and the files in them, without hidden ones, in alphabetical order.
 
-    Links are followed, after what is no link, but not to a folder that they lie in.
+    Links come last and are followed, except links to a folder that contains them.
     """
 
     def skip(error: OSError) -> None:
@@ -154,7 +154,7 @@ def _folders_below(root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, l
         for name in sorted(linked):
             path = Path(folder, name)
             if Path(folder).resolve().is_relative_to(path.resolve()):
-                skipped.append(Skipped(path, "is a link to a folder that it lies in"))
+                skipped.append(Skipped(path, "is a link to a folder that contains it"))
                 subfolders.remove(name)
         subfolders[:] = sorted(
             (name for name in subfolders if not name.startswith(".")),
@@ -166,7 +166,7 @@ def _folders_below(root: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, l
 def _folder(parts: Sequence[str]) -> tuple[list[str], str | None]:
     """("train", "IR") -> (["train"], "infrared"): the innermost folder of a modality decides.
 
-    Where no folder is called like one, a word in its name tells, and the rest of the name stays.
+    If no whole name is one of a modality, a word in a name counts, and the rest of it is kept.
     """
     names = [unicodedata.normalize("NFC", part) for part in parts]
     whole = [((FOLDERS | WORDS).get(name.lower()), "") for name in names]
@@ -194,7 +194,7 @@ def _word(name: str) -> tuple[str | None, str]:
 
 
 def _nfc(name: str) -> str:
-    """One spelling of letters with accents, which systems store in two."""
+    """NFC normalisation, as file systems store letters with accents in two ways."""
     return unicodedata.normalize("NFC", name) or "pair"
 
 
@@ -260,7 +260,7 @@ def _explain(images: Sequence[_Image], root: Path) -> Iterator[Skipped]:
 
 
 def _without_repetitions(pairs: Sequence[PairFiles], skipped: list[Skipped]) -> list[PairFiles]:
-    """Each pair once, though links lead to it in several ways, and each name once."""
+    """The pairs without those that links repeat and without repeated names."""
     files: dict[Hashable, PairFiles] = {}
     names: dict[str, PairFiles] = {}
     for pair in pairs:

@@ -38,7 +38,7 @@ MIN_SIDE = 32
 
 
 class Pair(NamedTuple):
-    """One scene: uint8 `visible` (1 or 3, H, W) and `infrared` (1, H, W), equally large."""
+    """One scene: uint8 `visible` (1 or 3, H, W) and `infrared` (1, H, W) of the same size."""
 
     name: str
     visible: Tensor
@@ -54,7 +54,7 @@ class UnusablePairError(ValueError):
 
 
 class PairFolder(Sequence[Pair]):
-    """Pairs on disk, kept in memory as far as `memory` bytes go and read again beyond that."""
+    """Pairs on disk; up to `memory` bytes are kept in memory, others are read at each access."""
 
     def __init__(self, memory: int = 2**30) -> None:
         self._files: list[PairFiles] = []
@@ -80,13 +80,13 @@ class PairFolder(Sequence[Pair]):
 def open_pairs(root: Path, limit: int) -> tuple[PairFolder, list[Skipped]]:
     """The usable pairs below `root`, and the files that are not used.
 
-    A line on the error stream says what was taken for what, of several processes by the first.
-    Every pair is read once, so that a broken file shows itself now and not amid the training.
-    At most `limit` pairs are taken, spread evenly over the folder.
+    The first process prints to stderr which files are taken for visible and infrared. Each pair is
+    read once, so that a broken file is found now and not during the training. At most `limit`
+    pairs are used, spread evenly over the folder.
 
     Raises:
-        OSError: if `root` is not a folder.
-        ValueError: if there is no usable pair; the message says which layouts are understood.
+        OSError: `root` is not a folder.
+        ValueError: there is no usable pair; the message lists the supported layouts.
     """
     found, skipped = find_pairs(root)
     folder = PairFolder()
@@ -109,10 +109,10 @@ def spread(total: int, limit: int) -> list[int]:
 
 
 def find_pairs_aloud(root: Path) -> list[PairFiles]:
-    """`find_pairs`, saying on the error stream what is skipped and what was taken for what.
+    """`find_pairs`, but prints to stderr what is skipped and taken for visible and infrared.
 
     Raises:
-        OSError, ValueError: there is none.
+        OSError, ValueError: there are no pairs.
     """
     found, skipped = find_pairs(root)
     for item in skipped:

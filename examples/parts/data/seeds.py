@@ -1,7 +1,6 @@
-"""Random numbers that depend on what they are for and on nothing that happened before.
+"""Seeds for single crops and steps, so that a resumed run draws the same random numbers.
 
-A run that is killed and resumed draws the same numbers as one that was not, because nothing
-random has a history: every crop and every step gets a seed of its own.
+Each crop and each step has its own seed; none depends on numbers drawn before.
 """
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 
 
 def seed_for(*numbers: int) -> int:
-    """A well-mixed 63-bit seed made from whole numbers >= 0, such as (seed, step, rank)."""
+    """A 63-bit seed from whole numbers >= 0, such as (seed, step, rank)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

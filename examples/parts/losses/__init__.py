@@ -1,1 +1,1 @@
-"""What networks are trained under: the language-driven loss, their original ones, or both."""
+"""Training losses: the language-driven loss, the networks' original losses, or both."""

@@ -1,4 +1,4 @@
-"""A network and the losses it trains under, as one module whose output is the loss."""
+"""A network and its losses as one module, whose output is the loss."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ TERMS = {
 
 
 class NetworkWithLosses(nn.Module):
-    """From sources to loss in one call, as DistributedDataParallel wants it.
+    """Computes the loss from the sources in one call, as DistributedDataParallel needs it.
 
-    Its trainable parameters are those of the network. The network's inputs get noise, the losses
-    see clean images, as in the paper.
+    Its trainable parameters are those of the network. As in the paper, the network's inputs get
+    noise and the losses clean images.
 
     Args:
         network: called as ``network(visible, infrared)``.
         language: the language-driven loss, or None. `DrawnSentences` is both network and loss.
-        original: the loss the network came with, or None. A `ReconstructionLoss` compares
-            single images with what encoder and decoder make of them; others judge fused images.
-        language_weight, original_weight: the weights of the two.
+        original: the network's original loss, or None. A `ReconstructionLoss` compares single
+            images with their reconstructions, other losses use fused images.
+        language_weight, original_weight: the weights of both losses.
         noise: standard deviation of the noise (paper: 0.03 for sources in [0, 1]).
         swap: exchange the network's inputs at random, as U2Fusion does.
 
     Attributes:
-        reconstructing: while True, `original`, which must be a `ReconstructionLoss`, is all that
-            counts, at full weight: DenseFuse's first stage.
+        reconstructing: True in DenseFuse's first stage: the loss is `original` alone, with weight
+            1, and must be a `ReconstructionLoss`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The language-driven loss with the CLIP that a user names."""
+"""Build the language-driven loss with the CLIP of --encoder."""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ REGULARIZERS = {
 }
 CHECKPOINT_MODEL = "ViT-B-32-quickgelu"
 ENCODERS = (
-    f"tiny, which comes with the package; MODEL/TAG as open_clip names them, say "
-    f"{CHECKPOINT_MODEL}/openai, downloaded once; MODEL=FILE, say RN50=RN50.pt, with weights of "
-    f"open_clip, OpenAI or transformers; a FILE with those of {CHECKPOINT_MODEL}; a FOLDER of "
+    f"tiny, which comes with the package; MODEL/TAG with names of open_clip, such as "
+    f"{CHECKPOINT_MODEL}/openai, downloaded once; MODEL=FILE, such as RN50=RN50.pt, with weights "
+    f"of open_clip, OpenAI or transformers; FILE with weights of {CHECKPOINT_MODEL}; FOLDER of "
     "open_clip or of a transformers CLIPModel; hf-hub:ORG/REPO"
 )
 
@@ -38,17 +38,18 @@ def build_criterion(
     vgg19: Path | None = None,
     **options: Any,
 ) -> LanguageDrivenFusionLoss:
-    """The loss with the CLIP that `encoder` names, drawing its patches from `generator`.
+    """The loss with the CLIP that `encoder` names.
 
     Args:
-        encoder: what `load_clip` takes.
-        generator, objective: of the loss.
+        encoder: see `load_clip`.
+        generator, objective: options of the loss.
         regularizer: one of `REGULARIZERS`.
         vgg19: weights of the regularizer vgg; None downloads them.
-        options: more of `LanguageDrivenFusionLoss`; None leaves what suits the encoder.
+        options: further options of `LanguageDrivenFusionLoss`; those that are None have their
+            default for this encoder.
 
     Raises:
-        OSError, ValueError: if there is no such model or its weights cannot be had.
+        OSError, ValueError: there is no such model, or its weights are not available.
     """
     given = {name: value for name, value in options.items() if value is not None}
     tiny = encoder == "tiny"
@@ -56,14 +57,14 @@ def build_criterion(
         given["encoder"] = load_clip(encoder)
     if regularizer == "vgg":
         given["regularizer"] = VGGMaxFeatureLoss(vgg19)
-    elif not (tiny and regularizer == "structure"):  # tiny has one that suits it
+    elif not (tiny and regularizer == "structure"):  # `tiny()` has a tuned one
         given["regularizer"] = REGULARIZERS[regularizer]()
     build = LanguageDrivenFusionLoss.tiny if tiny else LanguageDrivenFusionLoss
     return build(objective, generator=generator, **given)
 
 
 def load_clip(name: str) -> FrozenCLIP:
-    """The CLIP of that name, as `ENCODERS` says; raises likewise."""
+    """The CLIP with a name as in `ENCODERS`; raises as `build_criterion`."""
     if name == "tiny":
         return FrozenCLIP.tiny()
     if name.startswith(("local-dir:", "hf-hub:")) or Path(name).is_dir():

@@ -1,10 +1,10 @@
-"""What DenseFuse, U2Fusion and SwinFusion were trained with before there was a language to do it.
+"""The original losses of DenseFuse, U2Fusion and SwinFusion.
 
-To compare "same network, original loss" with "same network, language-driven loss". Each module
-has `terms(fused, visible, infrared)` that returns a named tuple which begins with `total`, like
-`clip_fusion_loss.LanguageDrivenFusionLoss`, and is called for the total alone. Images are
-(N, 1, H, W); sources lie in [0, 1], fused images may leave it. All parts are means over samples,
-so that the mean over equal batches is the loss of all of them together.
+They allow comparing the same network with its original loss and with the language-driven loss. Each
+module returns the total when called, and a named tuple of all terms from
+`terms(fused, visible, infrared)`, like `clip_fusion_loss.LanguageDrivenFusionLoss`. Images are
+(N, 1, H, W); sources lie in [0, 1], fused images may exceed it. All terms are means over samples,
+so the mean over batches of equal size is the loss of all samples.
 """
 
 from pathlib import Path
@@ -27,18 +27,18 @@ class ReconstructionTerms(NamedTuple):
 class ReconstructionLoss(nn.Module):
     """DenseFuse's: ``MSE + 100 (1 - SSIM)`` between an image and its reconstruction.
 
-    No fused image occurs: the encoder and decoder learn on single images, and only later are
-    features of two images added between them. As in the original, the squared error is taken on
-    grey levels from 0 to 255, although images come in [0, 1].
+    It uses no fused images: encoder and decoder are trained on single images, and the features of
+    two images are added only at inference. As in the original, the squared error is computed on
+    grey levels from 0 to 255, although images are in [0, 1].
 
     With `multiscale` the SSIM is that of the PyTorch port: over five scales, each mapped from
-    [-1, 1] to [0, 1] first. Images must then have more than 160 pixels a side.
+    [-1, 1] to [0, 1] first. Images must then have more than 160 pixels per side.
 
     Li and Wu, IEEE Transactions on Image Processing 28(5), 2019.
 
     Args:
         ssim_weight: 100 in most of the original's experiments, which also try 1, 10 and 1000.
-        multiscale: as said.
+        multiscale: whether to use SSIM over five scales.
     """
 
     LEVELS = 255.0
@@ -67,7 +67,7 @@ class U2FusionTerms(NamedTuple):
 
 
 class U2FusionLoss(nn.Module):
-    """U2Fusion's: each source counts as much as it has to tell.
+    """U2Fusion's: each source is weighted by its information.
 
     ::
 
@@ -77,9 +77,9 @@ class U2FusionLoss(nn.Module):
     Xu et al., IEEE Transactions on Pattern Analysis and Machine Intelligence 44(1), 2022.
 
     Args:
-        information: a module that gives each image (N, 1, H, W) a number (N,); the original's is
-            `VGGInformation()`.
-        pixel_weight: the factor 20.
+        information: a module that maps images (N, 1, H, W) to their information (N,); the
+            original's is `VGGInformation()`.
+        pixel_weight: weight of the squared error, 20 in the original.
     """
 
     def __init__(self, information: nn.Module, pixel_weight: float = 20.0) -> None:
@@ -103,17 +103,17 @@ class U2FusionLoss(nn.Module):
 
 
 class VGGInformation(nn.Module):
-    """How much an image tells: the energy of the gradients of its VGG-16 features, over `scale`.
+    """The information of an image: gradient energy of its VGG-16 features, divided by `scale`.
 
-    The image is brought to 224 x 224 pixels first, by its nearest ones, as in the original and its
-    ports. The features before each of the five poolings are compared with the mean of their eight
-    neighbours; the squares are averaged over channels, pixels and layers. The network is frozen.
+    As in the original and its ports, the image is first resized to 224 x 224 pixels with nearest
+    neighbours. The features before each of the five poolings are compared with the mean of their
+    eight neighbours; squares are averaged over channels, pixels and layers. The network is frozen.
 
     Args:
-        weights: a file with the features' `state_dict`; None downloads them or takes them from
-            torch's hub cache. They must expect grey levels from 0 to 255, less a mean, as the
-            original VGG does: `scale` is made for the size of those features.
-        scale: what the original divides by; 3200 for visible and infrared images.
+        weights: a file with the features' `state_dict`; None loads them from torch's hub cache or
+            downloads them. They must be trained on grey levels from 0 to 255 minus a mean, as the
+            original VGG: `scale` depends on it.
+        scale: the divisor; 3200 in the original for visible and infrared images.
 
     Raises:
         FileNotFoundError: there is no such file, or the download failed.
@@ -161,7 +161,7 @@ class SwinFusionTerms(NamedTuple):
 
 
 class SwinFusionLoss(nn.Module):
-    """SwinFusion's: the brighter pixel, the stronger edge, the structure of both.
+    """SwinFusion's: maximum intensity, stronger edges, and structural similarity.
 
     ::
 
@@ -169,9 +169,9 @@ class SwinFusionLoss(nn.Module):
         + 20 |edges(fused) - max(edges(visible), edges(infrared))|
         + 10 (1 - w SSIM(fused, visible) - (1 - w) SSIM(fused, infrared))
 
-    edges are Sobel's, both directions' magnitudes added, and black is taken to lie beyond the
-    border, for them and for SSIM, as in the original; w is the visible image's share of the
-    sources' mean edge strength, here for each sample and in the original for the batch.
+    edges is the sum of the absolute Sobel gradients along both axes. For edges and SSIM the image
+    is padded with zeros, as in the original. w is the visible image's share of the sources' mean
+    edge strength, here per sample and in the original per batch.
 
     Ma et al., IEEE/CAA Journal of Automatica Sinica 9(7), 2022.
     """
@@ -213,16 +213,16 @@ class SwinFusionLoss(nn.Module):
 def similarity(fused: Tensor, source: Tensor, *, black_border: bool = False) -> Tensor:
     """(N,) structural similarity of images in [0, 1], differentiable, Gaussian window of 11.
 
-    Beyond the border the images are mirrored, or black if so asked. Wang et al., IEEE Transactions
+    Images are padded by reflection, or with zeros if `black_border`. Wang et al., IEEE Transactions
     on Image Processing 13(4), 2004.
     """
-    # Imported here: it takes seconds, and the language-driven loss does without.
+    # Imported here, as the import takes seconds and the language-driven loss does not need it.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # Unlike others, torchmetrics takes images that leave the range, as those of young networks do.
+    # torchmetrics allows values outside the range, which untrained networks produce.
     if not black_border:
         return structural_similarity_index_measure(fused, source, data_range=1.0, reduction="none")
-    # Around black margins as wide as half a window, those of the image's pixels see nothing else.
+    # Zero margins as wide as half a window: the windows of the image's pixels end within them.
     padded = (F.pad(image, [5] * 4) for image in (fused, source))
     _, whole = structural_similarity_index_measure(*padded, data_range=1.0, return_full_image=True)
     return whole[..., 5:-5, 5:-5].mean((1, 2, 3))
@@ -243,7 +243,7 @@ def multiscale_similarity(fused: Tensor, source: Tensor) -> Tensor:
 
 
 def sobel_edges(images: Tensor) -> Tensor:
-    """(N, 1, H, W) edge strengths: magnitudes of both directions added, black beyond the border."""
+    """(N, 1, H, W) edge strengths: sum of absolute Sobel gradients, with zero padding."""
     across = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = torch.stack([across, across.T])[:, None]
     return F.conv2d(images, kernels, padding=1).abs().sum(1, keepdim=True)
@@ -261,7 +261,9 @@ def _vgg16_features(weights: Path | None) -> nn.Sequential:
                 f"{pretrained.url} on a machine with a network and pass the file: {error}"
             ) from error
     if not weights.is_file():
-        raise FileNotFoundError(f"there is no file {weights} with weights of VGG-16")
+        raise FileNotFoundError(
+            f"there is no file {weights} with weights of VGG-16; check the path"
+        )
     features = vgg16().features
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)

@@ -1,10 +1,10 @@
-"""The published training step in plain words, for the benchmark to compare with.
+"""A plain version of the published training step, for the benchmark to compare with.
 
 Wang et al., "Infrared and Visible Image Fusion with Language-Driven Loss in CLIP Embedding
-Space" (arXiv 2402.16267) and `src/trainer.py` of its code. What makes it slow is kept: CLIP has
-weight gradients, sources are encoded with a graph, every patch is encoded and the filter
-multiplies by zero, crops and entropies run in Python loops with a synchronisation each, and all
-activations live until the backward pass.
+Space" (arXiv 2402.16267) and `src/trainer.py` of its code. It keeps what makes that slow: CLIP's
+weights have gradients, sources are encoded with a graph, all patches are encoded and dropped ones
+multiplied by zero, crops and entropies run in Python loops with one synchronisation each, and all
+activations are kept until the backward pass.
 """
 
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""Quality measures, what they are compared with, and trainings that are compared."""
+"""Metrics, baselines, and trainings that are compared."""

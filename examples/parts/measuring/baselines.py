@@ -1,4 +1,4 @@
-"""What a trained network has to beat: fusions without training, and plain filters."""
+"""Baselines: fusions without training, and image filters as controls."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from tiny_clip.degradations import gaussian_blur
 
 
 def average(pair: Pair) -> Tensor:
-    """The fusion to beat: the mean of both images as uint8 (1, H, W)."""
+    """The mean of both sources, as uint8 (1, H, W)."""
     return to_8bit((luminance(pair.visible) + luminance(pair.infrared)) / 2)
 
 
@@ -26,7 +26,9 @@ def maximum(pair: Pair) -> Tensor:
 
 
 def laplacian_pyramid(pair: Pair, levels: int = 4) -> Tensor:
-    """The stronger detail on each level and the mean of what is left, as uint8 (1, H, W).
+    """Laplacian pyramid fusion: the larger magnitude per level, the mean of the last level.
+
+    Returns uint8 (1, H, W).
 
     Burt and Adelson, "The Laplacian Pyramid as a Compact Image Code", IEEE Transactions on
     Communications 1983, with bilinear resizing.
@@ -62,7 +64,7 @@ def clahe(image: Tensor, amount: float) -> Tensor:
 def matched(
     control: Callable[[Tensor, float], Tensor], images: Sequence[Tensor], target: float
 ) -> list[Tensor]:
-    """`images` filtered so strongly that their mean average gradient is `target`."""
+    """`images` filtered with the strength at which their mean average gradient is `target`."""
 
     def excess(amount: float) -> float:
         gradients = [average_gradient(control(image, amount)[0].numpy()) for image in images]

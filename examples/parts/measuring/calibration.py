@@ -1,4 +1,4 @@
-"""A search for the weights of the loss: what sentences change, against what stays of the scene."""
+"""A search for the weights of the loss: effect of the sentences against source structure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -7,7 +7,7 @@ import torch
 
 from parts.measuring.trials import BRIGHTNESS, LAYOUT, Bench, Trial
 
-#: Ranges to draw from, evenly on a logarithmic scale.
+#: Ranges to draw from, uniformly on a logarithmic scale.
 RANGES: Mapping[str, tuple[float, float]] = {
     "direction": (2.0, 4.5),
     "patch": (0.3, 2.0),
@@ -20,7 +20,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
 
 CHOICES: Mapping[str, Sequence[int]] = {"window": (5, 9, 13), "patches": (2, 4, 8)}
 
-#: Sentences to try, and the measure and the change in percent that each is to reach.
+#: Sentences, and for each the metric and its target change in percent.
 WANTED: Mapping[str, tuple[str, float]] = {
     Trial.prompt: ("AG", 60.0),
     "a dark image": (BRIGHTNESS, -30.0),
@@ -31,7 +31,7 @@ Point = tuple[float, float]
 
 
 def settings(base: Trial, count: int) -> list[Trial]:
-    """`base` and `count` settings around it from a Sobol sequence, which is always the same."""
+    """`base` and `count` other settings, from a Sobol sequence with a fixed seed."""
     draws = torch.quasirandom.SobolEngine(len(RANGES) + len(CHOICES), scramble=True, seed=0)
     drawn = [base]
     for numbers in draws.draw(count).tolist():
@@ -45,11 +45,11 @@ def settings(base: Trial, count: int) -> list[Trial]:
 
 
 def score(bench: Bench, trial: Trial) -> Point:
-    """Steering and structure of a setting, each from 0 to 1.
+    """Steering and structure of a setting; higher is better.
 
-    Steering is the mean share of the wanted changes that the sentences reach, against the same
-    loss without language. Structure is the mean of SSIM and Qabf under the paper's sentence and of
-    the least correlation with the layout of the sources under any.
+    Steering is the mean, over sentences, of the share of the target change that is reached against
+    the same loss without language, clipped to [0, 1]. Structure is the mean of three figures: SSIM
+    and Qabf with the paper's sentence, and the smallest `LAYOUT` with any sentence.
     """
     silent = bench.run(trial.without_language())
     shares, layouts = [], []
@@ -64,8 +64,7 @@ def score(bench: Bench, trial: Trial) -> Point:
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """The points that no other one surpasses in one coordinate without falling behind in the
-    other."""
+    """The indices of the Pareto-optimal points; both coordinates are maximised."""
     return [
         index
         for index, (x, y) in enumerate(points)

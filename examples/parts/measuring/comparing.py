@@ -1,4 +1,4 @@
-"""Trials against each other: over seeds, in percent, and against filters at equal sharpness."""
+"""Compare trials: over seeds, in percent, and with filters at equal average gradient."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ def change(row: Row, reference: Row) -> Row:
 
 
 def gains(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """What `rows` have more than `others`: SF and AG in percent, the rest as it is."""
+    """Differences of `rows` from `others`: SF and AG in percent, other metrics as they are."""
     relative = ("SF", "AG")
     return [
         {f"{name}, %": change(row, other)[name] for name in relative}
@@ -46,7 +46,7 @@ def gains(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
 def filtered_rows(
     bench: Bench, base: Trial, seeds: Sequence[int], control: Callable[[Tensor, float], Tensor]
 ) -> list[Row]:
-    """The images without language, filtered to the AG of those with it."""
+    """Metrics of the images without language, filtered to the AG of those with language."""
     return [
         bench.filtered(replace(base.without_language(), seed=seed), control, row["AG"])
         for seed, row in zip(seeds, over_seeds(bench, base, seeds), strict=True)
@@ -54,8 +54,8 @@ def filtered_rows(
 
 
 def wins(rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """In how many measures each row is ahead of its other; what is equal counts for nobody."""
-    # At an AG that was matched the last digits are chance.
+    """The number of metrics in which each row is higher than the corresponding other row."""
+    # Differences below 0.2 % do not count: AG was matched only approximately.
     return [
         sum(row[name] > 1.002 * other[name] for name in row if name not in (BRIGHTNESS, LAYOUT))
         for row, other in zip(rows, others, strict=True)

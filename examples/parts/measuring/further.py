@@ -1,8 +1,7 @@
-"""Further measures that tables of fused images show, for `evaluate.py`.
+"""Further metrics for `evaluate.py`: CC, VIF, MS-SSIM, PSNR and Nabf.
 
-Images are 8-bit grey as in `metrics`, values NaN where a measure is not defined. Filters are
-separable here: the same figures as of the libraries that filter in two dimensions, in a small part
-of their time.
+Images are 8-bit grey as in `metrics`; a metric that is not defined is NaN. Filters are separable:
+results are those of libraries with two-dimensional filters, but much faster.
 """
 
 import math
@@ -31,7 +30,7 @@ def evaluate_further(fused: Grey, visible: Grey, infrared: Grey) -> dict[str, fl
 
 
 def peak_signal_to_noise(fused: Grey, visible: Grey, infrared: Grey) -> float:
-    """PSNR: of 255 over the mean squared difference from both sources, in dB; NaN without any.
+    """PSNR in dB for a peak of 255 and the mean squared error to both sources; NaN if that is 0.
 
     Ma, Ma and Li, "Infrared and visible image fusion methods and applications: a survey",
     Information Fusion 45, 2019, which has CC, the mean correlation with both sources, as well.
@@ -42,17 +41,16 @@ def peak_signal_to_noise(fused: Grey, visible: Grey, infrared: Grey) -> float:
 
 
 def fidelity(fused: Grey, source: Grey) -> float:
-    """VIF: how much of the information that an eye gets from `source` it gets from `fused`.
+    """VIF with one source; the metric is the sum over both sources.
 
-    1 if they are equal, 0 if nothing is left, above 1 where contrast was added; NaN if the source
-    has no information, being of one level, or an image has a side below 41 pixels. The measure is
-    the sum over both sources. In the pixel domain, on four scales: Sheikh and Bovik, "Image
-    information and visual quality", IEEE Transactions on Image Processing 15(2), 2006, and the
-    code that they published since, which the constants are from.
+    It is 1 if the images are equal, 0 if no information is left, and above 1 if contrast was added;
+    NaN if the source is constant or a side is below 41 pixels. Pixel domain, four scales: Sheikh
+    and Bovik, "Image information and visual quality", IEEE Transactions on Image Processing 15(2),
+    2006; the constants are those of their published code.
     """
     if min(fused.shape) < VIF_SIDE:
         return math.nan
-    noise, tiny = 2.0, 1e-10  # variance of the eye's noise; what counts as no variance
+    noise, tiny = 2.0, 1e-10  # variance of visual noise; smaller variances count as 0
     image, reference = _real(fused), _real(source)
     kept = total = 0.0
     for scale in range(4):
@@ -105,8 +103,8 @@ def artefacts(fused: Grey, visible: Grey, infrared: Grey) -> float:
     Petrovic and Xydeas, "Objective image fusion performance characterisation", ICCV 2005, as
     modified by Shreyamsha Kumar, "Multifocus and multispectral image fusion based on pixel
     significance using discrete cosine harmonic wavelet transform", Signal, Image and Video
-    Processing 7, 2013, whose code the constants are from and most tables are made with. Beyond
-    the border the outermost pixels go on.
+    Processing 7, 2013. The constants are those of his code, which most published tables use.
+    Images are padded by repeating the border pixels.
     """
     fused_edges = _edges(fused)
     added = np.ones(fused.shape, bool)
@@ -126,7 +124,7 @@ def artefacts(fused: Grey, visible: Grey, infrared: Grey) -> float:
 
 
 def _edges(image: Grey) -> tuple[Real, Real]:
-    """Strength, in grey levels a pixel, and orientation modulo pi."""
+    """Strength, in grey levels per pixel, and orientation modulo pi."""
     across, down = (ndimage.sobel(_real(image), axis=axis, mode="nearest") / 8 for axis in (1, 0))
     return np.hypot(across, down), np.arctan2(across, down) % np.pi
 
@@ -141,7 +139,7 @@ def _moments(first: Real, second: Real, window: Real) -> tuple[Real, Real, Real,
 
 
 def _filtered(image: Real, window: Real) -> Real:
-    """The image under the window, along both axes, where that lies within the image."""
+    """The image filtered along both axes, only where the window lies inside the image."""
     inside = slice(len(window) // 2, -(len(window) // 2))
     image = ndimage.correlate1d(image, window, axis=0)[inside]
     return ndimage.correlate1d(image, window, axis=1)[:, inside]

@@ -1,11 +1,11 @@
-"""The quality measures by which infrared-visible fusion is usually compared.
+"""The usual metrics of infrared-visible fusion.
 
-All take 8-bit grey images as uint8 arrays of shape (H, W). Higher is usually called better, but
-EN, SD, SF and AG reward noise and embossing as well: read them beside MI, SSIM and Qabf, which
-compare with the sources, and look at the images.
+All take 8-bit grey images as uint8 arrays of shape (H, W). Higher counts as better, but EN, SD, SF
+and AG also reward noise and embossing: compare them with MI, SSIM and Qabf, which use the sources,
+and look at the images.
 
-Fused images are measured as they are saved, that is clipped to [0, 1] and rounded to 8 bits.
-Stretching each to the full range first, as some published tables do, raises nearly every figure.
+Fused images are evaluated as saved, that is clipped to [0, 1] and rounded to 8 bits. Stretching
+each to the full range first, as for some published tables, raises nearly all metrics.
 """
 
 import numpy as np
@@ -99,7 +99,7 @@ def similarity(fused: Grey, source: Grey) -> float:
 
 
 def edge_transfer(fused: Grey, visible: Grey, infrared: Grey) -> float:
-    """Qabf: how much of the sources' edges arrived in the fused image, 0 to 1.
+    """Qabf: the share of the sources' edges that the fused image has, 0 to 1.
 
     Strength and orientation of every Sobel edge are compared; strong source edges count more.
     Constants and formulas: Xydeas and Petrovic, "Objective image fusion performance measure",
@@ -120,7 +120,7 @@ def _entropy_of_counts(counts: NDArray[np.int64]) -> float:
 
 
 def correlation(first: Real, second: Real) -> float:
-    """Pearson's; a constant image correlates with nothing."""
+    """Pearson's correlation coefficient; 0 if an image is constant."""
     first = first - first.mean()
     second = second - second.mean()
     scale = np.sqrt(np.sum(first**2) * np.sum(second**2))
@@ -130,7 +130,7 @@ def correlation(first: Real, second: Real) -> float:
 def _sobel(image: Grey) -> tuple[Real, Real]:
     """Strength and orientation, modulo pi, of the edge at every pixel."""
     levels = image.astype(np.float64)
-    # Beyond the border lies black, as in the evaluation code most tables come from.
+    # Zero padding, as in the evaluation code most tables come from.
     across = ndimage.sobel(levels, axis=1, mode="constant")
     down = ndimage.sobel(levels, axis=0, mode="constant")
     return np.hypot(across, down), np.arctan2(down, across) % np.pi

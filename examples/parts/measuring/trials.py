@@ -1,4 +1,4 @@
-"""Trainings that are compared with each other: each from its settings, kept on disk, run once."""
+"""Trainings to compare: each is run once for its settings and kept on disk."""
 
 import hashlib
 import json
@@ -29,15 +29,15 @@ from parts.networks.fusing import fuse_with
 from parts.networks.residual import AverageResidual
 from parts.training.short import BATCH_SIZE, LEARNING_RATE, train
 
-#: Beside the measures of `metrics`: mean grey level, and correlation with the brighter source after
-#: means over 16 x 16 pixels, which says whether the scene is still there.
+#: In addition to `metrics`: mean grey level, and correlation with the maximum of the sources after
+#: averaging over 16 x 16 pixels, which is near 1 if the fused image shows the same scene.
 BRIGHTNESS = "mean"
 LAYOUT = "layout"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """All that a training of DenseFuse depends on, but for the encoder and the images."""
+    """The settings of a training of DenseFuse, except the encoder and the images."""
 
     seed: int = 0
     steps: int = 150
@@ -76,19 +76,19 @@ class Trial:
         )
 
     def without_language(self) -> "Trial":
-        """The same with the sentence taken out: similarity and regularizer are left."""
+        """The same without the language terms: similarity and regularizer remain."""
         return replace(self, direction=0.0, patch=0.0, prompt=Trial.prompt)
 
     @property
     def key(self) -> str:
-        """A folder name of its own."""
+        """A unique folder name."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         return f"{self.seed}-{digest[:12]}"
 
 
 @dataclass
 class Bench:
-    """What all trials share, and where they are kept."""
+    """What all trials share: encoder, images, device and the folder for results."""
 
     encoder: FrozenCLIP
     training: Sequence[Pair]
@@ -114,8 +114,7 @@ class Bench:
             raise ValueError(f"{self.folder} holds runs with other pairs; choose another --out")
 
     def run(self, trial: Trial, part: str = "test") -> dict[str, float]:
-        """Mean measures of the "test" or "shown" pairs as `trial` fuses them, trained now or
-        before."""
+        """Mean metrics of the "test" or "shown" pairs; trains first if that was not done before."""
         return metrics.mean(self.rows(trial, part))
 
     def rows(self, trial: Trial, part: str = "test") -> list[dict[str, float]]:
@@ -155,7 +154,7 @@ class Bench:
         return json.loads(report.read_text(encoding="utf-8"))
 
     def seconds_a_step(self, trial: Trial) -> float:
-        """Time of a training step, a median; measured once and kept, like all else."""
+        """Median time of a training step in seconds; measured once and kept on disk."""
         report = self.folder / trial.key / "seconds.json"
         if not report.is_file():
             seconds = []
@@ -182,7 +181,7 @@ class Bench:
             content[part] = self.measure(images, part)
         last = max(1, trial.steps // 10)
         content["losses"] = {name: sum(values[-last:]) / last for name, values in history.items()}
-        with written_whole(folder / "metrics.json") as temporary:  # last: it says that all is there
+        with written_whole(folder / "metrics.json") as temporary:  # last: it marks a complete run
             temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
     def fit(self, network: nn.Module, criterion: nn.Module, trial: Trial) -> dict[str, list[float]]:

@@ -1,25 +1,25 @@
-"""A network that is told at fusing time what to make: the sentence is one of its inputs."""
+"""Networks conditioned on a sentence, which can be chosen at inference."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Conditioned(nn.Module):
-    """A convolutional network whose channels are scaled and shifted as a vector says.
+    """A convolutional network whose channels are scaled and shifted depending on a vector.
 
     Feature-wise linear modulation (Perez et al., "FiLM: Visual Reasoning with a General
-    Conditioning Layer", AAAI 2018) after every convolution of `network`. It starts as `network`
-    itself, whatever the vector: the last layer that makes scales and shifts begins at zero.
+    Conditioning Layer", AAAI 2018) after each convolution of `network`. Before training it
+    computes the same as `network` for any vector, as the layer of scales and shifts is zero.
 
     Args:
         network: called as ``network(visible, infrared)``; its convolutions are replaced in place.
         dimension: length D of the vectors.
-        width: of the one hidden layer between vector and scales.
+        width: width of the hidden layer between vector and scales.
 
     Shape:
         visible, infrared: (N, 1, H, W), as `network` takes them.
-        vector: (N, D) unit vectors, one an image, or (1, D) for all.
-        returns: as `network` returns it.
+        vector: (N, D) unit vectors, one per image, or (1, D) for all.
+        returns: as `network`.
 
     Raises:
         ValueError: `network` has no convolution, or `vector` another shape.
@@ -55,9 +55,9 @@ class Conditioned(nn.Module):
         ):  # fmt: skip
             raise ValueError(
                 f"`vector` must have shape ({len(visible)}, {self.dimension}) or "
-                f"(1, {self.dimension}), got {tuple(vector.shape)}; pass one direction an image"
+                f"(1, {self.dimension}), got {tuple(vector.shape)}; pass one direction per image"
             )
-        # The entries of a unit vector are small: as large as those of other inputs, they learn.
+        # Scaled to a root mean square of 1; the small entries of a unit vector train slowly.
         changes = self.modulation(vector * self.dimension**0.5)
         for layer, change in zip(self._layers, changes.split(self._sizes, dim=1), strict=True):
             layer.change = change
@@ -69,7 +69,7 @@ class Conditioned(nn.Module):
 
 
 class _Modulated(nn.Module):
-    """A convolution, scaled and shifted by `change`, (N or 1, 2 C), which lasts for one call."""
+    """A convolution whose output is scaled and shifted by `change`, (N or 1, 2 C)."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -82,9 +82,9 @@ class _Modulated(nn.Module):
 
 
 def told(network: Conditioned, vector: Tensor) -> nn.Module:
-    """`network` with a (D,) vector filled in, to be called as ``(visible, infrared)``.
+    """`network` with a fixed (D,) vector, called as ``(visible, infrared)``.
 
-    Any vector will do, a blend of two directions as well; it is brought to unit length.
+    The vector is normalised; it may be an interpolation of two directions.
     """
     return _Told(network, torch.nn.functional.normalize(vector, dim=0)[None])
 

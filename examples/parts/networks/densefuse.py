@@ -33,15 +33,14 @@ class DenseEncoder(nn.Module):
 class DenseFuse(nn.Module):
     """One encoder for both sources, one decoder; 74,193 parameters.
 
-    The defaults are the paper's. Its PyTorch port differs in three things, which are options here
-    so that the port's weights fuse as they do there; `parts.networks.catalogue` names it
-    "densefuse-port".
+    The defaults are the paper's. The options reproduce its PyTorch port, "densefuse-port" in
+    `parts.networks.catalogue`, so that the port's weights give the same images as there.
 
     Args:
         fusion: "add" the features of the sources, or "average" them as the port does.
-        relu: end with a ReLU, as the port does. About half of all random starts have an exactly
-            zero gradient with it: for trained weights only.
-        levels: what white is inside the network. The port's weights were trained on 255.
+        relu: end with a ReLU, as the port does. Use it with trained weights only: with about half
+            of all random initialisations the gradient is exactly zero.
+        levels: the value of white inside the network; 255 for the port's weights.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 2.

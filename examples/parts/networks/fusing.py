@@ -21,9 +21,9 @@ def fuse(
 ) -> Tensor:
     """`network(visible, infrared)` of a whole pair, as uint8 (1, H, W).
 
-    The image goes through in horizontal strips, so that its size is not limited by memory. Each
-    strip is `reach` rows longer at either end than what is kept of it: for a convolutional
-    network that sees no further than that, the result is the same as in one piece.
+    The image is processed in horizontal strips, so that memory does not limit its size. Each strip
+    overlaps its neighbours by `reach` rows. For a convolutional network whose receptive field
+    reaches no further, the result is the same as without strips.
     """
     network.eval()
     visible = luminance(pair.visible)[None]
@@ -40,9 +40,9 @@ def fuse(
 
 
 def fuse_with(network: nn.Module, pair: Pair, device: torch.device) -> Tensor:
-    """`fuse` in strips where the network says how far it sees, by `REACH`, or else in one piece.
+    """`fuse` in strips if the network has a `REACH`, otherwise without.
 
-    Attention and normalisation over the whole image see without limit.
+    Networks with attention or normalisation over the whole image have no limited reach.
     """
     reach = getattr(network, "REACH", None)
     if reach is None:

@@ -1,4 +1,4 @@
-"""Let a network correct the plain average instead of painting the fused image from nothing."""
+"""A residual network that corrects the average of the sources."""
 
 import torch
 from torch import Tensor, nn

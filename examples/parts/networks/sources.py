@@ -1,4 +1,4 @@
-"""What every network here asks of its two source images."""
+"""The check of the source images that all networks share."""
 
 from torch import Tensor
 
@@ -17,11 +17,11 @@ def check_sources(visible: Tensor, infrared: Tensor, *, minimum: int, reason: st
     if visible.shape != infrared.shape:
         raise ValueError(
             f"`visible` and `infrared` must have the same shape, got {tuple(visible.shape)} "
-            f"and {tuple(infrared.shape)}"
+            f"and {tuple(infrared.shape)}; crop or resize the images of a pair together"
         )
     if min(visible.shape[2:]) < minimum:
         height, width = visible.shape[2:]
         raise ValueError(
             f"{reason}, so the sources must be at least {minimum} x {minimum} pixels, "
-            f"got {height} x {width}"
+            f"got {height} x {width}; use larger images"
         )

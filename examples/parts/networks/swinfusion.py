@@ -91,9 +91,9 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """A block for each image; the queries are its own, keys and values the other's.
+    """A block per image, with its own queries and the keys and values of the other image.
 
-    Both see the other as it came in, before either is updated.
+    Both use the other image's input, before either is updated.
     """
 
     def __init__(self, number: int, drop_path: float) -> None:
@@ -171,8 +171,8 @@ class SwinFusion(nn.Module):
             visible,
             infrared,
             minimum=5,
-            reason="SwinFusion reflects up to 7 pixels to reach a multiple of 8, and no more than "
-            "there are",
+            reason="SwinFusion pads by reflection to a multiple of 8, which needs more pixels than "
+            "it adds",
         )
         height, width = visible.shape[2:]
         a, b = (self._extract(image) for image in (infrared, visible))

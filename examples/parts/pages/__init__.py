@@ -1,1 +1,1 @@
-"""What is shown: sheets of images, plots, tables and the sections of the results page."""
+"""Sheets of images, plots, tables and the sections of the results page."""

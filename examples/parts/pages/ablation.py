@@ -1,4 +1,4 @@
-"""What each part of the loss adds, and what filters do instead."""
+"""The section on the terms of the loss, with filters as controls."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ def ablation(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
     parts = [
         "## What each part of the loss adds",
         table(rows | filtered),
-        "The full loss against filters at equal AG, seed by seed:",
+        "Difference of the full loss from filters at equal AG, per seed:",
         table({name: gains(rows[FULL], other) for name, other in filtered.items()}),
         "\n".join(
             f"- {name}: the sentence is ahead in "

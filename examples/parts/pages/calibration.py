@@ -1,4 +1,4 @@
-"""How the default weights of the embedded CLIP were found."""
+"""The section on the search for the default weights of the embedded CLIP."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,12 +34,12 @@ def calibration(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -
     return "\n\n".join(
         [
             "## Where the default weights come from",
-            f"`tiny()` beside {CALIBRATION_SETTINGS} settings drawn around it, each in short "
+            f"`tiny()` is compared with {CALIBRATION_SETTINGS} random settings, each in short "
             f"trainings ({start.steps} steps of {start.crops} crops) for "
-            f"{len(SENTENCES)} sentences and without language. Steering is the share of "
-            "the wanted change that the sentences reach, structure the mean of SSIM and Qabf under "
-            f"the paper's and of the least `{LAYOUT}` under any. Stars "
-            "mark the front: no other setting is better in both.",
+            f"{len(SENTENCES)} sentences and without language. Steering is the mean share of the "
+            "target changes that is reached. Structure is the mean of SSIM and Qabf with the "
+            f"paper's sentence and of the smallest `{LAYOUT}` with any sentence. Stars mark the "
+            "Pareto front: no other setting is better in both.",
             "![Steering against structure](images/calibration.png)",
             table(rows, digits=None),
         ]

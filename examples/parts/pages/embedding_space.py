@@ -1,4 +1,4 @@
-"""Draw what the loss acts on: sources, fused images and texts in CLIP's space, on one plane."""
+"""Draw texts, sources and fused images on a plane of CLIP's embedding space."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,15 +22,15 @@ def save_embedding_space(
     fused: Mapping[str, Sequence[Tensor]],
     path: Path,
 ) -> None:
-    """Write two panels on the same plane: the texts, and the images with the mean of each kind.
+    """Draw two panels on the same plane: the texts, and the images with the mean of each group.
 
-    Upwards is the mean of the two steps that the objective asks for, from each modality's text to
-    the fused image's; to the right is what is left of the step from infrared to visible. Both
-    panels are centred between the two sources.
+    The vertical axis is the mean of both text directions, from the source texts to the fused
+    image's. The horizontal one is the step from the infrared to the visible text, orthogonal to it.
+    Both panels are centred between the two sources.
 
     Args:
         visible, infrared: uint8 images (1, H, W).
-        fused: the like, of the same scenes, under the name of what fused them.
+        fused: fused images of the same scenes, likewise, by the name of the method.
     """
     texts = {
         name: encoder.encode_text(getattr(objective, name)).mean(0)

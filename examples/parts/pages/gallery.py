@@ -1,4 +1,4 @@
-"""A page with one picture for each sentence: the same scene without language and with it."""
+"""The gallery page: a picture for each sentence, with the same scene without and with language."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ INTRODUCTION = """# Gallery of sentences
 Each picture shows one scene twice, fused by the same small network: left trained without language,
 right trained for the sentence above it. Nothing else differs. Below each image is its framed
 detail. The figures are means over the {count} test images of {name}.
-[How they were measured, all others, and whose the images are](results.md).
+[All results, how they were measured, and the source of the images](results.md).
 
 ## The sources"""
 

@@ -1,4 +1,4 @@
-"""Trained networks beside fusions without training, and beside published methods."""
+"""The section that compares trained networks with fusion rules and published methods."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ from parts.pages.tables import table
 
 RULES = {"average": average, "maximum": maximum, "Laplacian pyramid": laplacian_pyramid}
 
-#: Less language than `tiny()` has, the sources' own edges and intensities, and a longer training.
+#: Weaker language terms than in `tiny()`, a regularizer towards the sources' own edges and
+#: intensities, and a longer training.
 LEAD = {
     "steps": 3000,
     "structure": False,
@@ -46,12 +47,12 @@ TRIED: Sequence[Mapping[str, float]] = (
     },
 )  # fmt: skip
 
-#: Folders of this ending hold the same networks' outputs without a stretch of their contrast.
+#: Folders with this ending hold the same networks' outputs without stretched contrast.
 UNSTRETCHED = "-clamp"
-#: Stretched by its authors' code as well, and not to be had without.
+#: Methods whose code always stretches the contrast.
 ALWAYS_STRETCHED = ("DenseFuse-TF",)
 
-#: Measures in which to be ahead: more than half of the eight.
+#: Ahead in at least this many measures means ahead: more than half of the eight.
 MOST = 5
 
 #: Methods in the picture; the rest would be too small to see.
@@ -59,7 +60,7 @@ PICTURED_METHODS = ("SeAFusion", "IFCNN", "DIDFuse", "TarDAL", "U2Fusion")
 
 
 def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
-    """Trained networks beside rules and, where their images are at hand, published methods."""
+    """Compare trained networks with rules and, if their images are given, published methods."""
     leading = replace(base, **LEAD)
     ours = {
         "DenseFuse, no language": (base.without_language(), seeds),
@@ -74,9 +75,9 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         sections.append(
             "Published methods with their released weights, measured on the images as saved. Some "
             "authors' code stretches the contrast of each image to the full range, which raises "
-            "EN, SD, SF, AG and Qabf; those outputs stand apart, below. Bold is the best of a "
-            "table. *Rank* is the mean place in the eight measures; *led in* says in how many of "
-            "them the last row is ahead."
+            "EN, SD, SF, AG and Qabf; those outputs have separate tables below. The best value of "
+            "a table is bold. *Rank* is the mean place in the eight measures. *Led in* is the "
+            "number of measures in which the last row is ahead of this one."
         )
     for part, name in parts_of(bench):
         rows = {
@@ -96,14 +97,14 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     sections.append(
         f"The last row has other weights than `tiny()`: {described(leading)}. Its training takes "
         f"{minutes:.0f} minutes on {threads} CPU thread{'s' * (threads > 1)} of the machine that "
-        f"made this page. Ours were trained on {bench.names[0]} alone; {len(seeds)} "
-        f"seed{'s' * (len(seeds) > 1)}, the last row one."
+        f"made this page. Our networks were trained on {bench.names[0]} only, with "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, the last row has one."
     )
     return "\n\n".join(sections + picture(bench, ours, folder / "images" / "peers.jpg"))
 
 
 def published_images(bench: Bench, part: str) -> dict[tuple[str, str], list[Path]]:
-    """Images of a part's pairs by folder and method: those that fused all of the pairs."""
+    """Images by folder and method, for the methods that have fused all pairs of `part`."""
     names = [f"{pair.name}.png" for pair in getattr(bench, part)]
     folders = bench.published.glob("*/*/") if bench.published is not None else ()
     methods = sorted(folders, key=lambda folder: folder.name.lower())
@@ -133,7 +134,7 @@ def grey(path: Path) -> Tensor:
 
 
 def ranked(rows: Mapping[str, Row]) -> str:
-    """A Markdown table with the mean rank, and in how many measures the last row is ahead."""
+    """A Markdown table with the mean rank and the number of measures the last row is ahead in."""
     names = names_of(rows)
     lines = table({title: [{n: row[n] for n in names}] for title, row in rows.items()}).split("\n")
     for column, name in enumerate(names, 2):

@@ -1,4 +1,4 @@
-"""Curves: of the loss over a training, and of what a step costs."""
+"""Plots of the loss over a training, and of time and memory per step."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from matplotlib.figure import Figure
 from parts.files import written_whole
 from parts.pages.sheets import DOTS_PER_INCH
 
-#: Titles of panels; all other terms are as the loss returns them, unweighted.
+#: Titles of panels; all other terms are unweighted.
 TERMS = {
     "total": "total, the weighted sum",
     "kept": "kept, share of the patches",
 }
 
 COSTS = {
-    "patches": "patches an image",
-    "batch": "images a step",
+    "patches": "patches per image",
+    "batch": "images per step",
     "size": "side of the images in pixels",
 }
 
 
 def save_loss_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Write a panel a loss term and in it a line a run; faint is each step, bold their mean."""
+    """Draw a panel per loss term with a line per run: single steps faint, their mean bold."""
     terms = list(next(iter(histories.values())))
     columns = min(3, len(terms))
     rows = -(-len(terms) // columns)
@@ -59,10 +59,10 @@ def running_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save_costs(curves: Sequence[dict], path: Path) -> None:
-    """Write seconds a step above and gigabytes below, a column for each curve.
+    """Draw seconds per step (top) and gigabytes (bottom), one column per curve.
 
     Raises:
-        ValueError: a curve is not what the benchmark writes.
+        ValueError: a curve was not written by benchmark.py.
     """
     figure = Figure(figsize=(3.6 * len(curves), 4.6), dpi=160, layout="constrained")
     panels = figure.subplots(2, len(curves), squeeze=False, sharex="col")
@@ -75,9 +75,12 @@ def save_costs(curves: Sequence[dict], path: Path) -> None:
                 axes.set_ylim(0, 1.15 * max(costs))
                 axes.set_xlim(left=0)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not a curve by benchmark.py --curve --json: {error}") from error
+            raise ValueError(
+                "--draw must have files written by benchmark.py --curve with --json, got another "
+                f"content: {error}"
+            ) from error
         memory.set_xlabel(label)
-    panels[0, 0].set_ylabel("seconds a step")
+    panels[0, 0].set_ylabel("seconds per step")
     panels[1, 0].set_ylabel("peak memory, GB")
     with written_whole(path) as temporary:
         figure.savefig(temporary)

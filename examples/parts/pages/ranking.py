@@ -1,4 +1,4 @@
-"""What the loss thinks of fusions made by hand."""
+"""The section on the loss of hand-made fusions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,12 +61,12 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
     zero_shot = modality_table(bench.encoder, visible, infrared)
     accuracy = {name: [row] for name, row in zero_shot.items()}
     parts = [
-        "## What the loss thinks of fusions made by hand",
-        "Least loss first. The good one takes the base of the brighter source and the detail of "
-        f"the stronger; of {len(ordered)} it comes {places[0]} by the whole loss, with the "
-        f"regularizer, and {places[1]} by CLIP's terms alone.",
+        "## The loss of hand-made fusions",
+        'Sorted by the loss, lowest first. The fusion "good" has the base of the brighter source '
+        f"and the detail of the stronger one; of {len(ordered)} fusions it is {places[0]} by the "
+        f"whole loss, with the regularizer, and {places[1]} by the CLIP terms alone.",
         table(ordered, digits=3),
-        "Zero-shot, by the paper's texts for the modalities:",
+        "Zero-shot classification of the sources with the paper's texts:",
         table(accuracy, digits=2),
     ]
     if bench.shown:
@@ -79,7 +79,7 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
         windows = [sheets.salient_window(*(to_8bit(i[0]) for i in pair)) for pair in pairs]
         path = folder / "images" / "ranking.jpg"
         sheets.save_sheet(pictures, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
-        parts.append("![From least loss to most](images/ranking.jpg)")
+        parts.append("![From the lowest loss to the highest](images/ranking.jpg)")
     return "\n\n".join(parts)
 
 

@@ -32,9 +32,9 @@ Window = tuple[slice, slice]
 
 
 def salient_window(visible: Tensor, infrared: Tensor) -> Window:
-    """Where the sources differ most in small things: usually a warm target in its surroundings.
+    """The window in which fine details of the sources differ most: usually around a warm target.
 
-    Takes uint8 images (1, H, W); the window has `DETAIL` of either side.
+    Takes uint8 images (1, H, W); the window has the share `DETAIL` of their height and width.
     """
     return _least(-_fine(infrared.float() - visible.float()).square())
 
@@ -84,10 +84,10 @@ def save_sheet(
     """Write groups of uint8 images (1 or 3, H, W) of the same scenes, each with an enlarged detail.
 
     Args:
-        groups: by title; each a column, or a row if `as_rows`.
-        windows: the detail of each scene; it is framed in the whole image, and lies below it, or to
+        groups: images by title; each group is a column, or a row if `as_rows`.
+        windows: the detail of each scene. It is framed in the image and enlarged below it, or to
             its right if `as_rows`.
-        path: where to.
+        path: the file to write.
         cell_inches: width of a column, or height of a row; less where the sheet would become
             taller than a screen.
     """

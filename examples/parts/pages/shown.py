@@ -1,4 +1,4 @@
-"""Rows of the shown pairs, fused by several trials, as a picture on a page."""
+"""Pictures of the pairs of --show, fused by several trials."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +9,13 @@ from parts.data.images import luminance, to_8bit
 from parts.measuring.trials import Bench, Trial
 from parts.pages import sheets
 
-#: Pairs to measure again; which of them are in the pictures, and which on the front page; and the
-#: height of an image in the pictures.
+#: Number of pairs of --show, which are measured too.
 SHOWN_PAIRS = 5
 
+#: Indices of those in the pictures.
 PICTURED = (0, 3, 4)
 
+#: Height of an image in the pictures.
 SHOWN_INCHES = 1.3
 
 
@@ -43,5 +44,5 @@ def shown_groups(
 
 
 def within(bench: Bench, indices: Sequence[int]) -> list[int]:
-    """Those of the shown pairs that there are."""
+    """`indices`, limited to the number of shown pairs."""
     return sorted({min(index, len(bench.shown) - 1) for index in indices})

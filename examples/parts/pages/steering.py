@@ -24,8 +24,8 @@ from parts.pages.gallery import save_gallery, unknown_words
 from parts.pages.shown import picture, shown_groups
 from parts.pages.tables import table
 
-#: Sentences, and the change against the same loss without language that each is to reach, in
-#: percent. None: no measure may change by more than `SILENCE`.
+#: Sentences and their target changes in percent, against the same loss without language. None: no
+#: measure may change by more than `SILENCE`.
 WANTED: Mapping[str, Mapping[str, float] | None] = {
     Trial.prompt: {"AG": 60, "SD": 20},
     "a dark image": {BRIGHTNESS: -30},
@@ -38,7 +38,7 @@ WANTED: Mapping[str, Mapping[str, float] | None] = {
 
 SILENCE = 3.0
 
-#: `LAYOUT` of a fused image in which the scene is still the sources'.
+#: `LAYOUT` from which on a fused image shows the scene of its sources.
 WANTED_LAYOUT = 0.9
 
 FRONT_PAGE = (3, 4)
@@ -47,7 +47,7 @@ NO_LANGUAGE = "no language"
 
 
 def summary(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
-    """Three sentences: what the sentence changes, what it costs, what a filter does instead."""
+    """The summary: effect of the sentence, its cost, and the comparison with filters."""
     silent = over_seeds(bench, base.without_language(), seeds)
 
     def effect(prompt: str, measure: str) -> str:
@@ -85,7 +85,7 @@ def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
     parts = ["## What a sentence does"]
     parts += picture(bench, trials, folder / "images" / "steering.jpg")
     if bench.shown:
-        parts.append("[One larger picture a sentence](gallery.md).")
+        parts.append("[A larger picture for each sentence](gallery.md).")
         spoken = {prompt: trials[f'"{prompt}"'] for prompt in WANTED}
         save_gallery(bench, {NO_LANGUAGE: trials[NO_LANGUAGE]}, spoken, seeds, folder)
         front_page = {name: trials[name] for name in (f'"{Trial.prompt}"', '"a dark image"')}
@@ -93,7 +93,7 @@ def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
         sheets.save_sheet(columns, windows, folder / "images" / "prompts.jpg")
     parts += in_clips_space(bench, base, trials, seeds[0], folder)
     parts += [
-        "Does it do what it says? Change against no language:",
+        "Does each sentence have the intended effect? Change against no language:",
         verdicts(bench, trials, seeds),
     ]
     parts.append(order(bench, trials, seeds))
@@ -117,7 +117,7 @@ def steering(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
 def in_clips_space(
     bench: Bench, base: Trial, trials: Mapping[str, Trial], seed: int, folder: Path
 ) -> list[str]:
-    """Draw where the objective points and where the images went; returns the Markdown for it."""
+    """Draw texts and fused images in the embedding space; returns the Markdown for it."""
     named = {name: trials[name] for name in (*list(trials)[:2], '"a dark image"')}
     for trial in named.values():  # nobody may have asked for these yet
         bench.run(replace(trial, seed=seed))
@@ -130,8 +130,8 @@ def in_clips_space(
         folder / "images" / "embedding-space.png",
     )
     return [
-        "The same in CLIP's space. Read it upwards: the higher fused images lie above both "
-        "sources, the further they went where the paper's sentence points.",
+        "The same images in CLIP's embedding space. The higher fused images are above both "
+        "sources, the further they have moved in the direction of the paper's sentence.",
         "![Texts and images in a plane of the embedding space](images/embedding-space.png)",
     ]
 
@@ -183,6 +183,6 @@ def order(bench: Bench, trials: Mapping[str, Trial], seeds: Sequence[int]) -> st
         sentences.append(
             f'{name}: "dark" is darker than no language and "bright" brighter in {sum(ordered)} of '
             f"{len(ordered)} single images; the least mean `{LAYOUT}` of a sentence is "
-            f"{min(layouts):.2f} (at least {WANTED_LAYOUT} is wanted)."
+            f"{min(layouts):.2f} (target: at least {WANTED_LAYOUT})."
         )
     return "\n\n".join(sentences)

@@ -30,12 +30,13 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         group[0] = group[0] | {"s a step": seconds[name]}
     parts = [
         "## How much language, how many patches",
-        "To have more or less language, turn `direction_weight` and `patch_weight` up or down "
-        f"together. One seed, {base.steps} steps. x 1 is a weight of {base.direction:g} for the "
-        f"whole image and of {base.patch:g} for its patches, of which there are {base.patches} "
-        "unless said. Too much is where SF and AG still rise while Qabf falls below the run "
-        "without language: edges that no source has. Seconds are those of the whole training "
-        "step, on the processor that made this page.",
+        "To strengthen or weaken the sentence's effect, scale `direction_weight` and "
+        f"`patch_weight` together. One seed, {base.steps} steps. x 1 is a weight of "
+        f"{base.direction:g} for the whole image and of {base.patch:g} for its patches; there are "
+        f"{base.patches} patches unless the row names another number. The weights are too high if "
+        "SF and AG still rise while Qabf falls below the run without language: then the fused "
+        "image has edges that no source has. Seconds are those of a whole training step, on the "
+        "processor that made this page.",
         table(rows),
     ]
     return "\n\n".join(parts + picture(bench, trials, folder / "images" / "weights.jpg"))

@@ -1,1 +1,1 @@
-"""Training loops, and what a training leaves behind."""
+"""Training loops and checkpoints."""

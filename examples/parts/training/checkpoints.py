@@ -1,4 +1,4 @@
-"""What a training leaves behind: everything to go on with it, and to fuse images."""
+"""Checkpoints: the state of a training, to resume it and to fuse images."""
 
 import tempfile
 from collections import defaultdict
@@ -23,7 +23,7 @@ class Checkpoint(NamedTuple):
     network: str
     """Its name in `parts.networks.catalogue`."""
     settings: dict[str, Any]
-    """What decides the numbers of the run, as plain values."""
+    """All options that affect the results, as plain values."""
     step: int
     weights: dict[str, Any]
     optimizer: dict[str, Any]
@@ -31,7 +31,7 @@ class Checkpoint(NamedTuple):
     bank: EmbeddedFusionModel | None = None
     """The sentences, if the network takes one as an input."""
     encoder: str | None = None
-    """The CLIP that the loss had, as --encoder named it, to embed further sentences with."""
+    """The CLIP of the loss, as in --encoder, to embed new sentences."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -44,14 +44,14 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read what `save_checkpoint` wrote, to CPU memory and without running code from the file.
+    """Read a checkpoint of `save_checkpoint` to the CPU, without running code from the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is something else.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a checkpoint, or it is damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(f"there is no checkpoint {path}; check the path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
@@ -97,25 +97,25 @@ def _unpacked(content: Tensor) -> EmbeddedFusionModel:
 
 
 def load_weights(path: Path, name: str) -> tuple[nn.Module, bool]:
-    """The network of that name with the weights of a file from elsewhere, whatever their names.
+    """The network `name` with published weights, whose parameter names may be others.
 
-    A layer is told by the shapes of its weights. Layers of one shape are taken in the order of
-    the file, unless its names are those of the network here.
+    If the names differ, layers are matched by the shapes of their weights, and layers of equal
+    shape by their order in the file.
 
     Args:
-        path: a `state_dict` by `torch.save` or as safetensors, on its own or as the one entry of
-            a dictionary that is one; read without running code from the file.
-        name: in `parts.networks.catalogue`.
+        path: a `state_dict` written by `torch.save` or as safetensors, or a dictionary with exactly
+            one entry that is a state_dict. Code in the file is not run.
+        name: a name in `parts.networks.catalogue`.
 
     Returns:
-        The network on the CPU, ready to fuse; and whether some layers were told by order alone.
+        The network on the CPU, ready to fuse; and whether some layers were matched by order.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else, or its layers are not those of the network.
+        ValueError: it is not a state_dict, or its layers are not those of the network.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}; check the path")
     network = (NETWORKS | PORTS)[name]()
     ours = network.state_dict()
     try:
@@ -140,8 +140,8 @@ def load_weights(path: Path, name: str) -> tuple[nn.Module, bool]:
     if counts != wanted:
         odd = sorted(shape for shape in counts | wanted if counts.get(shape) != wanted.get(shape))
         raise ValueError(
-            f"{path} does not hold the layers of {name}; layers of these shapes are not as many "
-            "there as here: " + "; ".join(map(str, odd[:5]))
+            f"{path} does not hold the layers of {name}; check --network. The number of layers "
+            "differs for these shapes: " + "; ".join(map(str, odd[:5]))
         )
     for shape, layers in our_layers.items():
         for layer, found in zip(layers, their_layers[shape], strict=True):

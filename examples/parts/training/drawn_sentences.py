@@ -1,4 +1,4 @@
-"""One training for many sentences: each image of a batch draws its own."""
+"""One training for many sentences: a random sentence for each image of a batch."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from parts.networks.conditioned import Conditioned, told
 
 
 class DrawnSentences(nn.Module):
-    """A conditioned network and its loss in the place of a plain network and a plain loss.
+    """A conditioned network and its loss, usable in place of a plain network and a plain loss.
 
     A training loop calls it as ``network(visible, infrared)`` and then, for the same batch, as
-    ``criterion.terms(fused, visible, infrared)``. The first draws a sentence for each image from
-    torch's global generator, the second judges each image by the one it drew.
+    ``criterion.terms(fused, visible, infrared)``. The first call draws a sentence per image from
+    torch's global generator; the second computes the loss of each image for its sentence.
 
     Args:
-        network: trained; called with the vector of each image's sentence.
+        network: the network to train; it gets the text direction of each image's sentence.
         criterion: the loss.
         bank: the sentences to draw from, made by ``criterion.embed(sentences)``.
         weights: how often each is drawn, relative to the others; None: evenly.
@@ -35,7 +35,7 @@ class DrawnSentences(nn.Module):
         self.network = network
         self.criterion = criterion
         self.bank = bank
-        # No buffer: the host draws, so that no device is waited for.
+        # Not a buffer: drawn on the host, so as not to wait for the device.
         self._weights = torch.tensor(weights or [1.0] * len(bank), dtype=torch.float64)
         self._drawn: EmbeddedFusionModel | None = None
 
@@ -48,7 +48,7 @@ class DrawnSentences(nn.Module):
         return self.criterion.terms(fused, visible, infrared, objectives=self._drawn)
 
     def told_some(self, count: int) -> dict[str, nn.Module]:
-        """The network as told some of the sentences, at most `count`, each quoted."""
+        """The network with a fixed sentence, for at most `count` sentences, by the quoted text."""
         return {
             f'"{self.bank.objectives[row].fused[0]}"': told(
                 self.network, self.bank.text_direction[row]

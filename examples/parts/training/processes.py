@@ -1,9 +1,9 @@
 """One process or many: `torchrun` starts them, PyTorch's DistributedDataParallel joins them.
 
-Accelerate would spare some thirty lines of ours. But of several processes it puts each on the GPU
-of its own number whatever --device says, it computes --amp fp16 on a CPU in float32 without a word,
-and its checkpoints are folders, written piece by piece and read by every machine. Lightning Fabric
-rounds the images that the loss sees to the type that --amp names, and on a CPU makes fp16 bf16.
+Why not Accelerate, which would save about thirty lines: with several processes it ignores --device,
+it silently computes --amp fp16 on a CPU in float32, and its checkpoints are folders that are not
+written atomically and that all machines must read. Why not Lightning Fabric: it rounds the images
+for the loss to the dtype of --amp, and on a CPU it replaces fp16 by bf16.
 """
 
 import os
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """Who takes part: this is number `rank` of `world`, and computes on `device`."""
+    """This process is number `rank` of `world` and computes on `device`."""
 
     rank: int
     world: int
@@ -38,9 +38,9 @@ class Processes:
         return self.rank == 0
 
     def share(self, make: Callable[[], T]) -> T:
-        """What `make` returns or raises in the first process, in every process.
+        """Call `make` in the first process; all processes return or raise what it does there.
 
-        On several machines only the first may have the files that `make` reads.
+        So only the first of several machines needs the files that `make` reads.
         """
         if self.world == 1:
             return make()
@@ -64,12 +64,12 @@ class Processes:
 
 @contextmanager
 def joined_processes(device: str | None) -> Iterator[Processes]:
-    """Meet the other processes that `torchrun` started, or be the only one.
+    """Join the processes that `torchrun` started; without it there is one process.
 
-    With several GPUs in a machine each process takes its own, unless `device` names another.
+    Each process uses the GPU of its local rank, unless `device` is given.
 
     Raises:
-        ValueError: if nothing can be computed on `device`.
+        ValueError: `device` does not work here.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -89,9 +89,9 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
 
 @contextmanager
 def stop_on_request() -> Iterator[Event]:
-    """Turn Ctrl-C, or the SIGTERM that clusters send, into a request to stop at the next chance.
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step.
 
-    A second Ctrl-C stops at once.
+    A second one stops at once.
     """
     request = Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

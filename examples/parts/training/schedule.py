@@ -6,18 +6,18 @@ from collections.abc import Sequence
 def learning_rate_factor(
     done: float, step: float, *, warmup: float, milestones: Sequence[float]
 ) -> float:
-    """What to multiply the learning rate with in a step; all times are in epochs.
+    """The factor of the learning rate in a step; all times are in epochs.
 
-    The paper warms up linearly over the first epoch and halves at epochs 50, 60, 70, 80 and 90.
-    (Its published code does neither: the warm-up fails, and once mended counts iterations.)
-    A function of the step alone: PyTorch's LambdaLR would need it too, and its state besides;
-    LinearLR and MultiStepLR count whole steps, and round on the way.
+    The paper warms up linearly over the first epoch and halves the rate at epochs 50, 60, 70, 80
+    and 90. Its published code does neither: the warm-up raises an error, and if that is fixed it
+    counts iterations. PyTorch's schedulers are not used: LambdaLR would need this function and
+    state of its own, LinearLR and MultiStepLR count whole steps and accumulate rounding errors.
 
     Args:
-        done: epochs behind us when the step begins.
-        step: epochs that the step itself takes, by all processes together.
-        warmup: length of the warm-up; 0 is none.
-        milestones: when to halve.
+        done: epochs completed before the step.
+        step: epochs in one step, of all processes together.
+        warmup: length of the warm-up; 0 for none.
+        milestones: epochs at which the rate is halved.
     """
     risen = min(1.0, (done + step) / warmup) if warmup > 0 else 1.0
     return risen * 0.5 ** sum(done >= milestone for milestone in milestones)

@@ -1,4 +1,4 @@
-"""The sentences of one network: from the file that lists them to vectors at fusing time."""
+"""Sentences of a conditioned network: read the file of --prompts, make vectors for inference."""
 
 import hashlib
 import math
@@ -14,22 +14,22 @@ from parts.files import readable_name
 from parts.losses.language import load_clip
 from parts.networks.conditioned import Conditioned, told
 
-#: A million to one is enough, and no sum of such weights overflows.
+#: Largest weight of a sentence; sums of such weights do not overflow.
 HEAVIEST = 1e6
 
-#: Of a blend: beyond it two steps would have one percentage, and so one folder.
+#: Largest number of steps of --blend, whose folders are named by whole percentages.
 MOST_STEPS = 101
 
 
 def read_sentences(path: Path) -> dict[str, float]:
-    """The file of train.py's --prompts: each sentence, and how often it is drawn.
+    """The sentences in a file of train.py's --prompts, with their weights.
 
-    A sentence a line. Before it may stand a weight from above 0 to `HEAVIEST` and a bar, as in
-    ``2.5 | a dark image``; without them the weight is 1. Empty lines and lines that begin with #
-    say nothing.
+    Each line has one sentence, optionally after a weight and a bar, as in ``2.5 | a dark image``.
+    Weights are above 0 and at most `HEAVIEST`; the default is 1. Empty lines and lines that begin
+    with # are ignored.
 
     Raises:
-        OSError, ValueError: the file cannot be read, holds no sentence, or a line is otherwise.
+        OSError, ValueError: the file cannot be read, has no sentence, or a line is wrong.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -50,8 +50,8 @@ def read_sentences(path: Path) -> dict[str, float]:
             raise ValueError(f"{place}: a sentence must follow the bar, got {line!r}")
         if sentence in sentences:
             raise ValueError(
-                f"{place}: each sentence must stand once, got {sentence!r} again; "
-                "one to be drawn more often has a weight, as in 2.5 | a dark image"
+                f"{place}: each sentence must be listed once, got {sentence!r} again; to draw it "
+                "more often give it a weight, as in 2.5 | a dark image"
             )
         sentences[sentence] = _weight(weight.strip(), place)
     if not sentences:
@@ -69,22 +69,24 @@ def _weight(text: str, place: str) -> float:
         weight = math.nan
     if not 0 < weight <= HEAVIEST:
         raise ValueError(
-            f"{place}: before a bar must stand a weight above 0 and up to {HEAVIEST:.0f}, got "
-            f"{text!r}; write 2.5 | a dark image, or the sentence alone"
+            f"{place}: the weight before the bar must be above 0 and at most {HEAVIEST:.0f}, got "
+            f"{text!r}; write for example 2.5 | a dark image, or the sentence alone"
         )
     return weight
 
 
 def vectors_of(texts: Iterable[str], bank: EmbeddedFusionModel, encoder: str) -> dict[str, Tensor]:
-    """The (D,) direction of each text, as a network that was trained with `bank` takes it.
+    """The (D,) text direction of each text, as input for a network that was trained with `bank`.
 
     Args:
-        texts: those of the bank are looked up; others have its source texts.
-        bank: what the network was trained for.
-        encoder: the CLIP of the training, as `load_clip` takes it; loaded for new texts only.
+        texts: descriptions of the fused image. Those in the bank are looked up; new ones are
+            embedded with the bank's texts for the sources.
+        bank: the sentences of the training.
+        encoder: the CLIP of the training, see `load_clip`; only loaded for new texts.
 
     Raises:
-        OSError, ValueError: there is no such CLIP, or it is another one; a text is unusable.
+        OSError, ValueError: the CLIP is not available or not that of the training, or a text is
+            unusable.
     """
     known = {
         objective.fused: vector
@@ -115,14 +117,14 @@ def told_by_folder(
     bank: EmbeddedFusionModel,
     encoder: str,
 ) -> dict[str, nn.Module]:
-    """`network` as told each of the sentences, by the folder for what it fuses.
+    """`network` with each of the sentences, by the folder for its fused images.
 
     Args:
         network: trained with `bank`.
-        prompts: a folder each.
-        blend: from one sentence to another in 2 to `MOST_STEPS` steps: a folder for each, named by
-            the share of the second in percent.
-        bank, encoder: as in `vectors_of`, which says what is raised.
+        prompts: sentences, one folder each.
+        blend: two sentences and a number of steps, 2 to `MOST_STEPS`: one folder per step, named
+            by the share of the second sentence in percent.
+        bank, encoder: as in `vectors_of`, which lists the errors.
     """
     ends = blend[:2] if blend else ()
     vectors = vectors_of([*prompts, *ends], bank, encoder)
@@ -138,7 +140,7 @@ def told_by_folder(
 
 
 def folder_name(sentence: str) -> str:
-    """A readable folder for a sentence: a-dark-image; with a digest where words are lost."""
+    """A readable folder name such as a-dark-image; with a digest if the sentence was changed."""
     words = readable_name(sentence)
     if words.replace("-", " ") == sentence:
         return words

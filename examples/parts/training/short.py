@@ -1,4 +1,4 @@
-"""A short training, in one process and without files, of quickstart.py and evidence.py.
+"""A short training in one process and without files, for quickstart.py and evidence.py.
 
 `trainer` holds the long training of train.py, which can be stopped and resumed.
 """
@@ -15,7 +15,7 @@ from parts.data.pairs import Pair
 from parts.training.processes import Processes
 from parts.training.step import TrainingStep
 
-#: The crops have the size at which the embedded CLIP sees images, so that it sees every pixel.
+#: The crops have the input size of the embedded CLIP, so they are not resized.
 BATCH_SIZE = 3
 CROP_SIDE = 96
 LEARNING_RATE = 1.5e-3
@@ -36,12 +36,12 @@ def train(
 ) -> dict[str, list[float]]:
     """Train `network(visible, infrared) -> fused` in place; returns every step's loss terms.
 
-    `seed` decides which crops are seen; with `amp` the network computes in bfloat16.
-    `learning_rate` is that of the start and falls to 0 on a cosine. A step takes `batch_size`
-    crops, by default `BATCH_SIZE`.
+    `seed` determines the crops; with `amp` the network computes in bfloat16. The learning rate
+    falls from `learning_rate` to 0 on a cosine. A step has `batch_size` crops, by default
+    `BATCH_SIZE`.
 
     Raises:
-        ValueError: if the loss is no longer a finite number.
+        ValueError: the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     batches = (random_crops(pairs, generator, batch_size) for _ in range(steps))

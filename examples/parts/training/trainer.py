@@ -40,7 +40,7 @@ class Plan:
     network: str
     """Its name in the checkpoints."""
     settings: dict[str, Any]
-    """Whatever decides the numbers, as plain values: a resumed training must have the same."""
+    """All options that affect the results, as plain values; they must not change on resuming."""
     out: Path
     steps: int
     """When to end, counted from the very beginning."""
@@ -62,8 +62,8 @@ class Plan:
 class Trainer:
     """Trains a network under its losses as `plan` says.
 
-    A step's crops, patches, noise and everything else random depend on the seed, the step and
-    the process alone. So a resumed training goes on with the numbers of one that never stopped.
+    Crops, patches, noise and all other random numbers depend only on the seed, the step and the
+    process. So a resumed training continues with the same numbers as one without interruption.
     """
 
     plan: Plan
@@ -108,7 +108,8 @@ class Trainer:
         ]
         if changed:
             raise ValueError(
-                f"cannot resume {self.plan.out} with other settings: {'; '.join(changed)}"
+                f"--resume must have the settings of the training in {self.plan.out}, but "
+                f"{'; '.join(changed)}; pass the same options, or choose another --out"
             )
         self.network.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.optimizer)
@@ -140,7 +141,7 @@ class Trainer:
                 writer.writerow(row)
                 log.flush()
                 shown = {"loss": f"{row['total']:.4g}", "rate": f"{row['rate']:.2g}"}
-                if "language_kept" in row:  # near 0 the language has next to nothing to go by
+                if "language_kept" in row:  # near 0 the patch term has almost no effect
                     shown["kept"] = f"{row['language_kept']:.2f}"
                 bar.set_postfix(shown, refresh=False)
                 if self.step == last or stopping or _is_multiple(self.step, self.plan.save_every):
@@ -198,11 +199,11 @@ class Trainer:
     def _enter_stage(self, epoch: float) -> None:
         self.combined.reconstructing = epoch < self.plan.reconstruction_epochs
         if epoch - self._epochs_a_step < self.plan.reconstruction_epochs <= epoch:
-            # Averages over the first stage's far larger gradients would hold the second back.
+            # Moving averages of the first stage's far larger gradients would slow the second.
             self.optimizer.state.clear()
 
     def _open_log(self) -> TextIO:
-        """The log, less what a killed run wrote to it after its last checkpoint."""
+        """The open log, without the rows that a killed run wrote after its last checkpoint."""
         if not self.processes.is_first:
             return open(os.devnull, "w", encoding="utf-8")
         path = self.plan.out / LOG
