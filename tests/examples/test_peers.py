@@ -66,11 +66,13 @@ def test_ranks_of_measures():
     def row(en, sd):
         return {"EN": en, "SD": sd, "mean": 100.0, "layout": 1.0}
 
-    lines = peers.ranked({"a": row(3.0, 1.0), "b": row(1.0, 5.0), "c": row(2.0, 4.0)}).split("\n")
+    rows = {"a": row(3.0, 1.0), "rule": row(2.5, 9.0), "b": row(1.0, 5.0), "c": row(2.0, 4.0)}
+    lines = peers.ranked(rows, ["a", "b"]).split("\n")
     assert lines[0] == "| | EN | SD | rank | led in |"
     assert lines[2:] == [
-        "| a | **3.00** | 1.000 | 2.00 | 1 |",
-        "| b | 1.000 | **5.00** | 2.00 | 1 |",
+        "| a | **3.00** | 1.000 | 2.00 | 1 |",  # the rule takes no place from it
+        "| rule | 2.50 | **9.00** | 1.50 | 0 |",
+        "| b | 1.000 | 5.00 | 2.00 | 1 |",
         "| c | 2.00 | 4.00 | 2.00 | 0 |",
     ]
 

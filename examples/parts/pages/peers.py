@@ -1,7 +1,7 @@
 """The section that compares trained networks with fusion rules and published methods."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +76,8 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
             "Published methods with their released weights, measured on the images as saved. Some "
             "authors' code stretches the contrast of each image to the full range, which raises "
             "EN, SD, SF, AG and Qabf; those outputs have separate tables below. The best value of "
-            "a table is bold. *Rank* is the mean place in the eight measures. *Led in* is the "
+            "a table is bold. *Rank* is the mean place in the eight measures among the "
+            "published methods and the last row; other rows take its place there. *Led in* is the "
             "number of measures in which the last row is ahead of this one."
         )
     for part, name in parts_of(bench):
@@ -86,12 +87,15 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         }
         plain, stretched = published_rows(bench, part)
         trained = {title: mean_of(over_seeds(bench, *of, part)) for title, of in ours.items()}
-        sections += [f"{name}:", ranked(rows | plain | trained)]
+        sections += [f"{name}:", ranked(rows | plain | trained, plain or [*rows, *trained])]
         if plain:
             sections.append(standing(plain | trained, list(plain)))
             sections += ["The way there, one seed each:", tried(bench, base, plain, part)]
         if stretched:
-            sections += [f"{name}, with stretched contrast:", ranked(stretched | trained)]
+            sections += [
+                f"{name}, with stretched contrast:",
+                ranked(stretched | trained, stretched),
+            ]
     threads = torch.get_num_threads()
     minutes = leading.steps * bench.seconds_a_step(leading) / 60
     sections.append(
@@ -133,7 +137,7 @@ def grey(path: Path) -> Tensor:
     return to_8bit(luminance(read_image(path)))
 
 
-def ranked(rows: Mapping[str, Row]) -> str:
+def ranked(rows: Mapping[str, Row], published: Collection[str]) -> str:
     """A Markdown table with the mean rank and the number of measures the last row is ahead in."""
     names = names_of(rows)
     lines = table({title: [{n: row[n] for n in names}] for title, row in rows.items()}).split("\n")
@@ -145,7 +149,7 @@ def ranked(rows: Mapping[str, Row]) -> str:
     lines[0] += " rank | led in |"
     lines[1] += "---:|---:|"
     ahead = led(rows)
-    for line, (title, place) in enumerate(ranks(rows).items(), 2):
+    for line, (title, place) in enumerate(ranks(rows, published).items(), 2):
         lines[line] += f" {place:.2f} | {ahead[title]} |"
     return "\n".join(lines)
 
@@ -155,14 +159,20 @@ def names_of(rows: Mapping[str, Row]) -> list[str]:
     return [name for name in next(iter(rows.values())) if name not in (BRIGHTNESS, LAYOUT)]
 
 
-def ranks(rows: Mapping[str, Row]) -> dict[str, float]:
-    """The mean place of each row in the measures, from 1."""
-    return {
-        title: statistics.mean(
-            1 + sum(other[name] > row[name] for other in rows.values()) for name in names_of(rows)
+def ranks(rows: Mapping[str, Row], published: Collection[str]) -> dict[str, float]:
+    """The mean place of each row in the measures, from 1.
+
+    A published row is ranked among the published ones and the last row, any other among the
+    published ones and itself.
+    """
+    last = list(rows)[-1]
+    places = {}
+    for title, row in rows.items():
+        rivals = [rows[name] for name in (*published, last if title in published else title)]
+        places[title] = statistics.mean(
+            1 + sum(rival[name] > row[name] for rival in rivals) for name in names_of(rows)
         )
-        for title, row in rows.items()
-    }
+    return places
 
 
 def led(rows: Mapping[str, Row]) -> dict[str, int]:
@@ -187,7 +197,7 @@ def place(row: Row, published: Mapping[str, Row]) -> tuple[float, float, int]:
     """The mean rank of a row among published ones, the best of theirs, and how many of them it
     leads in at least `MOST` measures."""
     rows = {**published, "": row}
-    places = ranks(rows)
+    places = ranks(rows, published)
     own = places.pop("")
     return own, min(places.values()), sum(led(rows)[name] >= MOST for name in published)
 
