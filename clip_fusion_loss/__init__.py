@@ -12,7 +12,7 @@ from .loss import FusionLossTerms, LanguageDrivenFusionLoss, SourceEmbeddings
 from .objective import FusionObjective
 from .regularizers import IntensityGradientLoss, StructureLoss, VGGMaxFeatureLoss
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EmbeddedFusionModel",

@@ -165,6 +165,14 @@ def test_the_front_page_leads_to_every_page_and_names_the_version():
     assert f"Version {__version__}," in front
 
 
+def test_changelog_and_citation_have_the_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    version, date = re.findall(r"^## \[(\d.+?)\] - (.+)$", changelog, re.MULTILINE)[0]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert version == __version__
+    assert f"\nversion: {version}\ndate-released: {date}\n" in citation
+
+
 def test_the_readme_has_the_results_of_the_page():
     page = (ROOT / "docs" / "results.md").read_text()
     summary = " ".join(page.split("\n\n")[1].split())

@@ -54,11 +54,14 @@ def test_sentences_are_drawn_by_weight(weights, expected):
     drawn = DrawnSentences(torch.nn.Module(), criterion, bank, weights)
     drawn.network.forward = network
     torch.manual_seed(0)
-    drawn(*torch.zeros(2, 4000, 1, 1, 1))
-    indices = (told[0] @ bank.text_direction.T).argmax(1)
-    frequencies = torch.bincount(indices, minlength=3) / 4000
-    # Four standard deviations of a share of 4000.
-    torch.testing.assert_close(frequencies, torch.tensor(expected), rtol=0, atol=0.03)
+    for _ in range(1000):
+        drawn(*torch.zeros(2, 2, 1, 1, 1))
+    indices = (torch.stack(told) @ bank.text_direction.T).argmax(2)
+    frequencies = torch.bincount(indices.flatten(), minlength=3) / 2000
+    # Four standard deviations of a share of 1000.
+    torch.testing.assert_close(frequencies, torch.tensor(expected), rtol=0, atol=0.06)
+    if weights is None:  # none is drawn twice before another is
+        assert (indices[:, 0] != indices[:, 1]).all()
 
 
 def test_training_trains_what_takes_the_vector():

@@ -52,6 +52,7 @@ class Trial:
     window: int = 9
     flat_energy: float = 0.05
     layout_weight: float = 1.0
+    gradient_weight: float = 2.0
     patches: int = 4
     min_entropy: float | None = 6.0
     reduction: str = "kept"
@@ -216,7 +217,7 @@ class Bench:
                     layout_weight=trial.layout_weight,
                 )
                 if trial.structure
-                else IntensityGradientLoss()
+                else IntensityGradientLoss(trial.gradient_weight)
             ),
             regularizer_weight=trial.regularizer,
             num_patches=trial.patches,

@@ -36,12 +36,15 @@ class DrawnSentences(nn.Module):
         self.criterion = criterion
         self.bank = bank
         # Not a buffer: drawn on the host, so as not to wait for the device.
-        self._weights = torch.tensor(weights or [1.0] * len(bank), dtype=torch.float64)
+        sums = torch.tensor(weights or [1.0] * len(bank), dtype=torch.float64).cumsum(0)
+        self._shares = sums / sums[-1]
         self._drawn: EmbeddedFusionModel | None = None
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        rows = torch.multinomial(self._weights, len(visible), replacement=True)
-        self._drawn = self.bank[rows]
+        # Systematic sampling: equal steps through the shares from a random start. The sentences of
+        # a batch differ as far as they can, and each is still drawn as often as its weight says.
+        steps = torch.arange(len(visible)) + torch.rand((), dtype=torch.float64)
+        self._drawn = self.bank[torch.searchsorted(self._shares, steps / len(visible))]
         return self.network(visible, infrared, self._drawn.text_direction)
 
     def terms(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> FusionLossTerms:
