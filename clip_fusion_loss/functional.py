@@ -185,7 +185,7 @@ def total_loss(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         A tensor of the shape of the terms.
 
     Raises:
-        ValueError: there are not as many weights as terms.
+        ValueError: there are no terms, or not as many weights as terms.
     """
     _check_lengths(terms=terms, weights=weights)
     return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)
@@ -219,6 +219,8 @@ def _max_feature_distance(fused: Tensor, visible: Tensor, infrared: Tensor) -> T
 
 def _check_lengths(**sequences: Sequence[object]) -> None:
     (first, reference), *others = sequences.items()
+    if not reference:
+        raise ValueError(f"`{first}` must have at least one entry, got none")
     for name, sequence in others:
         if len(sequence) != len(reference):
             raise ValueError(
@@ -239,7 +241,7 @@ def intensity_gradient_loss(
     on its own.
 
     Args:
-        fused: (B, C, H, W) images in [0, 1].
+        fused: (B, C, H, W) images in [0, 1], H and W at least 2.
         visible: like `fused`.
         infrared: like `fused`.
         gradient_weight: weight of the gradient part, at least 0.
@@ -247,8 +249,7 @@ def intensity_gradient_loss(
     Returns:
         (B,) losses, at least 0.
     """
-    images = {"fused": fused, "visible": visible, "infrared": infrared}
-    checks.check_alike(images, "(B, C, H, W)")
+    _check_images_with_gradients(fused, visible, infrared)
     checks.check_number("gradient_weight", gradient_weight)
     loss = _mean_abs(fused - torch.maximum(visible, infrared))
     for axis in (-1, -2):
@@ -303,8 +304,7 @@ def structure_loss(
     Returns:
         (B,) losses, 0 to ``2 + 2 * layout_weight``; finite for constant images too.
     """
-    images = {"fused": fused, "visible": visible, "infrared": infrared}
-    checks.check_alike(images, "(B, C, H, W)")
+    _check_images_with_gradients(fused, visible, infrared)
     checks.check_number("window", window, minimum=1, whole=True)
     checks.check_number("flat_energy", flat_energy, minimum=1e-6)
     checks.check_number("layout_weight", layout_weight)
@@ -323,6 +323,16 @@ def structure_loss(
     # are constant.
     layout = 0.5 * (layouts[0] - layouts[1]).square().sum(1)
     return edges + layout_weight * layout
+
+
+def _check_images_with_gradients(fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
+    images = {"fused": fused, "visible": visible, "infrared": infrared}
+    checks.check_alike(images, "(B, C, H, W)")
+    if min(fused.shape[2:]) < 2:
+        raise ValueError(
+            f"`fused` must have at least 2 pixels per side, got {tuple(fused.shape)}; train on "
+            "larger crops"
+        )
 
 
 def _stronger(first: Tensor, second: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Draw texts, sources and fused images on a plane of CLIP's embedding space."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def save_embedding_space(
         for name, group in {"visible": visible, "infrared": infrared, **fused}.items()
     }
     plane = _plane(texts)
-    figure = Figure(figsize=(10, 6), dpi=160, layout="constrained")
+    figure = Figure(figsize=(7.5, 5.5), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2)
     flat = {name: _on(plane, vector[None], texts) for name, vector in texts.items()}
     _draw(left, flat, ["fused"])
@@ -83,12 +84,14 @@ def _draw(axes: Axes, points: Mapping[str, Tensor], targets: Sequence[str]) -> N
     for number, (name, group) in enumerate(points.items()):
         if len(group) > 1:
             axes.scatter(*group.T.numpy(), s=10, color=f"C{number}", alpha=0.35, linewidths=0)
-        axes.scatter(*means[name], s=60, color=f"C{number}", label=name, zorder=3)
+        axes.scatter(
+            *means[name], s=60, color=f"C{number}", label=textwrap.fill(name, 34), zorder=3
+        )
         if name in targets:
             for source in ("visible", "infrared"):
                 style = {"arrowstyle": "->", "color": f"C{number}", "alpha": 0.7}
                 axes.annotate("", means[name], means[source], arrowprops=style)
     axes.set_aspect("equal", adjustable="datalim")
-    legend = axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18))
     for text in legend.get_texts():
         text.set_parse_math(False)
