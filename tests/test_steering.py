@@ -372,7 +372,7 @@ class TestWrongCalls:
         "too few texts": (lambda c: ["a dark image"], ValueError, "images, 2, got 1;"),
         "too many texts": (lambda c: OBJECTIVES, ValueError, "images, 2, got 4;"),
         "no text": (lambda c: [], ValueError, "images, 2, got 0;"),
-        "one text": (lambda c: "ab", TypeError, "got 'ab'; set one for all images with criterion.set"),
+        "one text": (lambda c: "ab", TypeError, "got 'ab'; set one for all images with"),
         "one objective": (lambda c: FusionObjective(), TypeError, "criterion.set_objective"),
         "a mapping": (lambda c: {"a": "b", "c": "d"}, TypeError, r"bank\[names\]"),
         "indices": (lambda c: torch.tensor([0, 1]), TypeError, r"bank\[indices\]"),
