@@ -157,9 +157,9 @@ class FrozenCLIP(FrozenModule):
     def tiny(cls) -> FrozenCLIP:
         """Load the CLIP that comes with the package, for demonstrations and continuous integration.
 
-        Nothing is downloaded. It was trained from scratch on rendered scenes and on crops of four pairs of the TNO Image
-        Fusion Dataset. It knows about a hundred words and warns of others. It does not replace a
-        real CLIP in research.
+        Nothing is downloaded. It was trained from scratch on rendered scenes and on crops of four
+        pairs of the TNO Image Fusion Dataset. It knows about a hundred words and warns of others.
+        It does not replace a real CLIP in research.
 
         Raises:
             ValueError: its files are damaged.

@@ -176,5 +176,5 @@ def test_changelog_and_citation_have_the_version():
 def test_the_readme_has_the_results_of_the_page():
     page = (ROOT / "docs" / "results.md").read_text()
     summary = " ".join(page.split("\n\n")[1].split())
-    assert summary.startswith("**The sentence decides")
+    assert summary.startswith("**The sentence changes")
     assert summary in " ".join((ROOT / "README.md").read_text().split())

@@ -61,20 +61,22 @@ def summary(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
         for name, control in CONTROLS.items()
     }
     won_words = " and ".join(
-        f"{min(numbers)} to {max(numbers)} of 8 measures against {name}"
+        f"in {min(numbers)} to {max(numbers)} of 8 measures with {name}"
         for name, numbers in won.items()
     )
+    before, after = mean_of(silent), mean_of(full)
     return (
-        "**The sentence decides what the image looks like.** Against the same training without "
+        "**The sentence changes what the image looks like.** Against the same training without "
         f'language, "a dark image" changes the brightness by {effect("a dark image", BRIGHTNESS)}, '
         f'"a bright image" by {effect("a bright image", BRIGHTNESS)}, "a blurry image" the average '
-        f"gradient by {effect('a blurry image', 'AG')}, and the paper's sentence raises it by "
-        f"{effect(Trial.prompt, 'AG')} and the contrast by {effect(Trial.prompt, 'SD')}. "
-        "**It costs likeness to the sources**: with the paper's sentence SSIM is "
-        f"{mean_of(full)['SSIM']:.3f} (the plain average has {plain['SSIM']:.3f}) and Qabf "
-        f"{mean_of(full)['Qabf']:.3f} (average: {plain['Qabf']:.3f}). **A filter is the control**: "
-        "on images made without language, at the same average gradient, the paper's sentence is "
-        f"ahead in {won_words}."
+        f"gradient by {effect('a blurry image', 'AG')}. The paper's sentence changes the average "
+        f"gradient by {effect(Trial.prompt, 'AG')} and the contrast by "
+        f"{effect(Trial.prompt, 'SD')}. **It costs similarity to the sources**: with the paper's "
+        f"sentence SSIM is {after['SSIM']:.3f} in place of {before['SSIM']:.3f} without language, "
+        f"Qabf {after['Qabf']:.3f} in place of {before['Qabf']:.3f} (the plain average of the "
+        f"sources has {plain['SSIM']:.3f} and {plain['Qabf']:.3f}). **Compare it with a filter**: "
+        "sharpened to the same average gradient, the images without language are behind the "
+        f"paper's sentence {won_words}."
     )
 
 
