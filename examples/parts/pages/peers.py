@@ -22,12 +22,13 @@ RULES = {"average": average, "maximum": maximum, "Laplacian pyramid": laplacian_
 #: Weaker language terms than in `tiny()`, a regularizer towards the sources' own edges and
 #: intensities, and a longer training.
 LEAD = {
-    "steps": 3000,
+    "steps": 2400,
     "structure": False,
-    "direction": 1.0,
-    "patch": 0.6,
+    "direction": 1.5,
+    "patch": 0.8,
     "similarity": 2.0,
-    "regularizer": 15,
+    "regularizer": 8,
+    "gradient_weight": 8,
 }
 
 #: What was tried on the way there.
@@ -45,6 +46,12 @@ TRIED: Sequence[Mapping[str, float]] = (
         "steps": 200, "structure": False, "direction": 1.5, "patch": 0.6, "similarity": 3,
         "regularizer": 10,
     },
+    {
+        "steps": 3000, "structure": False, "direction": 1.0, "patch": 0.6, "similarity": 2.0,
+        "regularizer": 15,
+    },
+    LEAD | {"steps": 300},
+    LEAD | {"steps": 300, "direction": 0.0, "patch": 0.0},
 )  # fmt: skip
 
 #: Folders with this ending hold the same networks' outputs without stretched contrast.
@@ -221,7 +228,7 @@ def tried(bench: Bench, base: Trial, published: Mapping[str, Row], part: str) ->
 
 def described(trial: Trial) -> str:
     """The weights of a trial in words."""
-    regularizer = "IntensityGradientLoss()"
+    regularizer = f"IntensityGradientLoss(gradient_weight={trial.gradient_weight:g})"
     if trial.structure:
         regularizer = (
             f"StructureLoss(window={trial.window}, flat_energy={trial.flat_energy:g}, "
