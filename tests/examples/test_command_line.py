@@ -43,10 +43,10 @@ def test_options_show_their_defaults(capsys, monkeypatch):
         parser.parse_args(["--help"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "Something as written" in printed
-    assert "--steps N steps of a training, no more (default: 7)" in printed
+    assert "--steps N training steps, no more (default: 7)" in printed
     assert "--other {a,b} a thing (default: b)" in printed
     assert "--own OWN a thing (default: guess)" in printed
-    assert SHARED_OPTIONS["--steps"]["help"] == "steps of a training"
+    assert SHARED_OPTIONS["--steps"]["help"] == "training steps"
 
 
 def test_any_gpu_is_used_and_else_the_cpu(monkeypatch):

@@ -44,7 +44,7 @@ def test_measures_a_folder(tmp_path, folder, fused, capsys):
     assert "1 of 3 pairs left out" in printed.out
     assert "fused, left out: broken" in printed.err
     assert "means ± standard deviations over 2 images" in printed.out
-    assert "Measured as saved" in printed.out
+    assert "evaluated as saved" in printed.out
     with open(tmp_path / "figures.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == ["colour", "night/grey"]
@@ -183,7 +183,7 @@ def test_measuring_against_the_wrong_sources(tmp_path, folder):
             "other",
             "no image in .*other has the name of a pair: expected a name such as broken, got name",
         ),
-        ("empty", "there is no image at all"),
+        ("empty", "such as broken, got no image at all"),
         ("nowhere", "there is no folder"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -129,8 +129,8 @@ def test_a_result_reads_the_same_in_every_type(tmp_path, levels):
 def test_a_result_saved_otherwise_is_refused():
     for values, message in (
         (np.array([0.0, 255.0]), "must be from 0 to 1, got 0 to 255"),
-        (np.array([-0.5, 0.5], np.float32), "go from -0.5 to 0.5"),
-        (np.array([np.nan, 0.5]), "go from nan"),
+        (np.array([-0.5, 0.5], np.float32), "from 0 to 1, got -0.5 to 0.5"),
+        (np.array([np.nan, 0.5]), "got nan"),
         (np.array([-3, 9], np.int32), "must be from 0 to 65535"),
         (np.array([0, 255], np.uint16), "8-bit levels in a deeper dtype"),
     ):
