@@ -117,7 +117,7 @@ class EmbeddedFusionModel(FixedBuffers):
 
     @property
     def text_direction(self) -> Tensor:
-        """The input for a network that is conditioned on the objective: (D,), or (N, D) for a bank.
+        """The vector for a network that is conditioned on the objective; (D,), (N, D) for a bank.
 
         It is the normalised mean of both directions (`functional.mean_direction`), in which the
         loss moves the fused image. Float32 unit vectors without gradient, with entries in [-1, 1]

@@ -73,7 +73,9 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
-    """Compress values x with |x| > `limit` to ``sign(x) * limit * (1 + log(|x| / limit))``.
+    """Compress values beyond `limit`, of either sign, to a logarithm.
+
+    ``sign(x) * limit * (1 + log(|x| / limit))`` where ``|x| > limit``.
 
     Large inputs would overflow in the first layer of a float16 network, and clamping would stop
     their gradient. With the default limit 1e4 becomes 35 and the largest float32 becomes 360.
