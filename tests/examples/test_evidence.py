@@ -10,7 +10,7 @@ from parts import pages
 from parts.data.images import read_image
 from parts.measuring import calibration, many_sentences
 from parts.measuring.trials import Bench
-from parts.pages import peers, steering
+from parts.pages import one_network, peers, steering
 from parts.pages.ablation import FULL
 from parts.training import short
 
@@ -39,6 +39,7 @@ def test_the_page(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(pages.calibration, "CALIBRATION_SETTINGS", 1)
     monkeypatch.setattr(Bench, "_train", pretend_training)
     monkeypatch.setattr(many_sentences, "_train", pretend_many)
+    monkeypatch.setattr(one_network, "seconds_a_step", lambda *_: 0.25)
     monkeypatch.setattr(Bench, "seconds_a_step", lambda *_: 0.25)
     page = run(tmp_path, folder)
     assert page.startswith("# Results\n\n**The sentence changes what the image looks like.**")

@@ -47,7 +47,6 @@ def test_a_training_is_run_once_and_told_everything(bench, small_steps, tmp_path
         for image, expected in zip(strip[step], first["told"][sentence], strict=True):
             assert image == pytest.approx(expected, rel=1e-3)
     assert strip[0] != strip[1] != strip[2]
-    assert first["seconds"] > 0
     sheets = shown_images(bench, trial, 0)
     assert [image.shape for image in sheets] == 2 * [bench.shown[0].infrared.shape]
     assert not sheets[0].equal(sheets[1])
@@ -62,6 +61,13 @@ def test_a_training_is_run_once_and_told_everything(bench, small_steps, tmp_path
     assert outcome(bench, other)["told"] != first["told"]
 
 
+def test_seconds_a_step_are_measured_once(bench, small_steps):
+    trial = ManyTrial(Trial(steps=100, direction=1.0), ("a dark image", "a bright image"), (), ())
+    seconds = many_sentences.seconds_a_step(bench, trial)
+    assert 0 < seconds < 60
+    assert many_sentences.seconds_a_step(bench, trial) == seconds
+
+
 def test_shares_are_those_of_the_single_networks_changes(bench, monkeypatch):
     before = {BRIGHTNESS: 100.0, "SD": 40.0, "AG": 5.0}
     dark = {BRIGHTNESS: 60.0, "SD": 42.0, "AG": 5.0}
@@ -74,7 +80,7 @@ def test_shares_are_those_of_the_single_networks_changes(bench, monkeypatch):
     told = {text: [before, before] for text in texts}
     told["a dark image"] = [before | {BRIGHTNESS: value} for value in (60.0, 68.0)]
     told["a dark photo"] = [before | {BRIGHTNESS: value} for value in (70.0, 80.0)]
-    outcomes = [{"told": told, "blends": [], "seconds": 1.0}]
+    outcomes = [{"told": told, "blends": []}]
     rows = one_network.shares(bench, Trial(direction=1.0), range(1), outcomes)
     assert rows["a dark image"] == pytest.approx(
         {
@@ -100,7 +106,7 @@ def test_blends_are_ranked_image_by_image():
 
     rising = strip((1.0, 5.0), (2.0, 6.0), (4.0, 9.0))
     mixed = strip((1.0, 5.0), (2.0, 9.0), (4.0, 6.0))
-    outcomes = [{"told": {}, "blends": [rising, mixed], "seconds": 1.0}]
+    outcomes = [{"told": {}, "blends": [rising, mixed]}]
     lines = one_network.blended(outcomes).split("\n")
     assert lines[-2].endswith('| "a bright image" | mean | 3, 4, 6.5 | 1.00 | 2 of 2 |')
     assert lines[-1].endswith('| "a sharp image" | AG | 3, 5.5, 5 | 0.50 | 1 of 2 |')
@@ -109,6 +115,7 @@ def test_blends_are_ranked_image_by_image():
 def test_the_section(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(Bench, "_train", pretend_training)
     monkeypatch.setattr(Bench, "seconds_a_step", lambda *_: 0.25)
+    monkeypatch.setattr(one_network, "seconds_a_step", lambda *_: 0.5)
     monkeypatch.setattr(many_sentences, "_train", pretend_many)
     section = one_network.one_network(bench, Trial(direction=1.0), range(2), tmp_path)
     # 1.5 times as many steps of twice the time, in place of eight trainings.

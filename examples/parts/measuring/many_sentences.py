@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TypedDict
@@ -47,8 +46,6 @@ class Outcome(TypedDict):
     """By sentence, for each image."""
     blends: list[list[list[dict[str, float]]]]
     """For each blend, for each of its steps, for each image."""
-    seconds: float
-    """Of a training step, the mean."""
 
 
 def outcome(bench: Bench, trial: ManyTrial) -> Outcome:
@@ -80,16 +77,25 @@ def measure(image: Tensor) -> dict[str, float]:
     }
 
 
-def _train(bench: Bench, trial: ManyTrial) -> Outcome:
+def seconds_a_step(bench: Bench, trial: ManyTrial) -> float:
+    """Median time of a training step; measured once and kept on disk."""
+    drawn = _build(bench, trial)
+    return bench.seconds(trial.key, drawn, drawn, trial.like)
+
+
+def _build(bench: Bench, trial: ManyTrial) -> DrawnSentences:
     torch.manual_seed(trial.like.seed)
     network, criterion = bench.build(trial.like)
     criterion.to(bench.device)
     bank = criterion.embed(trial.sentences)
     conditioned = Conditioned(network, bank.text_direction.shape[1]).to(bench.device)
-    drawn = DrawnSentences(conditioned, criterion, bank)
-    start = time.perf_counter()
+    return DrawnSentences(conditioned, criterion, bank)
+
+
+def _train(bench: Bench, trial: ManyTrial) -> Outcome:
+    drawn = _build(bench, trial)
     bench.fit(drawn, drawn, trial.like)
-    seconds = (time.perf_counter() - start) / trial.like.steps
+    conditioned, criterion = drawn.network, drawn.criterion
 
     def measured(vector: Tensor) -> list[dict[str, float]]:
         instructed = told(conditioned, vector)
@@ -98,7 +104,7 @@ def _train(bench: Bench, trial: ManyTrial) -> Outcome:
     def directions(texts: Sequence[str]) -> Tensor:
         return criterion.embed(texts).text_direction
 
-    for number, vector in enumerate(bank.text_direction):
+    for number, vector in enumerate(drawn.bank.text_direction):
         for index, pair in enumerate(bench.shown):
             image = fuse_with(told(conditioned, vector), pair, bench.device)
             save_image(image, bench.folder / trial.key / f"{number}_shown_{index}.png")
@@ -110,5 +116,4 @@ def _train(bench: Bench, trial: ManyTrial) -> Outcome:
             [measured(torch.lerp(*directions(blend), share)) for share in shares]
             for blend in trial.blends
         ],
-        "seconds": seconds,
     }

@@ -155,12 +155,16 @@ class Bench:
         return json.loads(report.read_text(encoding="utf-8"))
 
     def seconds_a_step(self, trial: Trial) -> float:
-        """Median time of a training step in seconds; measured once and kept on disk."""
-        report = self.folder / trial.key / "seconds.json"
+        """Median time of a training step; measured once and kept on disk."""
+        torch.manual_seed(trial.seed)
+        network, criterion = (part.to(self.device) for part in self.build(trial))
+        return self.seconds(trial.key, network, criterion, trial)
+
+    def seconds(self, key: str, network: nn.Module, criterion: nn.Module, trial: Trial) -> float:
+        """Median time of a step that trains `network`, kept in the folder `key`."""
+        report = self.folder / key / "seconds.json"
         if not report.is_file():
             seconds = []
-            torch.manual_seed(trial.seed)
-            network, criterion = (part.to(self.device) for part in self.build(trial))
             for _ in range(9):
                 start = time.perf_counter()
                 self.fit(network, criterion, replace(trial, steps=1))

@@ -8,7 +8,13 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from parts.measuring.comparing import Row, changes, mean_of, over_seeds
-from parts.measuring.many_sentences import ManyTrial, Outcome, outcome, shown_images
+from parts.measuring.many_sentences import (
+    ManyTrial,
+    Outcome,
+    outcome,
+    seconds_a_step,
+    shown_images,
+)
 from parts.measuring.trials import BRIGHTNESS, Bench, Trial
 from parts.pages import sheets
 from parts.pages.shown import shown_groups, within
@@ -61,8 +67,8 @@ def one_network(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -
     ]
     outcomes = [outcome(bench, trial) for trial in many]
     rows = shares(bench, base, seeds, outcomes)
+    cost = many[0].like.steps * seconds_a_step(bench, many[0])
     single_cost = len(SENTENCES) * base.steps * bench.seconds_a_step(base)
-    cost = statistics.mean(o["seconds"] for o in outcomes) * many[0].like.steps
     parts = [
         "## One network for many sentences",
         f"One network that takes the sentence as an input, trained once ({many[0].like.steps} "
