@@ -44,7 +44,7 @@ def test_published_methods_beside_ours(bench, tmp_path, monkeypatch):
     assert settings[1][0].endswith(
         "`StructureLoss(window=5, flat_energy=0.06, layout_weight=1)` x 12"
     )
-    assert "`IntensityGradientLoss(gradient_weight=2)` x 20" in settings[2][0]
+    assert "`IntensityGradientLoss(gradient_weight=2)` x 10" in settings[2][0]
     rows = re.findall(r"^\| (\w.+?) \| (.*) \|$", first, re.MULTILINE)
     titles = [title for title, _ in rows]
     ours = [title for title in titles if title.startswith("DenseFuse, ")]
