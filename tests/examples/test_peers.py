@@ -36,7 +36,7 @@ def test_published_methods_beside_ours(bench, tmp_path, monkeypatch):
                 save_grey(image, bench.published / method / f"{pair.name}.png")
     section = peers.peers(bench, Trial(), range(1), tmp_path)
     first, second = section.split("test, with stretched contrast:")
-    first, tried = first.split("The way there, one seed each:")
+    first, tried = first.split("The way there, one seed each; the last row is the one above:")
     settings = re.findall(r"^\| (direction .+?) \| (\d+) \|", tried, re.MULTILINE)
     assert [int(steps) for _, steps in settings] == [
         setting["steps"] for setting in (*peers.TRIED, peers.LEAD)
