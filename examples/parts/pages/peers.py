@@ -109,7 +109,8 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     sections.append(
         f"The last row has other weights than `tiny()`: {described(leading)}. Its training takes "
         f"{minutes:.0f} minutes on {threads} CPU thread{'s' * (threads > 1)} of the machine that "
-        f"made this page. Our networks were trained on {bench.names[0]} only, with "
+        "made this page. The weights were chosen by the figures of these very pairs, so expect "
+        f"less elsewhere. Our networks were trained on {bench.names[0]} only, with "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, the last row has one."
     )
     return "\n\n".join(sections + picture(bench, ours, folder / "images" / "peers.jpg"))
