@@ -27,7 +27,7 @@ from parts.networks.densefuse import DenseFuse
 from parts.networks.fusing import fuse_with
 from parts.networks.residual import AverageResidual
 from parts.pages import sheets
-from parts.training.drawn_sentences import LEARNING_RATE, DrawnSentences
+from parts.training.drawn_sentences import DrawnSentences
 from parts.training.short import train
 
 OVERVIEW = """\
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar=("A", "B"),
     )
     add("--out", default=Path("many_sentences_output"))
-    add("--steps", "; more have a stronger effect", default=300)
+    add("--steps", "; more have a stronger effect", default=400)
     add("--seed", " of network weights, crops, patches and drawn sentences")
     add("--device")
     add("--encoder", "; all but tiny are slow without a GPU")
@@ -109,7 +109,6 @@ def run(options: argparse.Namespace) -> None:
         steps=options.steps,
         seed=options.seed,
         device=device,
-        learning_rate=LEARNING_RATE,
         title=f"training for {len(prompts)} sentences",
     )
 

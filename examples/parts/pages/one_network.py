@@ -18,7 +18,6 @@ from parts.measuring.many_sentences import (
 from parts.measuring.trials import BRIGHTNESS, Bench, Trial
 from parts.pages import sheets
 from parts.pages.shown import shown_groups, within
-from parts.training.drawn_sentences import LEARNING_RATE
 
 #: Sentences of the training: the measure that each is about, and a sentence of the same meaning
 #: that the network never saw.
@@ -41,6 +40,8 @@ BLENDS: Mapping[tuple[str, str], str] = {
 
 #: Steps of the one training, as a multiple of those for one sentence.
 COST = 1.5
+#: Twice that for one sentence, as each sentence has a part of the steps only.
+LEARNING_RATE = 3e-3
 
 #: Least share of the single networks' effect, and of it with a sentence that was held out.
 WANTED, WANTED_HELD_OUT = 0.8, 0.6

@@ -9,9 +9,6 @@ from clip_fusion_loss import EmbeddedFusionModel, FusionLossTerms, LanguageDrive
 from parts.data.pairs import spread
 from parts.networks.conditioned import Conditioned, told
 
-#: For short trainings: twice that for one sentence, as each sentence has a part of the steps only.
-LEARNING_RATE = 3e-3
-
 
 class DrawnSentences(nn.Module):
     """A conditioned network and its loss, usable in place of a plain network and a plain loss.
