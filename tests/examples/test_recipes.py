@@ -166,7 +166,7 @@ def test_published_weights_fuse_as_published(published, tmp_path, capsys):
     save_pairs(draw_pairs(1), tmp_path)
     arguments = ["--weights", str(path), "--network", "densefuse-port", "--device", "cpu"]
     fuse.main([*arguments, "--pairs", str(tmp_path), "--out", str(tmp_path / "fused")])
-    assert "taken in the file's order" in capsys.readouterr().err
+    assert "matched in the order of the file" in capsys.readouterr().err
     (pair,) = draw_pairs(1)
     fused = expected(pair.visible[None].float(), pair.infrared[None].float())[0]
     assert (read_image(tmp_path / "fused" / "scene0.png") - fused).abs().max() <= 0.51

@@ -357,7 +357,7 @@ def test_the_recipe_is_that_of_the_paper(tmp_path, folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--network", "ldfusion", "--loss", "original"], "is --loss language"),
+        (["--network", "ldfusion", "--loss", "original"], "must be language"),
         (["--network", "u2fusion", "--loss", "both", "--vgg16", "no.pth"], "no file no.pth"),
         (["--network", "swinfusion", "--reconstruction-epochs", "1"], "only for densefuse"),
         (["--objective", "no.json"], "no.json"),
