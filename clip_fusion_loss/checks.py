@@ -40,13 +40,18 @@ def check_images(images: Mapping[str, Tensor], device: torch.device) -> None:
         if len(image) == 0:
             got = f"shape {tuple(image.shape)}"
             raise ValueError(_words(name, "hold at least one image", got, "skip empty batches"))
-        if min(image.shape[2:]) < MIN_SIZE:
-            expected = f"be at least {MIN_SIZE} x {MIN_SIZE} pixels"
-            raise ValueError(_words(name, expected, tuple(image.shape), "train on larger crops"))
+        check_sides(name, image, MIN_SIZE)
     for (first, reference), (name, image) in combinations(images.items(), 2):
         _check_match(name, image, first, reference)
     first = next(iter(images))
     check_device(first, images[first], device, "loss", "criterion")
+
+
+def check_sides(name: str, images: Tensor, minimum: int) -> None:
+    """Raise a ValueError if (B, C, H, W) `images` have fewer pixels per side than `minimum`."""
+    if min(images.shape[2:]) < minimum:
+        expected = f"be at least {minimum} x {minimum} pixels"
+        raise ValueError(_words(name, expected, tuple(images.shape), "train on larger crops"))
 
 
 def check_image(name: str, image: Any) -> None:

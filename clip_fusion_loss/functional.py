@@ -328,11 +328,7 @@ def structure_loss(
 def _check_images_with_gradients(fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
     images = {"fused": fused, "visible": visible, "infrared": infrared}
     checks.check_alike(images, "(B, C, H, W)")
-    if min(fused.shape[2:]) < 2:
-        raise ValueError(
-            f"`fused` must have at least 2 pixels per side, got {tuple(fused.shape)}; train on "
-            "larger crops"
-        )
+    checks.check_sides("fused", fused, 2)
 
 
 def _stronger(first: Tensor, second: Tensor) -> Tensor:

@@ -63,11 +63,7 @@ class VGGMaxFeatureLoss(FrozenModule):
         """
         for name, images in (("fused", fused), ("visible", visible), ("infrared", infrared)):
             checks.check_axes(name, images, "(B, C, H, W)")
-            if min(images.shape[2:]) < MIN_SIZE:
-                raise ValueError(
-                    f"`{name}` must have at least {MIN_SIZE} pixels per side, got shape "
-                    f"{tuple(images.shape)}; train on larger crops"
-                )
+            checks.check_sides(name, images, MIN_SIZE)
         with torch.no_grad():
             # Both sources in one pass.
             pair = [functional.match_channels(images, 3) for images in (visible, infrared)]

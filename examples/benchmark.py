@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss
+from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP, LanguageDrivenFusionLoss
 from parts.command_line import errors_as_messages
 from parts.data.images import luminance
 from parts.data.pairs import open_pairs
@@ -121,14 +121,9 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
     """Time both steps in turns; also measure memory, stages and FLOPs."""
     images, published_images = load_images(options), load_images(options, "published")
     ours, published = build_ours(options), build_published(options)
-    ratios, our_times = [], []
-    for repeat in range(options.repeats + 1):
-        slow = seconds(published, published_images)
-        fast = seconds(ours, images)
-        if repeat:  # the first one warms up
-            ratios.append(slow / fast)
-            our_times.append(fast)
-    time_of_ours = statistics.median(our_times)
+    rounds = in_turns(options.repeats, (published, published_images), (ours, images))
+    ratios = [slow / fast for slow, fast in rounds]
+    time_of_ours = statistics.median(fast for _, fast in rounds)
     flops = count_flops(ours, images)
     peak_flops = matmul_peak(torch.device(options.device), DTYPES[options.precision])
     our_stages, published_stages = stages(ours, images), stages(published, published_images)
@@ -223,6 +218,12 @@ def build_published(options: argparse.Namespace) -> Step:
     dtype = DTYPES[options.published_precision]
     model = open_clip.create_model(options.model).to(options.device, dtype)
     return PublishedStep(model, open_clip.get_tokenizer(options.model), options.patches)
+
+
+def in_turns(repeats: int, *steps: tuple[Step, Images]) -> list[list[float]]:
+    """The seconds of each step, round by round, after a round to warm up."""
+    rounds = [[seconds(*step) for step in steps] for _ in range(repeats + 1)]
+    return rounds[1:]
 
 
 def seconds(step: Step, images: Images) -> float:
@@ -340,15 +341,14 @@ def compare_objectives(options: argparse.Namespace) -> dict[str, object]:
     """Time our step with an objective for each image and with one, in turns."""
     images, criterion = load_images(options), build_criterion(options)
     bank = criterion.embed([f"picture number {number}" for number in range(options.batch)])
-    ratios = []
-    for repeat in range(options.repeats + 1):
-        times = []
-        for objectives in (bank, None):
-            torch.manual_seed(repeat)  # the same patches, of which as many are kept
-            step = partial(criterion, objectives=objectives)
-            times.append(seconds(lambda *images, step=step: step(*images).backward(), images))
-        if repeat:  # the first one warms up
-            ratios.append(times[0] / times[1])
+
+    def step(*images: Tensor, objectives: EmbeddedFusionModel | None = None) -> None:
+        torch.manual_seed(0)  # the same patches, of which as many are kept
+        criterion(*images, objectives=objectives).backward()
+
+    each = partial(step, objectives=bank)
+    rounds = in_turns(options.repeats, (each, images), (step, images))
+    ratios = [several / one for several, one in rounds]
     return {
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 4) for ratio in ratios],

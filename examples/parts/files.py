@@ -1,10 +1,12 @@
 """Write files atomically, so that an interrupted run leaves no partial files."""
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -21,6 +23,15 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def kept_json(path: Path, make: Callable[[], Any]) -> Any:
+    """The content of the JSON file; if there is none, what `make` returns is written first."""
+    if not path.is_file():
+        content = make()
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def readable_name(text: str, length: int = 40) -> str:

@@ -1,7 +1,5 @@
 """Trainings of one network for many sentences, each kept on disk and run once."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TypedDict
@@ -10,9 +8,9 @@ import torch
 from torch import Tensor
 
 from parts.data.images import read_image, save_image
-from parts.files import written_whole
+from parts.files import kept_json
 from parts.measuring.metrics import average_gradient, standard_deviation
-from parts.measuring.trials import BRIGHTNESS, Bench, Trial
+from parts.measuring.trials import BRIGHTNESS, Bench, Trial, digest_of
 from parts.networks.conditioned import Conditioned, told
 from parts.networks.fusing import fuse_with
 from parts.training.drawn_sentences import DrawnSentences
@@ -35,8 +33,7 @@ class ManyTrial:
     @property
     def key(self) -> str:
         """A folder name of its own."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"many-{self.like.seed}-{digest[:12]}"
+        return f"many-{self.like.seed}-{digest_of(asdict(self))}"
 
 
 class Outcome(TypedDict):
@@ -50,12 +47,7 @@ class Outcome(TypedDict):
 
 def outcome(bench: Bench, trial: ManyTrial) -> Outcome:
     """Train, tell the network everything that `trial` names, and measure; or what was measured."""
-    report = bench.folder / trial.key / "outcome.json"
-    if not report.is_file():
-        content = _train(bench, trial)
-        with written_whole(report) as temporary:  # last: it says that all is there
-            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return json.loads(report.read_text(encoding="utf-8"))
+    return kept_json(bench.folder / trial.key / "outcome.json", lambda: _train(bench, trial))
 
 
 def shown_images(bench: Bench, trial: ManyTrial, index: int) -> list[Tensor]:
@@ -79,14 +71,16 @@ def measure(image: Tensor) -> dict[str, float]:
 
 def seconds_a_step(bench: Bench, trial: ManyTrial) -> float:
     """Median time of a training step; measured once and kept on disk."""
-    drawn = _build(bench, trial)
-    return bench.seconds(trial.key, drawn, drawn, trial.like)
+
+    def both() -> tuple[DrawnSentences, DrawnSentences]:
+        drawn = _build(bench, trial)
+        return drawn, drawn
+
+    return bench.seconds(trial.key, both, trial.like)
 
 
 def _build(bench: Bench, trial: ManyTrial) -> DrawnSentences:
-    torch.manual_seed(trial.like.seed)
     network, criterion = bench.build(trial.like)
-    criterion.to(bench.device)
     bank = criterion.embed(trial.sentences)
     conditioned = Conditioned(network, bank.text_direction.shape[1]).to(bench.device)
     return DrawnSentences(conditioned, criterion, bank)

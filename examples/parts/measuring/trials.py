@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from clip_fusion_loss import (
 from clip_fusion_loss import LanguageDrivenFusionLoss as Loss
 from parts.data.images import luminance, read_image, save_image, to_8bit
 from parts.data.pairs import Pair
-from parts.files import written_whole
+from parts.files import kept_json, written_whole
 from parts.measuring import metrics
 from parts.measuring.baselines import matched
 from parts.networks.densefuse import DenseFuse
@@ -83,8 +84,7 @@ class Trial:
     @property
     def key(self) -> str:
         """A unique folder name."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.seed}-{digest[:12]}"
+        return f"{self.seed}-{digest_of(asdict(self))}"
 
 
 @dataclass
@@ -146,36 +146,33 @@ class Bench:
         self, trial: Trial, control: Callable[[Tensor, float], Tensor], gradient: float
     ) -> dict[str, float]:
         """Mean measures of a trial's test images, filtered to this mean average gradient."""
-        name = f"{control.__name__}-{gradient:.4f}.json"
-        report = self.folder / trial.key / name
-        if not report.is_file():
-            rows = self.measure(matched(control, self.images(trial), gradient))
-            with written_whole(report) as temporary:
-                temporary.write_text(json.dumps(metrics.mean(rows)), encoding="utf-8")
-        return json.loads(report.read_text(encoding="utf-8"))
+        return kept_json(
+            self.folder / trial.key / f"{control.__name__}-{gradient:.4f}.json",
+            lambda: metrics.mean(self.measure(matched(control, self.images(trial), gradient))),
+        )
 
     def seconds_a_step(self, trial: Trial) -> float:
         """Median time of a training step; measured once and kept on disk."""
-        torch.manual_seed(trial.seed)
-        network, criterion = (part.to(self.device) for part in self.build(trial))
-        return self.seconds(trial.key, network, criterion, trial)
+        return self.seconds(trial.key, lambda: self.build(trial), trial)
 
-    def seconds(self, key: str, network: nn.Module, criterion: nn.Module, trial: Trial) -> float:
-        """Median time of a step that trains `network`, kept in the folder `key`."""
-        report = self.folder / key / "seconds.json"
-        if not report.is_file():
+    def seconds(
+        self, key: str, build: Callable[[], tuple[nn.Module, nn.Module]], trial: Trial
+    ) -> float:
+        """The same for any network and criterion that `build` returns, kept in the folder `key`."""
+
+        def measured() -> float:
+            network, criterion = build()
             seconds = []
             for _ in range(9):
                 start = time.perf_counter()
                 self.fit(network, criterion, replace(trial, steps=1))
                 seconds.append(time.perf_counter() - start)
-            with written_whole(report) as temporary:
-                temporary.write_text(json.dumps(statistics.median(seconds)), encoding="utf-8")
-        return json.loads(report.read_text(encoding="utf-8"))
+            return statistics.median(seconds)
+
+        return kept_json(self.folder / key / "seconds.json", measured)
 
     def _train(self, trial: Trial) -> None:
-        torch.manual_seed(trial.seed)
-        network, criterion = (part.to(self.device) for part in self.build(trial))
+        network, criterion = self.build(trial)
         history = self.fit(network, criterion, trial)
         folder = self.folder / trial.key
         content = {"trial": asdict(trial)}
@@ -205,7 +202,8 @@ class Bench:
         )
 
     def build(self, trial: Trial) -> tuple[nn.Module, Loss]:
-        """A new network and the loss of the trial."""
+        """A new network and the loss of the trial, on the device."""
+        torch.manual_seed(trial.seed)
         network = AverageResidual(DenseFuse())
         network.REACH = DenseFuse.REACH
         criterion = Loss(
@@ -229,7 +227,12 @@ class Bench:
             patch_reduction=trial.reduction,
             generator=torch.Generator().manual_seed(trial.seed),
         )
-        return network, criterion
+        return network.to(self.device), criterion.to(self.device)
+
+
+def digest_of(settings: dict[str, Any]) -> str:
+    """Twelve characters for a folder name that only these settings have."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def measure(pair: Pair, image: Tensor) -> dict[str, float]:

@@ -118,14 +118,14 @@ def as_table(rows: Mapping[str, Row]) -> str:
     ]
     for sentence, row in rows.items():
         measure, held_out = SENTENCES[sentence]
-        shares = [
+        percentages = [
             f"{row[name]:.0%}" if name in row else "-"
             for name in ("share of one network", "share of held out")
         ]
         lines.append(
             f'| "{sentence}" | {measure} | {row["a network each"]:+.0f} % | '
-            f'{row["one network"]:+.0f} % | {shares[0]} | "{held_out}" | '
-            f"{row['held out']:+.0f} % | {shares[1]} |"
+            f'{row["one network"]:+.0f} % | {percentages[0]} | "{held_out}" | '
+            f"{row['held out']:+.0f} % | {percentages[1]} |"
         )
     return "\n".join(lines)
 
@@ -138,10 +138,12 @@ def counted(rows: Mapping[str, Row], share: str, wanted: float) -> str:
 
 def blended(outcomes: Sequence[Outcome]) -> str:
     """Whether the measure of each blend rises all the way, image by image."""
-    lines = [
+    text = (
         "Vectors between two sentences are followed as well. Rank correlation (Spearman) of the "
         f"{len(outcomes[0]['blends'][0])} steps of a blend with their measure, in each test image "
-        "of each seed:",
+        "of each seed:"
+    )
+    lines = [
         "| from | to | measure | mean at each step | least correlation | at least "
         f"{WANTED_ORDER:g} in |",
         "|---|---|---|---|---:|---:|",
@@ -157,7 +159,7 @@ def blended(outcomes: Sequence[Outcome]) -> str:
             f'| "{start}" | "{end}" | {measure} | {means} | {min(orders):.2f} | '
             f"{sum(order >= WANTED_ORDER for order in orders)} of {len(orders)} |"
         )
-    return "\n\n".join([lines[0], "\n".join(lines[1:])])
+    return text + "\n\n" + "\n".join(lines)
 
 
 def order(levels: Sequence[float]) -> float:

@@ -208,7 +208,8 @@ def place(row: Row, published: Mapping[str, Row]) -> tuple[float, float, int]:
     rows = {**published, "": row}
     places = ranks(rows, published)
     own = places.pop("")
-    return own, min(places.values()), sum(led(rows)[name] >= MOST for name in published)
+    ahead = led(rows)
+    return own, min(places.values()), sum(ahead[name] >= MOST for name in published)
 
 
 def tried(bench: Bench, base: Trial, published: Mapping[str, Row], part: str) -> str:
