@@ -27,7 +27,7 @@ from parts.networks.densefuse import DenseFuse
 from parts.networks.fusing import fuse_with
 from parts.networks.residual import AverageResidual
 from parts.pages import sheets
-from parts.training.drawn_sentences import DrawnSentences
+from parts.training.drawn_sentences import LEARNING_RATE, MAX_NORM, DrawnSentences
 from parts.training.short import train
 
 OVERVIEW = """\
@@ -110,6 +110,8 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         device=device,
         title=f"training for {len(prompts)} sentences",
+        learning_rate=LEARNING_RATE,
+        max_norm=MAX_NORM,
     )
 
     print("fusing and drawing the sheets", file=sys.stderr, flush=True)

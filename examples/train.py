@@ -173,6 +173,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--optimizer", choices=("adam", "rmsprop"), default="adam")
     add("--rate", "learning rate", type=number, default=5e-4)
     add("--batch", "crops per batch of each process", type=whole_number, default=16)
+    add(
+        "--max-norm",
+        "scale larger gradients down to this norm; steadies a training with --prompts "
+        "(default: no limit)",
+        type=number,
+    )
     add("--accumulate", "batches per step (gradient accumulation)", type=whole_number, default=1)
     add("--epochs", type=number, default=100.0)
     add("--steps", ", instead of --epochs (default: as many as the epochs have)")

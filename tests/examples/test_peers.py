@@ -36,18 +36,20 @@ def test_published_methods_beside_ours(bench, tmp_path, monkeypatch):
                 save_grey(image, bench.published / method / f"{pair.name}.png")
     section = peers.peers(bench, Trial(), range(1), tmp_path)
     first, second = section.split("test, with stretched contrast:")
-    first, tried = first.split("The way there, one seed each; the last row is the one above:")
-    settings = re.findall(r"^\| (direction .+?) \| (\d+) \|", tried, re.MULTILINE)
-    assert [int(steps) for _, steps in settings] == [
+    first, tried = first.split("Settings that were tried, one seed each; ")
+    settings = re.findall(r"^\| (\d+) \| (.+)", tried, re.MULTILINE)
+    assert [int(steps) for steps, _ in settings] == [
         setting["steps"] for setting in (*peers.TRIED, peers.LEAD)
     ]
-    assert settings[1][0].endswith(
-        "`StructureLoss(window=5, flat_energy=0.06, layout_weight=1)` x 12"
+    assert settings[1][1].startswith(
+        "1.5 | 0.6 | 2 | 12 | `StructureLoss`, window 5, flat_energy 0.06, layout_weight 1 | "
     )
-    assert "`IntensityGradientLoss(gradient_weight=2)` x 10" in settings[2][0]
+    assert settings[2][1].startswith(
+        "1.5 | 0.6 | 3 | 10 | `IntensityGradientLoss`, gradient_weight 2 | "
+    )
     rows = re.findall(r"^\| (\w.+?) \| (.*) \|$", first, re.MULTILINE)
     titles = [title for title, _ in rows]
-    ours = [title for title in titles if title.startswith("DenseFuse, ")]
+    ours = [title for title in titles if title.startswith("ours, ")]
     assert titles == ["average", "maximum", "Laplacian pyramid", "Both", "Plain", *ours]
     cells = dict(rows)
     assert cells["Plain"] == cells["Both"]  # of which the unstretched one counts
@@ -68,12 +70,12 @@ def test_ranks_of_measures():
 
     rows = {"a": row(3.0, 1.0), "rule": row(2.5, 9.0), "b": row(1.0, 5.0), "c": row(2.0, 4.0)}
     lines = peers.ranked(rows, ["a", "b"]).split("\n")
-    assert lines[0] == "| | EN | SD | rank | led in |"
+    assert lines[0] == "| | EN | SD | rank | behind in |"
     assert lines[2:] == [
         "| a | **3.00** | 1.000 | 2.00 | 1 |",  # the rule takes no place from it
         "| rule | 2.50 | **9.00** | 1.50 | 0 |",
         "| b | 1.000 | 5.00 | 2.00 | 1 |",
-        "| c | 2.00 | 4.00 | 2.00 | 0 |",
+        "| c | 2.00 | 4.00 | 2.00 | - |",
     ]
 
 
@@ -84,8 +86,8 @@ def test_standing_among_published_ones():
         "ours": dict.fromkeys("abcdefgh", 2.0),
     }
     assert peers.standing(rows, ["weak", "strong"]) == (
-        "Among these 2 published methods the last row has the mean rank 2.00, the best of them has "
-        "1.00, and is ahead of 1 in at least 5 measures."
+        "Among these 2 published methods the last row has the mean rank 2.00, not the best: one of "
+        "them has 1.00, and is ahead of 1 in at least 5 measures."
     )
     rows["ours"] = dict.fromkeys("abcdefgh", 4.0)
     assert "mean rank 1.00, the best, and is ahead of 2 in" in peers.standing(

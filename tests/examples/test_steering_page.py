@@ -35,3 +35,23 @@ def test_sentences_that_work_in_part(bench, monkeypatch):
     ]
     # One image of four is as bright as without language.
     assert "brighter in 3 of 4 single images" in steering.order(bench, trials, range(2))
+
+
+def test_the_summary_names_what_is_missed(bench, monkeypatch):
+    changed = {
+        "no language": (100.0, 100.0),
+        "a dark image": (60.0, 80.0),
+        "bright": (120.0, 116.0),
+    }
+    monkeypatch.setattr(
+        bench, "run", lambda trial, part: {"mean": changed[trial.prompt][trial.seed]}
+    )
+    monkeypatch.setattr(Trial, "without_language", lambda self: Trial(prompt="no language"))
+    wanted = {"a dark image": {"mean": -30}, "bright": {"mean": 15}}
+    monkeypatch.setattr(steering, "WANTED", wanted)
+    assert steering.failures(bench, Trial(), range(2)) == (
+        '**Not every sentence reaches its target**: of 2 seeds, "a dark image" reaches mean -30 % '
+        "in 1."
+    )
+    del wanted["a dark image"]
+    assert steering.failures(bench, Trial(), range(2)).startswith("All sentences reach")

@@ -191,6 +191,28 @@ def test_a_step_without_a_finite_loss_leaves_the_weights_alone():
     assert (weight.item(), take_step.done) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("max_norm", "moved"), [(None, [3.0, 4.0]), (10, [3.0, 4.0]), (1, [0.6, 0.8])]
+)
+def test_large_gradients_are_scaled_down(max_norm, moved):
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    take_step = TrainingStep(
+        lambda visible, infrared: {"total": (weights[0] * visible + weights[1] * infrared).sum()},
+        torch.optim.SGD(weights, lr=1.0),
+        Processes(0, 1, torch.device("cpu")),
+        max_norm=max_norm,
+    )
+    take_step(iter([(torch.tensor([3.0]), torch.tensor([4.0]))]))
+    assert [-weight.item() for weight in weights] == pytest.approx(moved, rel=1e-5)
+
+
+def test_the_largest_norm_is_an_option(tmp_path, folder):
+    free = run(folder, tmp_path / "free", "--steps", "3")
+    held = run(folder, tmp_path / "held", "--steps", "3", "--max-norm", "0")
+    assert held[0] == free[0]
+    assert held[2] != free[2]
+
+
 def test_mixed_precision(tmp_path, folder):
     rows = run(folder, tmp_path / "a", "--steps", "2", "--amp", "bf16", "--loss", "both")
     exact = run(folder, tmp_path / "b", "--steps", "2", "--loss", "both")

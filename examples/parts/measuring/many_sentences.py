@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TypedDict
 
 import torch
@@ -13,7 +14,7 @@ from parts.measuring.metrics import average_gradient, standard_deviation
 from parts.measuring.trials import BRIGHTNESS, Bench, Trial, digest_of
 from parts.networks.conditioned import Conditioned, told
 from parts.networks.fusing import fuse_with
-from parts.training.drawn_sentences import DrawnSentences
+from parts.training.drawn_sentences import MAX_NORM, DrawnSentences
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ManyTrial:
     blends: tuple[tuple[str, str], ...]
     """From which sentence to which."""
     blend_steps: int = 7
+    max_norm: float = MAX_NORM
 
     @property
     def key(self) -> str:
@@ -88,7 +90,7 @@ def _build(bench: Bench, trial: ManyTrial) -> DrawnSentences:
 
 def _train(bench: Bench, trial: ManyTrial) -> Outcome:
     drawn = _build(bench, trial)
-    bench.fit(drawn, drawn, trial.like)
+    bench.fit(drawn, drawn, trial.like, trial.max_norm)
     conditioned, criterion = drawn.network, drawn.criterion
 
     def measured(vector: Tensor) -> list[dict[str, float]]:
@@ -102,12 +104,13 @@ def _train(bench: Bench, trial: ManyTrial) -> Outcome:
         for index, pair in enumerate(bench.shown):
             image = fuse_with(told(conditioned, vector), pair, bench.device)
             save_image(image, bench.folder / trial.key / f"{number}_shown_{index}.png")
-    texts = (*trial.sentences, *trial.held_out)
-    shares = torch.linspace(0, 1, trial.blend_steps).tolist()
-    return {
-        "told": dict(zip(texts, map(measured, directions(texts)), strict=True)),
-        "blends": [
-            [measured(torch.lerp(*directions(blend), share)) for share in shares]
-            for blend in trial.blends
-        ],
-    }
+    texts = dict.fromkeys((*trial.sentences, *trial.held_out, *chain(*trial.blends)))
+    measures = dict(zip(texts, map(measured, directions(list(texts))), strict=True))
+
+    def strip(start: str, end: str) -> list[list[dict[str, float]]]:
+        shares = torch.linspace(0, 1, trial.blend_steps).tolist()[1:-1]
+        ends = directions((start, end))
+        between = [measured(torch.lerp(*ends, share)) for share in shares]
+        return [measures[start], *between, measures[end]]
+
+    return {"told": measures, "blends": [strip(*blend) for blend in trial.blends]}

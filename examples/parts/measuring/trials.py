@@ -186,7 +186,13 @@ class Bench:
         with written_whole(folder / "metrics.json") as temporary:  # last: it marks a complete run
             temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
-    def fit(self, network: nn.Module, criterion: nn.Module, trial: Trial) -> dict[str, list[float]]:
+    def fit(
+        self,
+        network: nn.Module,
+        criterion: nn.Module,
+        trial: Trial,
+        max_norm: float | None = None,
+    ) -> dict[str, list[float]]:
         """Train in place; returns every step's loss terms."""
         return train(
             network,
@@ -199,6 +205,7 @@ class Bench:
             amp=trial.amp,
             learning_rate=trial.learning_rate,
             batch_size=trial.crops,
+            max_norm=max_norm,
         )
 
     def build(self, trial: Trial) -> tuple[nn.Module, Loss]:

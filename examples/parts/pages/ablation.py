@@ -25,7 +25,7 @@ def ablation(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> s
         "structure": replace(silent, similarity=0.0),
         f"+ similarity: {NO_LANGUAGE}": silent,
         FULL: base,
-        "the default of version 0.1.0, with `IntensityGradientLoss`": before,
+        "the default of version 0.1.0": before,
     }
     rows = {"average of the sources": [mean_of(bench.measure([average(p) for p in bench.test]))]}
     rows |= {name: over_seeds(bench, trial, seeds) for name, trial in trials.items()}

@@ -31,7 +31,8 @@ def save_embedding_space(
 
     Args:
         visible, infrared: uint8 images (1, H, W).
-        fused: fused images of the same scenes, likewise, by the name of the method.
+        fused: fused images of the same scenes, likewise, by the name of the method; that of the
+            objective is its sentence in quotation marks.
     """
     texts = {
         name: encoder.encode_text(getattr(objective, name)).mean(0)
@@ -42,17 +43,23 @@ def save_embedding_space(
         for name, group in {"visible": visible, "infrared": infrared, **fused}.items()
     }
     plane = _plane(texts)
-    figure = Figure(figsize=(7.5, 5.5), dpi=200, layout="constrained")
+    colors = {name: f"C{number}" for number, name in enumerate(images)}
+    colors["fused"] = colors.get(f'"{objective.fused[0]}"', f"C{len(images)}")
+    figure = Figure(figsize=(7.5, 4.2), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2)
     flat = {name: _on(plane, vector[None], texts) for name, vector in texts.items()}
-    _draw(left, flat, ["fused"])
+    _draw(left, flat, ["fused"], colors)
     left.set_title("texts")
-    _draw(right, {name: _on(plane, group, images) for name, group in images.items()}, list(fused))
+    flat = {name: _on(plane, group, images) for name, group in images.items()}
+    _draw(right, flat, list(fused), colors)
     right.set_title("images")
     for axes in (left, right):
         axes.set_xlabel("from infrared to visible")
-        axes.set_ylabel("as the objective asks")
+        axes.set_ylabel("towards the objective")
         axes.margins(0.15)
+    legend = figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     with written_whole(path) as temporary:
         figure.savefig(temporary)
 
@@ -78,20 +85,18 @@ def _on(plane: Tensor, vectors: Tensor, all_vectors: Mapping[str, Tensor]) -> Te
     return (vectors.cpu() - centre.cpu()) @ plane.T
 
 
-def _draw(axes: Axes, points: Mapping[str, Tensor], targets: Sequence[str]) -> None:
+def _draw(
+    axes: Axes, points: Mapping[str, Tensor], targets: Sequence[str], colors: Mapping[str, str]
+) -> None:
     """Points faint, their mean bold, and an arrow from each source's mean to each target's."""
     means = {name: group.mean(0).tolist() for name, group in points.items()}
-    for number, (name, group) in enumerate(points.items()):
+    for name, group in points.items():
         if len(group) > 1:
-            axes.scatter(*group.T.numpy(), s=10, color=f"C{number}", alpha=0.35, linewidths=0)
-        axes.scatter(
-            *means[name], s=60, color=f"C{number}", label=textwrap.fill(name, 34), zorder=3
-        )
+            axes.scatter(*group.T.numpy(), s=10, color=colors[name], alpha=0.35, linewidths=0)
+        label = textwrap.fill(name, 50)
+        axes.scatter(*means[name], s=60, color=colors[name], label=label, zorder=3)
         if name in targets:
             for source in ("visible", "infrared"):
-                style = {"arrowstyle": "->", "color": f"C{number}", "alpha": 0.7}
+                style = {"arrowstyle": "->", "color": colors[name], "alpha": 0.7}
                 axes.annotate("", means[name], means[source], arrowprops=style)
     axes.set_aspect("equal", adjustable="datalim")
-    legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18))
-    for text in legend.get_texts():
-        text.set_parse_math(False)

@@ -12,6 +12,7 @@ from parts.measuring.comparing import changes, over_seeds
 from parts.measuring.trials import BRIGHTNESS, Bench, Trial
 from parts.pages import sheets
 from parts.pages.shown import shown_groups
+from parts.pages.tables import percent
 
 #: The shown pair in the pictures, and the width of an image there.
 SCENE = (3,)
@@ -21,9 +22,10 @@ MEASURES = {BRIGHTNESS: "brightness", "SD": "contrast (SD)", "AG": "sharpness (A
 
 INTRODUCTION = """# Gallery of sentences
 
-Each picture shows one scene twice, fused by the same small network: left trained without language,
-right trained for the sentence above it. Nothing else differs. Below each image is its framed
-detail. The figures are means over the {count} test images of {name}.
+Each picture shows one scene of {shown} twice, fused by the same small network: left trained without
+language, right trained for the sentence above it. Nothing else differs. Below each image is its
+framed detail, enlarged. The figures are means over the {count} test images of {name}, which are
+other scenes.
 [All results, how they were measured, and the source of the images](results.md).
 
 ## The sources"""
@@ -42,7 +44,8 @@ def save_gallery(
         silent: the trial without language, by its title.
         spoken: the trials with it, by their sentences.
     """
-    parts = [INTRODUCTION.format(count=len(bench.test), name=bench.names[0])]
+    name, shown = bench.names
+    parts = [INTRODUCTION.format(count=len(bench.test), name=name, shown=shown)]
     sources, windows = shown_groups(bench, {}, SCENE)
     parts.append(picture(sources, windows, "sources", folder))
     [before] = (over_seeds(bench, trial, seeds) for trial in silent.values())
@@ -51,7 +54,7 @@ def save_gallery(
         fused = {title: groups[title] for title in groups if title not in sources}
         after = over_seeds(bench, trial, seeds)
         words = ", ".join(
-            f"{name} {statistics.mean(changes(after, before, measure)):+.0f} %"
+            f"{name} {percent(statistics.mean(changes(after, before, measure)))}"
             for measure, name in MEASURES.items()
         )
         unknown = ", ".join(unknown_words(bench.encoder, [sentence]))

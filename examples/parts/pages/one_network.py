@@ -17,7 +17,9 @@ from parts.measuring.many_sentences import (
 )
 from parts.measuring.trials import BRIGHTNESS, Bench, Trial
 from parts.pages import sheets
-from parts.pages.shown import shown_groups, within
+from parts.pages.shown import CAPTION_BELOW, shown_groups, within
+from parts.pages.tables import percent
+from parts.training.drawn_sentences import LEARNING_RATE
 
 #: Sentences of the training: the measure that each is about, and a sentence of the same meaning
 #: that the network never saw.
@@ -27,7 +29,7 @@ SENTENCES: Mapping[str, tuple[str, str]] = {
     "a bright image": (BRIGHTNESS, "a bright photo"),
     "a blurry image": ("AG", "a blurred picture"),
     "a sharp image": ("AG", "a sharp photo"),
-    "a noisy image": ("AG", "a photo with noise"),
+    "a noisy image": ("AG", "a noisy photo"),
     "an image with low contrast": ("SD", "a picture of low contrast"),
     "an image with high contrast": ("SD", "a high contrast photo"),
 }
@@ -40,8 +42,6 @@ BLENDS: Mapping[tuple[str, str], str] = {
 
 #: Steps of the one training, as a multiple of those for one sentence.
 COST = 1.5
-#: Twice that for one sentence, as each sentence has a part of the steps only.
-LEARNING_RATE = 3e-3
 
 #: Least share of the single networks' effect, and of it with a sentence that was held out.
 WANTED, WANTED_HELD_OUT = 0.8, 0.6
@@ -75,13 +75,12 @@ def one_network(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -
         f"One network that takes the sentence as an input, trained once ({many[0].like.steps} "
         f"steps), beside {len(SENTENCES)} networks for a sentence each ({base.steps} steps each). "
         f"It takes {COST:g} trainings in place of {len(SENTENCES)}: "
-        f"{cost / single_cost:.0%} of the time here. The change is that of the sentence's own "
-        "measure against no language, the share that of the single networks' change. The "
-        "sentences on the right mean the same and were not in the training. No share is given "
-        f"where the single networks change their measure by less than {SMALLEST_EFFECT:g} %.",
+        f"{100 * cost / single_cost:.0f} % of the time here. The change is that of the sentence's "
+        "own measure against no language, the share that of the single networks' change. The "
+        "sentences on the right mean the same and were not in the training.",
         as_table(rows),
         f"Of these sentences {counted(rows, 'share of one network', WANTED)}; of those that were "
-        f"held out {counted(rows, 'share of held out', WANTED_HELD_OUT)}.",
+        f"held out {counted(rows, 'share of held out', WANTED_HELD_OUT)}. {without_share(rows)}",
         blended(outcomes),
     ]
     return "\n\n".join(parts + picture(bench, base, many[0], folder / "images"))
@@ -99,10 +98,11 @@ def shares(
             "one network": [mean_of(result["told"][sentence]) for result in outcomes],
             "held out": [mean_of(result["told"][held_out]) for result in outcomes],
         }
-        row = {
-            name: statistics.mean(changes(group, silent, measure)) for name, group in groups.items()
-        }
-        if abs(row["a network each"]) >= SMALLEST_EFFECT:
+        changed = {name: changes(group, silent, measure) for name, group in groups.items()}
+        row = {name: statistics.mean(values) for name, values in changed.items()}
+        single = changed["a network each"]
+        agree = min(single) > 0 or max(single) < 0
+        if agree and abs(row["a network each"]) >= SMALLEST_EFFECT:
             for name in ("one network", "held out"):
                 row[f"share of {name}"] = row[name] / row["a network each"]
         rows[sentence] = row
@@ -118,14 +118,14 @@ def as_table(rows: Mapping[str, Row]) -> str:
     ]
     for sentence, row in rows.items():
         measure, held_out = SENTENCES[sentence]
-        percentages = [
-            f"{row[name]:.0%}" if name in row else "-"
+        portions = [
+            f"{100 * row[name]:.0f} %" if name in row else "-"
             for name in ("share of one network", "share of held out")
         ]
         lines.append(
-            f'| "{sentence}" | {measure} | {row["a network each"]:+.0f} % | '
-            f'{row["one network"]:+.0f} % | {percentages[0]} | "{held_out}" | '
-            f"{row['held out']:+.0f} % | {percentages[1]} |"
+            f'| "{sentence}" | {measure} | {percent(row["a network each"])} | '
+            f'{percent(row["one network"])} | {portions[0]} | "{held_out}" | '
+            f"{percent(row['held out'])} | {portions[1]} |"
         )
     return "\n".join(lines)
 
@@ -133,18 +133,30 @@ def as_table(rows: Mapping[str, Row]) -> str:
 def counted(rows: Mapping[str, Row], share: str, wanted: float) -> str:
     """How many of the shares reach what is wanted."""
     values = [row[share] for row in rows.values() if share in row]
-    return f"{sum(value >= wanted for value in values)} of {len(values)} reach {wanted:.0%}"
+    reached = sum(value >= wanted for value in values)
+    return f"{reached} of {len(values)} reach {100 * wanted:.0f} %"
+
+
+def without_share(rows: Mapping[str, Row]) -> str:
+    """Why some sentences have no share; nothing if all have one."""
+    names = [f'"{name}"' for name, row in rows.items() if "share of one network" not in row]
+    if not names:
+        return ""
+    return (
+        f"No share is given for {' and '.join(names)}: the single networks change the measure by "
+        f"less than {SMALLEST_EFFECT:g} %, or not in the same direction with every seed."
+    )
 
 
 def blended(outcomes: Sequence[Outcome]) -> str:
     """Whether the measure of each blend rises all the way, image by image."""
     text = (
-        "Vectors between two sentences are followed as well. Rank correlation (Spearman) of the "
-        f"{len(outcomes[0]['blends'][0])} steps of a blend with their measure, in each test image "
-        "of each seed:"
+        "Blends: vectors between two sentences, in "
+        f"{len(outcomes[0]['blends'][0])} equal steps. Rank correlation (Spearman) of the steps "
+        "with their measure, in each test image of each seed:"
     )
     lines = [
-        "| from | to | measure | mean at each step | least correlation | at least "
+        "| from | to | measure | average at each step | lowest correlation | at least "
         f"{WANTED_ORDER:g} in |",
         "|---|---|---|---|---:|---:|",
     ]
@@ -188,5 +200,6 @@ def picture(bench: Bench, base: Trial, many: ManyTrial, folder: Path) -> list[st
     sheets.save_sheet(groups, windows * 2, path, cell_inches=CELL_INCHES)
     return [
         "![One scene, a column for each sentence; above as the networks trained for one sentence "
-        f"each fuse it, below as the one network does]({folder.name}/{path.name})"
+        f"each fuse it, below as the one network does]({folder.name}/{path.name})",
+        CAPTION_BELOW,
     ]

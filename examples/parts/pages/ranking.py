@@ -9,18 +9,21 @@ from torch import Tensor
 from clip_fusion_loss import FusionObjective, LanguageDrivenFusionLoss, StructureLoss
 from clip_fusion_loss.functional import resize_images
 from parts.data.images import luminance, to_8bit
-from parts.data.pairs import Pair
+from parts.data.pairs import Pair, spread
 from parts.measuring.baselines import laplacian_pyramid, maximum
 from parts.measuring.comparing import Row, mean_of
 from parts.measuring.trials import Bench, Trial
 from parts.pages import sheets
-from parts.pages.shown import PICTURED, SHOWN_INCHES, within
+from parts.pages.shown import CAPTION, PICTURED, SHOWN_INCHES, within
 from parts.pages.tables import ordinal, table
 from tiny_clip.degradations import gaussian_blur
 from tiny_clip.evaluate import fusions, modality_table
 
 #: Side at which hand-made fusions are judged, in pixels.
 RANKING_SIDE = 192
+
+#: Fusions in the picture, from the best to the worst; more would not fit on a screen.
+PICTURED_FUSIONS = 8
 
 
 def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
@@ -59,27 +62,32 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
         for side in zip(*[(pair.visible, pair.infrared) for pair in bench.test], strict=True)
     )
     zero_shot = modality_table(bench.encoder, visible, infrared)
-    accuracy = {name: [row] for name, row in zero_shot.items()}
+    accuracy = {
+        name: [{"AUC" if measure == "auc" else measure: value for measure, value in row.items()}]
+        for name, row in zero_shot.items()
+    }
     parts = [
         "## The loss of hand-made fusions",
         'Sorted by the loss, lowest first. The fusion "good" has the base of the brighter source '
         f"and the detail of the stronger one; of {len(ordered)} fusions it is {places[0]} by the "
         f"whole loss, with the regularizer, and {places[1]} by the CLIP terms alone.",
         table(ordered, digits=3),
-        "Zero-shot classification of the sources with the paper's texts:",
+        "Zero-shot classification of the sources with the paper's texts. *AUC* needs no threshold; "
+        "*paired* compares the two images of a pair:",
         table(accuracy, digits=2),
     ]
     if bench.shown:
         pairs = [squared(bench.shown[i]) for i in within(bench, PICTURED)]
         made = [hand_made(*pair) for pair in pairs]
+        chosen = [list(ordered)[place] for place in spread(len(ordered), PICTURED_FUSIONS)]
         pictures = {
-            f"{name}: {row['total']:.2f}": [to_8bit(images[name][0]) for images in made]
-            for name, [row] in ordered.items()
+            f"{name}: {ordered[name][0]['total']:.2f}": [to_8bit(i[name][0]) for i in made]
+            for name in chosen
         }
         windows = [sheets.salient_window(*(to_8bit(i[0]) for i in pair)) for pair in pairs]
         path = folder / "images" / "ranking.jpg"
         sheets.save_sheet(pictures, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
-        parts.append("![From the lowest loss to the highest](images/ranking.jpg)")
+        parts += ["![From the lowest loss to the highest](images/ranking.jpg)", CAPTION]
     return "\n\n".join(parts)
 
 

@@ -18,6 +18,9 @@ PICTURED = (0, 3, 4)
 #: Height of an image in the pictures.
 SHOWN_INCHES = 1.3
 
+CAPTION = "*Beside each image is its framed detail, enlarged.*"
+CAPTION_BELOW = CAPTION.replace("Beside", "Below")
+
 
 def picture(bench: Bench, trials: Mapping[str, Trial], path: Path) -> list[str]:
     """Write a row of the shown pairs for each trial; returns the Markdown for it, or nothing."""
@@ -26,7 +29,7 @@ def picture(bench: Bench, trials: Mapping[str, Trial], path: Path) -> list[str]:
     rows, windows = shown_groups(bench, trials, PICTURED)
     sheets.save_sheet(rows, windows, path, cell_inches=SHOWN_INCHES, as_rows=True)
     names = ", ".join(rows).replace('"', "'")
-    return [f"![From top to bottom: {names}]({path.parent.name}/{path.name})"]
+    return [f"![From top to bottom: {names}]({path.parent.name}/{path.name})", CAPTION]
 
 
 def shown_groups(

@@ -25,9 +25,6 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     }
     counts = {f"{count} patches": replace(base, patches=count) for count in (2, 4, 8, 32)}
     rows = {name: over_seeds(bench, trial, seeds) for name, trial in (trials | counts).items()}
-    seconds = {name: bench.seconds_a_step(trial) for name, trial in (trials | counts).items()}
-    for name, group in rows.items():
-        group[0] = group[0] | {"s a step": seconds[name]}
     parts = [
         "## How much language, how many patches",
         "To strengthen or weaken the sentence's effect, scale `direction_weight` and "
@@ -35,8 +32,7 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         f"{base.direction:g} for the whole image and of {base.patch:g} for its patches; there are "
         f"{base.patches} patches unless the row names another number. The weights are too high if "
         "SF and AG still rise while Qabf falls below the run without language: then the fused "
-        "image has edges that no source has. Seconds are those of a whole training step, on the "
-        "processor that made this page.",
+        "image has edges that no source has.",
         table(rows),
     ]
     return "\n\n".join(parts + picture(bench, trials, folder / "images" / "weights.jpg"))

@@ -30,7 +30,13 @@ def cell(values: Sequence[float], digits: int | None) -> str:
     mean, spread = statistics.mean(values), (max(values) - min(values)) / 2
     if digits is None:
         digits = 3 if abs(mean) < 2 else 2 if abs(mean) < 20 else 1
+    mean = round(mean, digits) + 0.0  # never "-0"
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
+
+
+def percent(change: float, digits: int = 0) -> str:
+    """A change in percent with its sign; zero has none."""
+    return f"{change:+.{digits}f} %" if round(change, digits) else "0 %"
 
 
 def ordinal(place: int) -> str:

@@ -33,12 +33,13 @@ def train(
     amp: bool = False,
     learning_rate: float = LEARNING_RATE,
     batch_size: int | None = None,
+    max_norm: float | None = None,
 ) -> dict[str, list[float]]:
     """Train `network(visible, infrared) -> fused` in place; returns every step's loss terms.
 
     `seed` determines the crops; with `amp` the network computes in bfloat16. The learning rate
     falls from `learning_rate` to 0 on a cosine. A step has `batch_size` crops, by default
-    `BATCH_SIZE`.
+    `BATCH_SIZE`. Gradients with a norm above `max_norm` are scaled down to it.
 
     Raises:
         ValueError: the loss is not finite.
@@ -54,7 +55,7 @@ def train(
             fused = network(visible, infrared)
         return criterion.terms(fused, visible, infrared)._asdict()
 
-    take_step = TrainingStep(loss, optimizer, Processes(0, 1, device))
+    take_step = TrainingStep(loss, optimizer, Processes(0, 1, device), max_norm=max_norm)
     history: dict[str, list[float]] = {}
     network.train()
     bar = progress(range(steps), title, "step", keep=True)

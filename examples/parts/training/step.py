@@ -26,6 +26,8 @@ class TrainingStep:
     """A key of `AMP_TYPES`; None computes in float32."""
     parts: int = 1
     """Batches of each process whose gradients make one step."""
+    max_norm: float | None = None
+    """The norm to which larger gradients, of all weights together, are scaled down."""
     done: int = 0
     """Steps so far."""
 
@@ -70,6 +72,10 @@ class TrainingStep:
             raise ValueError(
                 f"the loss is {means['total']} in step {self.done + 1}; try a lower learning rate"
             )
+        if self.max_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            weights = [w for group in self.optimizer.param_groups for w in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, self.max_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.done += 1

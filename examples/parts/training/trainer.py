@@ -47,6 +47,7 @@ class Plan:
     batch: int
     encoder: str = "tiny"
     accumulate: int = 1
+    max_norm: float | None = None
     rate: float = 5e-4
     warmup_epochs: float = 1.0
     milestones: Sequence[float] = (50, 60, 70, 80, 90)
@@ -76,7 +77,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.take_step = TrainingStep(
-            self.combined, self.optimizer, self.processes, self.plan.amp, self.plan.accumulate
+            self.combined,
+            self.optimizer,
+            self.processes,
+            self.plan.amp,
+            self.plan.accumulate,
+            self.plan.max_norm,
         )
 
     @property
