@@ -27,7 +27,7 @@ from parts.networks.densefuse import DenseFuse
 from parts.networks.fusing import fuse_with
 from parts.networks.residual import AverageResidual
 from parts.pages import sheets
-from parts.training.drawn_sentences import LEARNING_RATE, MAX_NORM, DrawnSentences
+from parts.training.drawn_sentences import BATCH_SIZE, MAX_NORM, DrawnSentences
 from parts.training.short import train
 
 OVERVIEW = """\
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar=("A", "B"),
     )
     add("--out", default=Path("many_sentences_output"))
-    add("--steps", "; more have a stronger effect", default=400)
+    add("--steps", " of one crop; more have a stronger effect", default=1200)
     add("--seed", " of network weights, crops, patches and drawn sentences")
     add("--device")
     add("--encoder", "; all but tiny are slow without a GPU")
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         device=device,
         title=f"training for {len(prompts)} sentences",
-        learning_rate=LEARNING_RATE,
+        batch_size=BATCH_SIZE,
         max_norm=MAX_NORM,
     )
 

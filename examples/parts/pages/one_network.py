@@ -19,7 +19,7 @@ from parts.measuring.trials import BRIGHTNESS, Bench, Trial
 from parts.pages import sheets
 from parts.pages.shown import CAPTION_BELOW, shown_groups, within
 from parts.pages.tables import percent
-from parts.training.drawn_sentences import LEARNING_RATE
+from parts.training.drawn_sentences import BATCH_SIZE
 
 #: Sentences of the training: the measure that each is about, and a sentence of the same meaning
 #: that the network never saw.
@@ -40,7 +40,7 @@ BLENDS: Mapping[tuple[str, str], str] = {
     ("a blurry image", "a sharp image"): "AG",
 }
 
-#: Steps of the one training, as a multiple of those for one sentence.
+#: Crops of the one training, as a multiple of those for one sentence.
 COST = 1.5
 
 #: Least share of the single networks' effect, and of it with a sentence that was held out.
@@ -57,9 +57,10 @@ CELL_INCHES = 1.3
 
 def one_network(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     """The share of the single networks' effects that one network for all sentences reaches."""
+    steps = round(COST * base.steps * base.crops / BATCH_SIZE)
     many = [
         ManyTrial(
-            replace(base, seed=seed, steps=round(COST * base.steps), learning_rate=LEARNING_RATE),
+            replace(base, seed=seed, crops=BATCH_SIZE, steps=steps),
             tuple(SENTENCES),
             tuple(held_out for _, held_out in SENTENCES.values()),
             tuple(BLENDS),
@@ -68,16 +69,16 @@ def one_network(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -
     ]
     outcomes = [outcome(bench, trial) for trial in many]
     rows = shares(bench, base, seeds, outcomes)
-    cost = many[0].like.steps * seconds_a_step(bench, many[0])
+    cost = steps * seconds_a_step(bench, many[0])
     single_cost = len(SENTENCES) * base.steps * bench.seconds_a_step(base)
     parts = [
         "## One network for many sentences",
-        f"One network that takes the sentence as an input, trained once ({many[0].like.steps} "
-        f"steps), beside {len(SENTENCES)} networks for a sentence each ({base.steps} steps each). "
-        f"It takes {COST:g} trainings in place of {len(SENTENCES)}: "
-        f"{100 * cost / single_cost:.0f} % of the time here. The change is that of the sentence's "
-        "own measure against no language, the share that of the single networks' change. The "
-        "sentences on the right mean the same and were not in the training.",
+        f"One network that takes the sentence as an input, trained once ({steps} steps with "
+        f"{BATCH_SIZE} crop), beside {len(SENTENCES)} networks for a sentence each ({base.steps} "
+        f"steps with {base.crops} crops each). It takes {COST:g} trainings in place of "
+        f"{len(SENTENCES)}: {100 * cost / single_cost:.0f} % of the time here. The change is that "
+        "of the sentence's own measure against no language, the share that of the single "
+        "networks' change. The sentences on the right mean the same and were not in the training.",
         as_table(rows),
         f"Of these sentences {counted(rows, 'share of one network', WANTED)}; of those that were "
         f"held out {counted(rows, 'share of held out', WANTED_HELD_OUT)}. {without_share(rows)}",

@@ -9,26 +9,33 @@ from clip_fusion_loss import EmbeddedFusionModel, FusionLossTerms, LanguageDrive
 from parts.data.pairs import spread
 from parts.networks.conditioned import Conditioned, told
 
-#: What short trainings for many sentences use in place of `short.LEARNING_RATE`. The rate is twice
-#: as high, as each sentence has a part of the steps only. The gradients of single steps differ
-#: tenfold and more; without a limit a few of them can push a network to where it stays washed out.
-LEARNING_RATE = 3e-3
+#: Short trainings for many sentences take steps of one crop each: many small steps reach more than
+#: few large ones. The gradients of single steps differ tenfold and more; without a limit a few of
+#: them can push a network to where it stays washed out.
+BATCH_SIZE = 1
 MAX_NORM = 0.5
+
+#: Multiples of it, modulo 1, fill the unit interval evenly, however many they are.
+GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 class DrawnSentences(nn.Module):
     """A conditioned network and its loss, usable in place of a plain network and a plain loss.
 
     A training loop calls it as ``network(visible, infrared)`` and then, for the same batch, as
-    ``criterion.terms(fused, visible, infrared)``. The first call draws a sentence per image from
-    torch's global generator; the second computes the loss of each image for its sentence.
+    ``criterion.terms(fused, visible, infrared)``. The first call chooses a sentence per image; the
+    second computes the loss of each image for its sentence. Which comes first is drawn from torch's
+    global generator; the others follow so that all are used evenly at any time.
 
     Args:
         network: the network to train; it gets the text direction of each image's sentence.
         criterion: the loss.
         bank: the sentences to draw from, made by ``criterion.embed(sentences)``.
-        weights: how often each is drawn, relative to the others; None: evenly.
+        weights: how often each is used, relative to the others; None: evenly.
     """
+
+    calls: int
+    """Batches so far; a resumed training sets it."""
 
     def __init__(
         self,
@@ -41,15 +48,18 @@ class DrawnSentences(nn.Module):
         self.network = network
         self.criterion = criterion
         self.bank = bank
-        # Not a buffer: drawn on the host, so as not to wait for the device.
+        self.calls = 0
+        self._first = torch.rand((), dtype=torch.float64)
+        # Not a buffer: chosen on the host, so as not to wait for the device.
         sums = torch.tensor(weights or [1.0] * len(bank), dtype=torch.float64).cumsum(0)
         self._shares = sums / sums[-1]
         self._drawn: EmbeddedFusionModel | None = None
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        # Systematic sampling: equal steps through the shares from a random start. The sentences of
-        # a batch differ as far as they can, and each is still drawn as often as its weight says.
-        steps = torch.arange(len(visible)) + torch.rand((), dtype=torch.float64)
+        # Systematic sampling: equal steps through the shares. The sentences of a batch differ as
+        # far as they can, and so do those of batches in a row, as the first step moves on.
+        steps = torch.arange(len(visible)) + (self._first + self.calls * GOLDEN_RATIO) % 1
+        self.calls += 1
         self._drawn = self.bank[torch.searchsorted(self._shares, steps / len(visible))]
         return self.network(visible, infrared, self._drawn.text_direction)
 

@@ -198,6 +198,9 @@ class Trainer:
         seed = seed_for(plan.seed, self.step, self.processes.rank)
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
+        if self.drawn:
+            process = self.step * self.processes.world + self.processes.rank
+            self.drawn.calls = process * plan.accumulate
 
         terms, stopping = self.take_step(loader, stop.is_set)
         return {"step": self.step, "epoch": round(epoch, 6), "rate": rate} | terms, stopping
