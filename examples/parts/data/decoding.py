@@ -105,7 +105,7 @@ def _cut_by_pillow(path: Path, image: Image.Image) -> Values | None:
 
         return imagecodecs.png_decode(path.read_bytes())
     raise ValueError(
-        f"it has more than 8 bits a channel, which are not read from {image.format} files; save it "
+        f"it has more than 8 bits per channel, which are not read from {image.format} files; save it "
         "as PNG or TIFF"
     )
 
