@@ -3,8 +3,7 @@
 An *embedding* is a unit vector of a CLIP encoder and a *direction* the normalised difference of two
 embeddings; both lie along the last axis, of length D. Images are (N, C, H, W) with values in
 [0, 1]. Functions raise a TypeError or a ValueError if a tensor has another type or shape than
-described; only `total_loss` and `soften_outliers` take any tensors. Functions on images alone are
-defined in `image_formulas`.
+described; only `total_loss` and `soften_outliers` take any tensors.
 
 Equations and constants are those of Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible Image
 Fusion with Language-Driven Loss in CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267), called

@@ -2,6 +2,8 @@
 
 import re
 
+from docutils import nodes
+
 from clip_fusion_loss import __version__
 
 project = "clip_fusion_loss"
@@ -27,7 +29,7 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#b34700", "color-brand-content": "#b34700"},
     "dark_css_variables": {"color-brand-primary": "#ffa657", "color-brand-content": "#ffa657"},
 }
-pygments_style = "friendly"
+pygments_style = "default"  # this and the next have a contrast of at least 4.5 : 1
 pygments_dark_style = "github-dark"
 copybutton_prompt_text = ">>> "
 
@@ -55,12 +57,20 @@ nitpick_ignore_regex = [
 
 
 def markdown_to_rest(app, what, name, obj, options, lines):
-    """Indented blocks behind an empty line are code, and names in backticks have plurals."""
+    """Code is indented behind an empty line, names have plurals, and pages are named by file."""
     text = re.sub(r"^Example:$", ".. rubric:: Example", "\n".join(lines), flags=re.MULTILINE)
     text = re.sub(r"\n\n(?= {4,}\S)(?<!::\n\n)", "\n\n::\n\n", text)
     text = re.sub(r"(`[^`\n]+`)(?=[a-z])", r"\1\\ ", text)  # `FusionObjective`s
+    text = re.sub(r"docs/(\w+)\.md", r":doc:`docs/\1.md </\1>`", text)
     lines[:] = text.splitlines()
+
+
+def link_images_to_their_files(app, doctree):
+    """Sphinx links every image that has a scale; at 100 % it looks as without one."""
+    for image in doctree.findall(nodes.image):
+        image["scale"] = 100
 
 
 def setup(app):
     app.connect("autodoc-process-docstring", markdown_to_rest, priority=400)  # before napoleon
+    app.connect("doctree-read", link_images_to_their_files)

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class RecipeParser(Parser):
-    """Reads @FILE with any number of options a line, and comments."""
+    """Reads @FILE with any number of options per line, and comments."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         return shlex.split(arg_line, comments=True)

@@ -321,7 +321,7 @@ def _exposed_like(images: Tensor, model: Tensor, generator: torch.Generator) -> 
 
 
 def _two_losses(scenes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two different quality losses a scene; blurry and dark in a good third of them."""
+    """Two different quality losses per scene; blurry and dark in a good third of them."""
     first = torch.randint(len(_QUALITY), (scenes,), generator=generator)
     step = torch.randint(1, len(_QUALITY), (scenes,), generator=generator)
     second = (first + step) % len(_QUALITY)

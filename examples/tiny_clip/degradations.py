@@ -61,7 +61,7 @@ def _blur_matrix(size: int, sigma: Tensor) -> Tensor:
 
 
 def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """One random number an image, (N, 1, 1, 1)."""
+    """One random number per image, (N, 1, 1, 1)."""
     return low + (high - low) * torch.rand(len(like), 1, 1, 1, generator=generator)
 
 
@@ -335,6 +335,6 @@ def _tilt_spectrum(images: Tensor, slope: Tensor) -> Tensor:
     size = images.shape[-1]
     frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size))
     mean = images.mean((-1, -2), keepdim=True)
-    # The pivot of four cycles an image keeps the overall contrast about where it was.
+    # The pivot of four cycles per image keeps the overall contrast about where it was.
     gain = (frequency * size / 4).clamp(min=0.25) ** slope
     return mean + torch.fft.irfft2(torch.fft.rfft2(images - mean) * gain, s=(size, size))

@@ -207,7 +207,7 @@ def test_layers_are_told_by_shape_where_that_is_enough(tmp_path):
 
 
 def test_page_names_the_networks_whose_weights_are_taken():
-    section = PAGE[PAGE.index("## Their weights") : PAGE.index("## Together")]
+    section = PAGE[PAGE.index("## Published weights") : PAGE.index("## Together")]
     named = re.findall(r"^\| ([a-z0-9, -]+) \|", section, re.M)
     assert {name for row in named for name in row.split(", ")} == NETWORKS.keys() | PORTS.keys()
 
@@ -215,7 +215,7 @@ def test_page_names_the_networks_whose_weights_are_taken():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of scipy.misc, which is empty
 @pytest.mark.parametrize("name", ["torch", "scipy", "kornia"])
 def test_lines_that_newer_releases_need(name):
-    section = PAGE[PAGE.index("## Their Python") : PAGE.index("## Their weights")]
+    section = PAGE[PAGE.index("## Python and") : PAGE.index("## Published weights")]
     rows = [
         row for row in re.findall(r"^\|.*\| `(.+)` \| `(.+)` \|$", section, re.M) if name in row[0]
     ]

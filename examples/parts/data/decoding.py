@@ -105,8 +105,8 @@ def _cut_by_pillow(path: Path, image: Image.Image) -> Values | None:
 
         return imagecodecs.png_decode(path.read_bytes())
     raise ValueError(
-        f"it has more than 8 bits a channel, which are not read from {image.format} files; save it "
-        "as PNG or TIFF"
+        f"it has more than 8 bits per channel, which are not read from {image.format} files; save "
+        "it as PNG or TIFF"
     )
 
 

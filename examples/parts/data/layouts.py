@@ -225,7 +225,7 @@ def _pair(
 
 
 def _pair_scenes(images: Sequence[_Image], pairs: list[PairFiles]) -> list[_Image]:
-    """A folder a scene: the only two images there are a pair whatever they are called."""
+    """A folder per scene: the only two images there are a pair whatever they are called."""
     left = []
     for group in _groups(images, lambda image: (image.scene, image.path.parent)):
         visible, infrared = _sides(group)

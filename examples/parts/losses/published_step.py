@@ -29,7 +29,7 @@ class PublishedStep:
     Args:
         model: an open_clip model on its device and in its precision; its weights are not frozen.
         tokenizer: the tokenizer belonging to it.
-        patches: patches an image.
+        patches: patches per image.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor], patches: int) -> None:

@@ -15,7 +15,7 @@ from parts.training.processes import Processes
 
 @dataclass
 class TrainingStep:
-    """Computes the loss of a few crops and updates the weights, once a call."""
+    """Computes the loss of a few crops and updates the weights, once per call."""
 
     loss: Callable[[Tensor, Tensor], dict[str, Tensor]]
     """(visible, infrared) -> all terms by name, each (), among them the "total" to minimise. For
