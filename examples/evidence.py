@@ -106,6 +106,9 @@ def introduction(
     credit = f"\n\nImages in the pictures: {options.credit}." if options.credit else ""
     first, second = bench.names
     again = f", and on {len(bench.shown)} pairs of {second}" if bench.shown else ""
+    known = ""
+    if bench.encoder.name == "tiny":
+        known = " The `tiny` CLIP itself was trained on crops of four TNO pairs."
     return f"""These are demonstrations with the `{bench.encoder.name}` CLIP. What a real CLIP does
 to the images has not been measured, as its weights were not available where this page was made.
 `--encoder ViT-B-32-quickgelu/openai` makes the same page with them.
@@ -114,7 +117,7 @@ to the images has not been measured, as its weights were not available where thi
 learns to correct the average of its sources: {base.steps} steps of {BATCH_SIZE} crops of
 {CROP_SIDE} pixels, in {precision}, from {len(bench.training)} pairs of {first}, with Adam and a
 learning rate that falls from {base.learning_rate:g} to 0. It was tested on {len(bench.test)} other
-pairs of {first}{again}. Figures are means over {len(seeds)} seeds, followed by half of their range
+pairs of {first}{again}.{known} Figures are means over {len(seeds)} seeds, followed by half of their range
 (±). "No language" is the same training without the direction and patch terms. The measures
 are those of `examples/evaluate.py`. `{BRIGHTNESS}` is the mean grey level. `{LAYOUT}` is the
 correlation with the maximum of the sources after averaging over 16 x 16 pixels: near 1, the

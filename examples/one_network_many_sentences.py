@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar=("A", "B"),
     )
     add("--out", default=Path("many_sentences_output"))
-    add("--steps", " of one crop; more have a stronger effect", default=1200)
+    add("--steps", " of one crop; more have a stronger effect", default=900)
     add("--seed", " of network weights, crops, patches and drawn sentences")
     add("--device")
     add("--encoder", "; all but tiny are slow without a GPU")
