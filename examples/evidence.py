@@ -117,12 +117,14 @@ to the images has not been measured, as its weights were not available where thi
 learns to correct the average of its sources: {base.steps} steps of {BATCH_SIZE} crops of
 {CROP_SIDE} pixels, in {precision}, from {len(bench.training)} pairs of {first}, with Adam and a
 learning rate that falls from {base.learning_rate:g} to 0. It was tested on {len(bench.test)} other
-pairs of {first}{again}.{known} Figures are means over {len(seeds)} seeds, followed by half of their range
-(±). "No language" is the same training without the direction and patch terms. The measures
-are those of `examples/evaluate.py`. `{BRIGHTNESS}` is the mean grey level. `{LAYOUT}` is the
-correlation with the maximum of the sources after averaging over 16 x 16 pixels: near 1, the
-fused image shows the same scene. EN, SD, SF and AG also reward noise and embossing: compare them
-with SSIM and Qabf, and look at the pictures.{credit}"""
+pairs of {first}{again}.{known}
+
+Figures are means over {len(seeds)} seeds, followed by half of their range (±). "No language" is
+the same training without the direction and patch terms. The measures are those of
+`examples/evaluate.py`. `{BRIGHTNESS}` is the mean grey level. `{LAYOUT}` is the correlation with
+the maximum of the sources after averaging over 16 x 16 pixels: near 1, the fused image shows the
+same scene. EN, SD, SF and AG also reward noise and embossing: compare them with SSIM and
+Qabf, and look at the pictures.{credit}"""
 
 
 if __name__ == "__main__":

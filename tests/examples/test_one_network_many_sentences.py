@@ -64,6 +64,25 @@ def test_sentences_are_drawn_by_weight(weights, expected):
         assert (indices[:, 0] != indices[:, 1]).all()
 
 
+def test_sentences_are_spread_over_steps_of_one_image():
+    criterion = LanguageDrivenFusionLoss.tiny()
+    bank = criterion.embed(["a dark image", "a bright image", "a blurry image", "a sharp image"])
+    torch.manual_seed(0)
+    drawn = DrawnSentences(torch.nn.Module(), criterion, bank)
+    told = []
+    drawn.network.forward = lambda visible, infrared, vectors: told.append(vectors[0])
+    for _ in range(60):
+        drawn(*torch.zeros(2, 1, 1, 1, 1))
+    indices = (torch.stack(told) @ bank.text_direction.T).argmax(1)
+    for start in range(40):  # drawn at random, some sentence would be missing from every tenth
+        counts = torch.bincount(indices[start : start + 20], minlength=4)
+        assert counts.min() >= 4
+        assert counts.max() <= 6
+    drawn.calls = 7
+    drawn(*torch.zeros(2, 1, 1, 1, 1))
+    assert told[-1].equal(told[7])
+
+
 def test_training_trains_what_takes_the_vector():
     criterion = LanguageDrivenFusionLoss.tiny(generator=torch.Generator().manual_seed(0))
     bank = criterion.embed(["a dark image", "a bright image"])
