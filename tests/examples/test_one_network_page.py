@@ -122,12 +122,13 @@ def test_blends_are_ranked_image_by_image():
 def test_the_section(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(Bench, "_train", pretend_training)
     monkeypatch.setattr(Bench, "seconds_a_step", lambda *_: 0.25)
-    monkeypatch.setattr(one_network, "seconds_a_step", lambda *_: 0.5)
+    monkeypatch.setattr(one_network, "seconds_a_step", lambda *_: 0.1)
     monkeypatch.setattr(many_sentences, "_train", pretend_many)
     section = one_network.one_network(bench, Trial(direction=1.0), range(2), tmp_path)
-    # 1.5 times as many steps of twice the time, in place of eight trainings.
-    assert "trained once (225 steps)" in section
-    assert "38 % of the time here" in section
+    # 1.5 times as many crops, in place of eight trainings: 675 x 0.1 s beside 8 x 150 x 0.25 s.
+    assert "trained once (675 steps with 1 crop), beside 8 networks for a sentence each" in section
+    assert "(150 steps with 3 crops each)" in section
+    assert "22 % of the time here" in section
     assert "(images/one-network-shares.jpg)" in section
     assert read_image(tmp_path / "images" / "one-network-shares.jpg").shape[2] > 600
     bench.shown = []
