@@ -46,7 +46,7 @@ Without options it trains on five real pairs, with the small CLIP that comes wit
 without language and once for each of two sentences. This takes about two minutes on two CPU cores,
 without a download. The --out folder then holds:
 
-  contact_sheet.png  the sources, their average, and one column per sentence
+  contact_sheet.png  the sources, a column without language, and one per sentence
   loss_curves.png    the terms of the loss per step
   fused/             all fused images in full size, one folder per sentence
   metrics.json       the usual metrics, means over all pairs
@@ -133,11 +133,10 @@ def quickstart(options: argparse.Namespace) -> None:
     print(f"{len(pairs)} pairs, {1 + len(prompts)} trainings of {options.steps} steps on {device}")
 
     shown = spread(len(pairs), SHEET_ROWS)
-    average_metrics, average_images = fuse_all(average, pairs, shown, "fusing by average")
+    average_metrics, _ = fuse_all(average, pairs, shown, "fusing by average")
     columns = {
         "infrared": [pairs[i].infrared for i in shown],
         "visible": [pairs[i].visible for i in shown],
-        "average": average_images,
     }
     runs: list[Run] = []
     histories: dict[str, dict[str, list[float]]] = {}
@@ -163,8 +162,7 @@ def quickstart(options: argparse.Namespace) -> None:
         fusion = partial(fuse, network, reach=DenseFuse.REACH, device=device)
         quality, images = fuse_all(fusion, pairs, shown, f"fusing {title}", folder)
         runs.append(Run(prompt, options.seed, quality, seconds))
-        if prompt is not None:
-            columns[title] = images
+        columns[title] = images
 
     print("drawing the contact sheet", file=sys.stderr, flush=True)
     windows = sheets.salient_windows(pairs[i] for i in shown)
