@@ -62,7 +62,7 @@ def summary(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
         for name, control in CONTROLS.items()
     }
     won_words = " and ".join(
-        f"in {min(numbers)} to {max(numbers)} of 8 measures with {name}"
+        f"in {' to '.join(map(str, sorted({min(numbers), max(numbers)})))} of 8 measures with {name}"
         for name, numbers in won.items()
     )
     before, after = mean_of(silent), mean_of(full)
