@@ -61,9 +61,10 @@ def summary(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
         name: wins(full, filtered_rows(bench, base, seeds, control))
         for name, control in CONTROLS.items()
     }
+    ranges = {name: sorted({min(numbers), max(numbers)}) for name, numbers in won.items()}
     won_words = " and ".join(
-        f"in {' to '.join(map(str, sorted({min(numbers), max(numbers)})))} of 8 measures with {name}"
-        for name, numbers in won.items()
+        f"in {' to '.join(map(str, ends))} of 8 measures with {name}"
+        for name, ends in ranges.items()
     )
     before, after = mean_of(silent), mean_of(full)
     return (
