@@ -86,10 +86,10 @@ def test_standing_among_published_ones():
         "ours": dict.fromkeys("abcdefgh", 2.0),
     }
     assert peers.standing(rows, ["weak", "strong"]) == (
-        "Among these 2 published methods the last row has the mean rank 2.00, not the best: one of "
-        "them has 1.00, and is ahead of 1 in at least 5 measures."
+        "Among these 2 published methods the last row has the mean rank 2.00 (the best has 1.00) "
+        "and is ahead of 1 in at least 5 measures."
     )
     rows["ours"] = dict.fromkeys("abcdefgh", 4.0)
-    assert "mean rank 1.00, the best, and is ahead of 2 in" in peers.standing(
+    assert "mean rank 1.00 (the best) and is ahead of 2 in" in peers.standing(
         rows, ["weak", "strong"]
     )

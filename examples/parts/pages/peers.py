@@ -195,10 +195,10 @@ def led(rows: Mapping[str, Row]) -> dict[str, int]:
 def standing(rows: Mapping[str, Row], published: Sequence[str]) -> str:
     """Where the last row stands among the published ones."""
     rank, best, ahead = place(rows[list(rows)[-1]], {name: rows[name] for name in published})
-    first = "the best" if rank < best else f"not the best: one of them has {best:.2f}"
+    first = "the best" if rank < best else f"the best has {best:.2f}"
     return (
         f"Among these {len(published)} published methods the last row has the mean rank "
-        f"{rank:.2f}, {first}, and is ahead of {ahead} in at least {MOST} measures."
+        f"{rank:.2f} ({first}) and is ahead of {ahead} in at least {MOST} measures."
     )
 
 

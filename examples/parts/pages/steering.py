@@ -91,7 +91,7 @@ def failures(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
         for measure, target in (wanted or {}).items():
             _, reached = against(rows, silent, measure, target)
             if reached < len(seeds):
-                missed.append(f'"{prompt}" reaches {measure} {target:+g} % in {reached}')
+                missed.append(f'"{prompt}" reaches {measure} {target:+g} % in {reached or "none"}')
     if not missed:
         return "All sentences reach their targets in all seeds."
     return f"**Not every sentence reaches its target**: of {len(seeds)} seeds, {', '.join(missed)}."
