@@ -176,5 +176,13 @@ def test_changelog_and_citation_have_the_version():
 def test_the_readme_has_the_results_of_the_page():
     page = (ROOT / "docs" / "results.md").read_text()
     summary = " ".join(page.split("\n\n")[1].split())
-    assert summary.startswith("**The sentence changes")
-    assert summary in " ".join((ROOT / "README.md").read_text().split())
+    assert summary.startswith("- **The sentence changes")
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert summary in readme
+    published = readme.split("**Published methods**")[1].split(" - **")[0]
+    section = page.split("## Compared with other fusions")[1].split("Among")[0]
+    ours = "ours, the paper's sentence"
+    for row in ("Laplacian pyramid", ours, f"{ours}, tuned (300 steps)"):
+        pattern = rf"^\| {re.escape(row)} \|.* ([\d.]+) \| [-\d]+ \|$"
+        [rank] = re.findall(pattern, section, re.MULTILINE)
+        assert rank in published

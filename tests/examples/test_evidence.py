@@ -42,7 +42,7 @@ def test_the_page(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(one_network, "seconds_a_step", lambda *_: 0.25)
     monkeypatch.setattr(Bench, "seconds_a_step", lambda *_: 0.25)
     page = run(tmp_path, folder)
-    assert page.startswith("# Results\n\n**The sentence changes what the image looks like.**")
+    assert page.startswith("# Results\n\n- **The sentence changes what the image looks like.**")
     assert '| "a dark image" | mean -30 % | 0 % | 0 of 2 | 0 % | 0 of 2 |' in page
     assert '| "a purple elephant dancing" | every measure within 3 % | 0 % | 2 of 2 |' in page
     assert "does not know: dancing, elephant, purple." in page

@@ -50,8 +50,8 @@ def test_the_summary_names_what_is_missed(bench, monkeypatch):
     wanted = {"a dark image": {"mean": -30}, "bright": {"mean": 15}}
     monkeypatch.setattr(steering, "WANTED", wanted)
     assert steering.failures(bench, Trial(), range(2)) == (
-        '**Not every sentence reaches its target**: of 2 seeds, "a dark image" reaches mean -30 % '
-        "in 1."
+        '**Not every sentence reaches its target**: of 2 seeds, "a dark image" reaches '
+        "brightness -30 % in 1."
     )
     del wanted["a dark image"]
     assert steering.failures(bench, Trial(), range(2)).startswith("All sentences reach")

@@ -79,9 +79,9 @@ def peers(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
             "authors' code stretches the contrast of each image to the full range, which raises "
             "EN, SD, SF, AG and Qabf; those outputs have separate tables below. The best value of "
             "a table is bold. *Ours* is DenseFuse trained with this loss. *Rank* is the mean place "
-            "in the eight measures among the published methods and the last row; other rows take "
-            "its place there. *Behind in* is the number of measures in which a row is behind the "
-            "last one."
+            "in the eight measures (EN to Qabf) among the published methods and the last row; "
+            "other rows take its place there. *Behind in* is the number of measures in which a row "
+            "is behind the last one."
         )
     for part, name in parts_of(bench):
         rows = {

@@ -42,6 +42,8 @@ SILENCE = 3.0
 #: `LAYOUT` from which on a fused image shows the scene of its sources.
 WANTED_LAYOUT = 0.9
 
+IN_WORDS = {BRIGHTNESS: "brightness", "AG": "average gradient", "SD": "contrast"}
+
 FRONT_PAGE = (3, 4)
 
 NO_LANGUAGE = "no language"
@@ -63,23 +65,26 @@ def summary(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
     }
     ranges = {name: sorted({min(numbers), max(numbers)}) for name, numbers in won.items()}
     won_words = " and ".join(
-        f"in {' to '.join(map(str, ends))} of 8 measures with {name}"
-        for name, ends in ranges.items()
+        f"of {name} in {' to '.join(map(str, ends))} of 8 measures" for name, ends in ranges.items()
     )
     before, after = mean_of(silent), mean_of(full)
-    return (
-        "**The sentence changes what the image looks like.** Against the same training without "
-        f'language, "a dark image" changes the brightness by {effect("a dark image", BRIGHTNESS)}, '
+    lines = (
+        f"**The sentence changes what the image looks like.** On {len(bench.test)} test pairs of "
+        f"{bench.names[0]}, against the same training without language, "
+        f'"a dark image" changes the brightness by {effect("a dark image", BRIGHTNESS)}, '
         f'"a bright image" by {effect("a bright image", BRIGHTNESS)}, "a blurry image" the average '
         f"gradient by {effect('a blurry image', 'AG')}. The paper's sentence changes the average "
         f"gradient by {effect(Trial.prompt, 'AG')} and the contrast by "
-        f"{effect(Trial.prompt, 'SD')}. **It costs similarity to the sources**: with the paper's "
-        f"sentence SSIM is {after['SSIM']:.3f} in place of {before['SSIM']:.3f} without language, "
-        f"Qabf {after['Qabf']:.3f} in place of {before['Qabf']:.3f} (the plain average of the "
-        f"sources has {plain['SSIM']:.3f} and {plain['Qabf']:.3f}). **A filter on the images "
-        "without language makes as much sharpness**: at the same average gradient, the paper's "
-        f"sentence is ahead {won_words}. {failures(bench, base, seeds)}"
+        f"{effect(Trial.prompt, 'SD')}.",
+        "**It costs similarity to the sources.** With the paper's sentence SSIM is "
+        f"{after['SSIM']:.3f} in place of {before['SSIM']:.3f} without language, Qabf "
+        f"{after['Qabf']:.3f} in place of {before['Qabf']:.3f}. The plain average of the sources "
+        f"has {plain['SSIM']:.3f} and {plain['Qabf']:.3f}.",
+        "**A filter on the images without language makes as much sharpness.** At the same average "
+        f"gradient, the paper's sentence is ahead {won_words}.",
+        failures(bench, base, seeds),
     )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def failures(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
@@ -91,7 +96,9 @@ def failures(bench: Bench, base: Trial, seeds: Sequence[int]) -> str:
         for measure, target in (wanted or {}).items():
             _, reached = against(rows, silent, measure, target)
             if reached < len(seeds):
-                missed.append(f'"{prompt}" reaches {measure} {target:+g} % in {reached or "none"}')
+                missed.append(
+                    f'"{prompt}" reaches {IN_WORDS[measure]} {target:+g} % in {reached or "none"}'
+                )
     if not missed:
         return "All sentences reach their targets in all seeds."
     return f"**Not every sentence reaches its target**: of {len(seeds)} seeds, {', '.join(missed)}."
@@ -212,6 +219,6 @@ def order(bench: Bench, trials: Mapping[str, Trial], seeds: Sequence[int]) -> st
         sentences.append(
             f'{name}: "dark" is darker than no language and "bright" brighter in {sum(ordered)} of '
             f"{len(ordered)} single images; the lowest mean `{LAYOUT}` of a sentence "
-            f"is {min(layouts):.2f} (target: at least {WANTED_LAYOUT})."
+            f"with any seed is {min(layouts):.2f} (target: at least {WANTED_LAYOUT})."
         )
     return "\n\n".join(sentences)

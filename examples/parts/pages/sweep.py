@@ -25,6 +25,8 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
     }
     counts = {f"{count} patches": replace(base, patches=count) for count in (2, 4, 8, 32)}
     rows = {name: over_seeds(bench, trial, seeds) for name, trial in (trials | counts).items()}
+    silent = rows[NO_LANGUAGE][0]["Qabf"]
+    below = [name for name in trials if rows[name][0]["Qabf"] < silent]
     parts = [
         "## How much language, how many patches",
         "To strengthen or weaken the sentence's effect, scale `direction_weight` and "
@@ -32,7 +34,8 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         f"{base.direction:g} for the whole image and of {base.patch:g} for its patches; there are "
         f"{base.patches} patches unless the row names another number. The weights are too high if "
         "SF and AG still rise while Qabf falls below the run without language: then the fused "
-        "image has edges that no source has.",
+        f"image has edges that no source has. Here Qabf is below it with "
+        f"{' and '.join(below) or 'none of these weights'}.",
         table(rows),
     ]
     return "\n\n".join(parts + picture(bench, trials, folder / "images" / "weights.jpg"))
