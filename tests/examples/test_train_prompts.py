@@ -38,7 +38,7 @@ def prompts(tmp_path):
 def test_every_network_learns_to_be_told(tmp_path, folder, prompts, network, options):
     options = ["--prompts", str(prompts), "--visible-text", "a gray photo", *options]
     out = tmp_path / "out"
-    run(folder, out, "--steps", "2", *options, "--rate", "0.05", network=network)
+    run(folder, out, "--steps", "2", *options, "--rate", "0.005", network=network)
     assert (out / "samples" / "step_0000002.png").is_file()
     checkpoint = load_checkpoint(out / "checkpoint.pt")
     texts = [(each.fused, each.visible) for each in checkpoint.bank.objectives]
