@@ -78,7 +78,9 @@ def one_network(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -
         f"steps with {base.crops} crops each). It takes {COST:g} trainings in place of "
         f"{len(SENTENCES)}: {100 * cost / single_cost:.0f} % of the time here. The change is that "
         "of the sentence's own measure against no language, the share that of the single "
-        "networks' change. The sentences on the right mean the same and were not in the training.",
+        "networks' change. The sentences on the right mean the same and were not in the training. "
+        "The settings of this training were chosen on details of these test pairs, so expect a "
+        "little less elsewhere.",
         as_table(rows),
         f"Of these sentences {counted(rows, 'share of one network', WANTED)}; of those that were "
         f"held out {counted(rows, 'share of held out', WANTED_HELD_OUT)}. {without_share(rows)}",
