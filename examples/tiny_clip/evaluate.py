@@ -118,7 +118,7 @@ def quality_table(encoder: FrozenCLIP, visible: Tensor, infrared: Tensor) -> Tab
 def modality_table(encoder: FrozenCLIP, visible: Tensor, infrared: Tensor) -> Table:
     """Infrared against visible by the paper's two texts.
 
-    `accuracy` decides for each image alone, `auc` needs no threshold, `paired` compares the two
+    `accuracy` decides for each image alone, `AUC` needs no threshold, `paired` compares the two
     images of a pair.
     """
     texts = encoder.encode_text([FusionObjective().visible[0], FusionObjective().infrared[0]])
@@ -130,7 +130,7 @@ def modality_table(encoder: FrozenCLIP, visible: Tensor, infrared: Tensor) -> Ta
             / 2,
             "visible right": (of_visible < 0).float().mean().item(),
             "infrared right": (of_infrared > 0).float().mean().item(),
-            "auc": (of_infrared[:, None] > of_visible).float().mean().item(),
+            "AUC": (of_infrared[:, None] > of_visible).float().mean().item(),
             "paired": (of_infrared > of_visible).float().mean().item(),
         }
     }

@@ -62,10 +62,7 @@ def ranking(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> st
         for side in zip(*[(pair.visible, pair.infrared) for pair in bench.test], strict=True)
     )
     zero_shot = modality_table(bench.encoder, visible, infrared)
-    accuracy = {
-        name: [{"AUC" if measure == "auc" else measure: value for measure, value in row.items()}]
-        for name, row in zero_shot.items()
-    }
+    accuracy = {name: [row] for name, row in zero_shot.items()}
     parts = [
         "## The loss of hand-made fusions",
         'Sorted by the loss, lowest first. The fusion "good" has the base of the brighter source '

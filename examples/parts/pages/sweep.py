@@ -34,7 +34,7 @@ def sweep(bench: Bench, base: Trial, seeds: Sequence[int], folder: Path) -> str:
         f"{base.direction:g} for the whole image and of {base.patch:g} for its patches; there are "
         f"{base.patches} patches unless the row names another number. The weights are too high if "
         "SF and AG still rise while Qabf falls below the run without language: then the fused "
-        f"image has edges that no source has. Here Qabf is below it with "
+        "image has edges that no source has. Here Qabf is below it with "
         f"{' and '.join(below) or 'none of these weights'}.",
         table(rows),
     ]
