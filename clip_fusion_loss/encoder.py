@@ -1,8 +1,11 @@
-"""FrozenCLIP: embeds images and texts with a frozen open_clip model."""
+"""FrozenCLIP: images and texts to unit vectors, and which CLIP it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import copy
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks
-from .building import building
-from .folding import fold_batch_norm
-from .frozen import FrozenModule, computes_in_float16
+from .frozen import FrozenModule, computes_in_float16, default_torch_state
 from .functional import match_channels, resize_images, soften_outliers
-from .identity import fingerprint_of
-from .layers import speed_up
-from .loading import load_clip, load_embedded_clip
-from .objective import as_texts
-from .text_tower import TextTower, says_nothing
+from .loading import load_bundled_clip, load_clip
+from .towers import fold_batch_norms, speed_up
 
-__all__ = ["PRECISIONS", "FrozenCLIP"]
+__all__ = ["PRECISIONS", "FrozenCLIP", "same_clip"]
 
 # Used where a model does not name its own: OpenAI's values, as in open_clip.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -34,15 +32,21 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # float16's normal range, 6e-5 and 65504, as the gradient grows and shrinks on its way.
 GRADIENT_PEAK = 64.0
 
+# Words, numbers and runs of symbols such as emoji, but not ordinary punctuation.
+WORDS = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s.,;:!?'\"()\u2018\u2019\u201c\u201d-]|_)+")
+
+# Words without a meaning of their own.
+FUNCTION_WORDS = frozenset(("a", "an", "and", "at", "in", "of", "on", "or", "the", "to", "with"))
+
 
 class FrozenCLIP(FrozenModule):
     """A frozen CLIP that embeds images and texts as unit vectors.
 
     `model` is changed in place: it is put into eval mode, its weights are frozen, and its image
     tower gets faster layers with the same results, with batch norms folded into convolutions. It
-    does not appear in the `state_dict()` or `parameters()` of a module that holds this one, and
-    `.train()` and `.apply()` do not reach it. Its image tower follows `.to()`, `.cuda()` and
-    `.half()`; its text tower stays where it is, usually on the CPU, as it runs once per text.
+    does not appear in the `state_dict()`, `parameters()` or `buffers()` of a module that holds this
+    one, and `.train()` and `.apply()` do not reach it. Its image tower follows `.to()`, `.cuda()`
+    and `.half()`; its text tower stays where it is, usually on the CPU, as it runs once per text.
 
     Args:
         model: a model built by open_clip (`create_model`, or one of its classes).
@@ -50,20 +54,28 @@ class FrozenCLIP(FrozenModule):
         name: the model's name in messages and saved files.
         keep_text: False frees the text tower after its first use, or when a loss gets an embedded
             objective. Afterwards only texts that are already embedded can be used.
-        vocabulary: lower-case words that the model knows; other words and symbols are removed from
-            texts with a warning. None keeps all words.
+        vocabulary: lower-case words that the model knows; a space takes the place of other words
+            and symbols in texts, with a warning. None keeps all words.
 
     Raises:
         TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` is not
             callable; another argument has a wrong type.
         ValueError: `model` does not name the size of its input images.
+        RuntimeError: it is built inside `accelerate.init_empty_weights()`.
+
+    Attributes:
+        network: the image tower.
+        image_size: (height, width) of its input.
+        fingerprint: identifies the CLIP; `same_clip` compares two.
     """
 
+    frozen = ("network", "_mean", "_std")
+
+    network: nn.Module
     _mean: Tensor
     _std: Tensor
-    fingerprint: str
 
-    @building()
+    @default_torch_state()
     def __init__(
         self,
         model: nn.Module,
@@ -84,33 +96,31 @@ class FrozenCLIP(FrozenModule):
                 f"`tokenizer` must be callable, got {tokenizer!r}; get that of the model with "
                 "open_clip.get_tokenizer(name)"
             )
-        checks.check_type("name", name, str)
-        checks.check_flag("keep_text", keep_text)
         if isinstance(vocabulary, str):
             raise TypeError(
                 f"`vocabulary` must be a collection of words, got {vocabulary!r}; split the text"
             )
-        super().__init__(visual)
-        self.name = name
-        self.keep_text = bool(keep_text)
+        super().__init__()
+        self.name = checks.check_type("name", name, str)
+        self.keep_text = checks.check_flag("keep_text", keep_text)
         self.vocabulary = None if vocabulary is None else frozenset(vocabulary)
+        self.network = visual
         self.image_size, mean, std = _preprocessing(visual)
-        self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        # Hidden like the image tower, and not moved with it.
-        text = TextTower(model, tokenizer)
-        self._text: TextTower | None = text
+        self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+        self._tokenizer = tokenizer
+        # In a list, as it is not moved, cast or saved with the image tower. None once dropped.
+        self._text: list[Any] | None = [_without_image_tower(model)]
+        self._text_embeddings: dict[str, Tensor] = {}
         # The fingerprint of the original weights, also if an earlier FrozenCLIP has folded them.
-        fingerprint = fingerprint_of(visual, text.model, self.image_size, mean, std)
-        self.fingerprint = getattr(visual, "folded_from", fingerprint)
-        probe = torch.empty(2, 3, *self.image_size, dtype=_compute_dtype(visual), device="meta")
-        if fold_batch_norm(visual, probe):
+        fingerprint = _fingerprint(visual, self._text[0], self.image_size, mean, std)
+        self.fingerprint: str = getattr(visual, "folded_from", fingerprint)
+        if fold_batch_norms(visual):
             visual.folded_from = self.fingerprint  # type: ignore[assignment]
         speed_up(visual)
-        self._text_embeddings: dict[str, Tensor] = {}
 
     @classmethod
-    @building()
+    @default_torch_state()
     def from_pretrained(
         cls,
         model_name: str = "ViT-B-32-quickgelu",
@@ -130,9 +140,9 @@ class FrozenCLIP(FrozenModule):
                 folder, ``local-dir:FOLDER``, or a repository, ``hf-hub:ORG/REPO``, of open_clip
                 or of a transformers CLIPModel.
             pretrained: a tag of `open_clip.list_pretrained()`, or the path of a file with weights
-                of that model: a state dict, a training checkpoint, OpenAI's TorchScript archive
-                or a transformers CLIPModel. Not used for folders and repositories, which have
-                weights of their own.
+                of that model: a state dict, a training checkpoint, OpenAI's TorchScript archive,
+                or a transformers CLIPModel with its config.json beside it. Not used for folders
+                and repositories, which have weights of their own.
             cache_dir: folder for downloads; None uses the default of open_clip and the Hugging
                 Face hub.
             tokenizer: a folder with the tokenizer's files, for models whose tokenizer is on the
@@ -147,13 +157,14 @@ class FrozenCLIP(FrozenModule):
             FileNotFoundError: the file does not exist, or the weights or the tokenizer are not in
                 the cache and cannot be downloaded. The message says which file to fetch and how to
                 pass it.
-            ImportError: the tokenizer needs transformers, which is not installed.
+            ImportError: the model or its tokenizer needs transformers, which is not installed.
+            RuntimeError: see the class.
         """
         name, model, tokenize = load_clip(model_name, pretrained, cache_dir, tokenizer)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
 
     @classmethod
-    @building()
+    @default_torch_state()
     def tiny(cls) -> FrozenCLIP:
         """Load the CLIP that comes with the package, for demonstrations and continuous integration.
 
@@ -162,9 +173,9 @@ class FrozenCLIP(FrozenModule):
         It does not replace a real CLIP in research.
 
         Raises:
-            ValueError: its files are damaged.
+            ValueError: its files are missing or damaged.
         """
-        model, tokenizer, words = load_embedded_clip()
+        model, tokenizer, words = load_bundled_clip()
         return cls(model, tokenizer, name="tiny", vocabulary=words)
 
     @property
@@ -200,12 +211,11 @@ class FrozenCLIP(FrozenModule):
         checks.check_choice("precision", precision, PRECISIONS)
         # Resizing and normalisation in float32, whatever the network's precision is.
         images = match_channels(resize_images(images.float(), self.image_size), 3)
-        network = self.network_on(images.device)
         with self._autocast(precision):
-            if computes_in_float16(network, images.device):
+            if computes_in_float16(self.network, images.device):
                 images = soften_outliers(images)
             images = (images - self._mean) / self._std
-            features = network(images.to(_compute_dtype(network)))
+            features = self.network(images.to(_compute_dtype(self.network)))
         if isinstance(features, tuple):  # (pooled, tokens), as CoCa's tower returns
             features = features[0]
         half, features = features.dtype == torch.float16, features.float()
@@ -213,7 +223,13 @@ class FrozenCLIP(FrozenModule):
             _rescale_gradient(images, features)
         return F.normalize(features, dim=-1)
 
-    @building()
+    def _autocast(self, precision: str) -> AbstractContextManager[Any]:
+        if precision == "auto":
+            return nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    @default_torch_state()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Embed texts. Each text is embedded once; later calls reuse its vector.
 
@@ -230,33 +246,17 @@ class FrozenCLIP(FrozenModule):
             RuntimeError: a text is new and the text tower was dropped.
 
         Warns:
-            UserWarning: words or symbols are not in the model's vocabulary, if it has one; they
-                are removed from the text.
+            UserWarning: words or symbols are not in the model's vocabulary, if it has one; a space
+                takes their place.
         """
-        texts = as_texts("texts", texts)
+        texts = checks.check_texts("texts", texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._text_embeddings]
         if new:
             self._text_embeddings.update(zip(new, self._embed(new), strict=True))
         return torch.stack([self._text_embeddings[text] for text in texts]).to(self.device)
 
-    def says_nothing(self, text: str) -> bool:
-        """Whether no word of `text` is in the model's vocabulary, apart from function words."""
-        return self.vocabulary is not None and says_nothing(text, self.vocabulary)
-
-    def drop_text(self) -> None:
-        """Free the text tower. Texts that are already embedded stay usable; new ones raise."""
-        self._text = None
-
-    def extra_repr(self) -> str:
-        return f"name={self.name!r}, image_size={self.image_size}, device={self.device}"
-
-    def _autocast(self, precision: str) -> AbstractContextManager[Any]:
-        if precision == "auto":
-            return nullcontext()
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
-
     def _embed(self, texts: list[str]) -> Tensor:
+        """(T, D) float32 unit vectors on the CPU."""
         if self._text is None:
             raise RuntimeError(
                 f"the text tower of {self.name!r} was dropped "
@@ -264,10 +264,65 @@ class FrozenCLIP(FrozenModule):
                 "encoder with keep_text=True, or embed the texts with another copy of it, save "
                 "them with EmbeddedFusionModel.save and load them here"
             )
-        embeddings = self._text.embed(texts, self.name, self.vocabulary)
+        (tower,) = self._text
+        tokens = self._tokenize(texts).to(next(tower.parameters()).device)
+        with torch.autocast(tokens.device.type, enabled=False):
+            embeddings = F.normalize(tower.encode_text(tokens).float(), dim=-1).cpu()
         if not self.keep_text:
             self.drop_text()
         return embeddings
+
+    def _tokenize(self, texts: list[str]) -> Tensor:
+        """Tokens of `texts`; raises a ValueError for texts that open_clip would truncate."""
+        if self.vocabulary is not None:
+            texts = _known_words(texts, self.name, self.vocabulary)
+        tokens = self._tokenizer(texts)
+        length = tokens.shape[1]
+        whole = self._tokenizer(texts, context_length=4 * length)[:, :length]
+        for text, cut in zip(texts, (whole != tokens).any(1).tolist(), strict=True):
+            if cut:
+                raise ValueError(
+                    f"a text must have at most {length} tokens, start and end included, "
+                    f"got {checks.shorten(text)}; shorten it, or split it into an ensemble of texts"
+                )
+        return tokens
+
+    def has_no_known_word(self, text: str) -> bool:
+        """Whether no word of `text` is in the model's vocabulary, apart from function words."""
+        if self.vocabulary is None:
+            return False
+        return not (self.vocabulary - FUNCTION_WORDS) & set(WORDS.findall(text.lower()))
+
+    def drop_text(self) -> None:
+        """Free the text tower. Texts that are already embedded stay usable; new ones raise."""
+        self._text = None
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, image_size={self.image_size}, device={str(self.device)!r}"
+
+
+def _without_image_tower(model: nn.Module) -> nn.Module:
+    """A model that shares the text tower of `model`, for `encode_text`."""
+    text = copy.copy(model)
+    # A new dictionary, as copy.copy shares it: deleting from it would change `model`.
+    text._modules = {name: part for name, part in model._modules.items() if name != "visual"}
+    return text.eval().requires_grad_(False)
+
+
+def _known_words(texts: list[str], name: str, vocabulary: frozenset[str]) -> list[str]:
+    """The texts with a space for everything that is not in `vocabulary`; warns of that."""
+    unknown = sorted(set(WORDS.findall(" ".join(texts).lower())) - vocabulary)
+    if unknown:
+        checks.warn(
+            f"the model {name!r} was not trained on {', '.join(map(repr, unknown))}; "
+            "these words are removed from the text. Use words of encoder.vocabulary, "
+            "or a real CLIP: FrozenCLIP.from_pretrained()"
+        )
+
+    def known(word: re.Match[str]) -> str:
+        return word[0] if word[0].lower() in vocabulary else " "
+
+    return [WORDS.sub(known, text).replace("-", " ") for text in texts]
 
 
 def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
@@ -311,3 +366,81 @@ def _compute_dtype(network: nn.Module) -> torch.dtype:
     # precision of the first convolution, whose weight is 4-D.
     parameters = list(network.parameters())
     return next((p.dtype for p in parameters if p.ndim == 4), parameters[0].dtype)
+
+
+# Which CLIP it is: the format of fingerprints, and how many values of a tensor they cover, evenly
+# spaced. Training changes all values, and hashing a whole model would take as long as loading it.
+VERSION = "2"
+SAMPLES = 1024
+
+
+def same_clip(first: str, second: str) -> bool:
+    """Whether two fingerprints are of the same CLIP, possibly cast to float16 or bfloat16.
+
+    Text towers are compared only if both fingerprints have one.
+    """
+    towers = list(zip(first.split("/"), second.split("/"), strict=False))
+    if len(towers) != 3 or towers[0] != (VERSION, VERSION):
+        return first == second
+    return all(
+        "" in tower or any(a == b for a, b in zip(*(d.split(".") for d in tower), strict=False))
+        for tower in towers[1:]
+    )
+
+
+def _fingerprint(
+    visual: nn.Module, text: nn.Module, size: tuple[int, int], mean: Iterable[float],
+    std: Iterable[float],
+) -> str:  # fmt: skip
+    """A short text that identifies a CLIP. Compute it before `fold_batch_norms`.
+
+    It covers the weights of both towers, the activations, the numbers of attention heads, the
+    epsilons of the normalisations, the pooling, the causal mask of the text tower, and the size,
+    mean and std of input images.
+    """
+    numbers = [f"{number:.6g}" for number in (*size, *mean, *std)]
+    weights = {
+        name.removeprefix("text."): weight  # as in open_clip's CustomTextCLIP
+        for name, weight in text.state_dict().items()
+        if not name.startswith("logit_")  # scale and bias of logits, which are not used here
+    }
+    image = _digests(visual.state_dict(), f"{_arithmetic(visual)}{numbers}")
+    return f"{VERSION}/{image}/{_digests(weights, _arithmetic(text))}"
+
+
+def _digests(weights: dict[str, Tensor], arithmetic: str) -> str:
+    """Digests of the weights rounded to float16 and to bfloat16; empty if there are no weights.
+
+    Rounding a second time to the same dtype changes nothing. So a model and its float16 copy have
+    the same first digest, and a model and its bfloat16 copy the same second one.
+    """
+    weights = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
+    if not weights:
+        return ""
+    digests = []
+    for dtype in (torch.float16, torch.bfloat16):
+        digest = hashlib.sha256(arithmetic.encode())
+        for name, weight in sorted(weights.items()):
+            step = max(1, weight.numel() // SAMPLES) | 1  # odd: an even one may hit one column only
+            values = weight.flatten()[::step].to("cpu", dtype).contiguous()
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(bytes(values.view(torch.uint8).tolist()))
+        digests.append(digest.hexdigest()[:24])
+    return ".".join(digests)
+
+
+def _arithmetic(tower: nn.Module) -> str:
+    """What the layers compute that does not show in their weights."""
+    found = set()
+    for module in tower.modules():
+        kind = type(module).__name__.lstrip("_")  # classes of `speed_up` begin with an underscore
+        has_weights = next(module.parameters(), None) is not None
+        is_activation = type(module).__module__ == "torch.nn.modules.activation"
+        if not has_weights and ("GELU" in kind or is_activation):
+            found.add(f"{kind}({module.extra_repr()})")
+        for name in ("num_heads", "eps", "pool_type", "text_pool_type", "final_ln_after_pool"):
+            if hasattr(module, name):
+                found.add(f"{name.removeprefix('text_')}={getattr(module, name)}")
+        if hasattr(module, "attn_mask"):
+            found.add(f"causal={module.attn_mask is not None}")
+    return str(sorted(found))
