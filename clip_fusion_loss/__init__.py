@@ -7,9 +7,8 @@ ACM MM 2025, arXiv 2402.16267).
 
 from . import functional
 from .encoder import FrozenCLIP
-from .fusion_model import EmbeddedFusionModel
 from .loss import FusionLossTerms, LanguageDrivenFusionLoss, SourceEmbeddings
-from .objective import FusionObjective
+from .objective import EmbeddedFusionModel, FusionObjective
 from .regularizers import IntensityGradientLoss, StructureLoss, VGGMaxFeatureLoss
 
 __version__ = "0.2.0"

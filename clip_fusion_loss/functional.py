@@ -2,8 +2,8 @@
 
 An *embedding* is a unit vector of a CLIP encoder and a *direction* the normalised difference of two
 embeddings; both lie along the last axis, of length D. Images are (N, C, H, W) with values in
-[0, 1]. Functions raise a TypeError or a ValueError if a tensor has another type or shape than
-described; only `total_loss` and `soften_outliers` take any tensors.
+[0, 1]. Nothing is checked here: `LanguageDrivenFusionLoss` checks its arguments once, and a direct
+call with wrong shapes has PyTorch's own errors.
 
 Equations and constants are those of Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible Image
 Fusion with Language-Driven Loss in CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267), called
@@ -18,17 +18,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from . import checks
-from .image_formulas import (
-    match_channels,
-    patch_entropy,
-    random_patch_transforms,
-    resize_images,
-    sample_patches,
-    shrink_images,
-    soften_outliers,
-)
 
 __all__ = [
     "direction",
@@ -61,18 +50,22 @@ CONSTANT_RMS = 1e-3
 # Side of the windows of `structure_loss` whose means are compared, in pixels.
 LAYOUT_WINDOW = 16
 
+# ITU-R BT.601 luma, as usual in infrared-visible fusion.
+LUMA = (0.299, 0.587, 0.114)
+
+# Affine jitter of a patch in the paper's code: torchvision's
+# RandomAffine(degrees=5, translate=(0, 0.1), scale=(1, 1.5), shear=5).
+MAX_ROTATION = 5.0  # degrees, in both directions
+MAX_SHIFT = 0.1  # fraction of the patch's side, up or down
+MAX_ZOOM = 1.5  # the least is 1
+MAX_SHEAR = 5.0  # degrees along x, in both directions
+
 
 def direction(start: Tensor, end: Tensor) -> Tensor:
     """Unit vector from `start` to `end`: ``(end - start) / max(|end - start|, 1e-3)``.
 
-    Args:
-        start: (..., D) embeddings.
-        end: (..., D) embeddings, broadcast against `start`.
-
-    Returns:
-        (..., D) directions; the zero vector, with a finite gradient, where both are equal.
+    Both are (..., D) embeddings. The zero vector, with a finite gradient, where they are equal.
     """
-    checks.check_alike({"start": start, "end": end}, "(..., D)")
     return F.normalize(end - start, dim=-1, eps=DIRECTION_EPS)
 
 
@@ -89,23 +82,13 @@ def direction_loss(
 
     Args:
         embedding: (..., D) embeddings e of fused images or of their patches.
-        visible_embedding: (..., D) embeddings v_v of the whole visible images.
-        infrared_embedding: (..., D) embeddings v_r of the whole infrared images.
-        visible_direction: (D,) text direction D_v from the visible image's text to the fused
-            image's, or (..., D) with one per embedding.
-        infrared_direction: likewise D_r, from the infrared image's text.
+        visible_embedding, infrared_embedding: (..., D), v_v and v_r of the whole source images.
+        visible_direction, infrared_direction: text directions D_v and D_r from the source's text to
+            the fused image's; (D,), or (..., D) with one per embedding.
 
     Returns:
         (...) losses in [0, 2], differentiable in all arguments.
     """
-    tensors = {
-        "embedding": embedding,
-        "visible_embedding": visible_embedding,
-        "infrared_embedding": infrared_embedding,
-        "visible_direction": visible_direction,
-        "infrared_direction": infrared_direction,
-    }
-    checks.check_alike(tensors, "(..., D)")
     # All vectors are unit, so cos is the plain inner product.
     from_visible = (direction(visible_embedding, embedding) * visible_direction).sum(-1)
     from_infrared = (direction(infrared_embedding, embedding) * infrared_direction).sum(-1)
@@ -115,18 +98,9 @@ def direction_loss(
 def mean_direction(visible_direction: Tensor, infrared_direction: Tensor) -> Tensor:
     """Normalised mean of both text directions: ``(D_v + D_r) / max(|D_v + D_r|, 1e-3)``.
 
-    If the fused image has the same direction from both sources, `direction_loss` is smallest for
-    this one.
-
-    Args:
-        visible_direction: (..., D) text directions D_v.
-        infrared_direction: (..., D) text directions D_r.
-
-    Returns:
-        (..., D) unit vectors; zero where both directions are zero or opposite.
+    Both are (..., D). If the fused image has the same direction from both sources, `direction_loss`
+    is smallest for this one. Zero where both directions are zero or opposite.
     """
-    directions = {"visible_direction": visible_direction, "infrared_direction": infrared_direction}
-    checks.check_alike(directions, "(..., D)")
     return F.normalize(visible_direction + infrared_direction, dim=-1, eps=DIRECTION_EPS)
 
 
@@ -135,20 +109,8 @@ def similarity_loss(
 ) -> Tensor:
     """Mean cosine distance to both sources: ``1 - (cos(e, v_v) + cos(e, v_r)) / 2``.
 
-    Args:
-        embedding: (..., D) embeddings of the fused images.
-        visible_embedding: (..., D) embeddings of the visible images.
-        infrared_embedding: (..., D) embeddings of the infrared images.
-
-    Returns:
-        (...) losses in [0, 2].
+    All three are (..., D) embeddings; returns (...) losses in [0, 2].
     """
-    tensors = {
-        "embedding": embedding,
-        "visible_embedding": visible_embedding,
-        "infrared_embedding": infrared_embedding,
-    }
-    checks.check_alike(tensors, "(..., D)")
     return 1 - 0.5 * (embedding * (visible_embedding + infrared_embedding)).sum(-1)
 
 
@@ -164,29 +126,15 @@ def mean_over_patches(sums: Tensor, kept: Tensor, reduction: str = "all") -> Ten
     Returns:
         (B,) means; zero for a sample without kept patches.
     """
-    checks.check_axes("sums", sums, "(B,)")
-    checks.check_axes("kept", kept, f"({len(sums)}, N)", boolean=True)
-    checks.check_choice("reduction", reduction, ("all", "kept"))
-    if reduction == "all":
-        return sums / kept.shape[1]
-    return sums / kept.sum(1).clamp(min=1)
+    return sums / (kept.shape[1] if reduction == "all" else kept.sum(1).clamp(min=1))
 
 
 def total_loss(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Weighted sum of the terms: ``sum_i weights[i] * terms[i]``.
 
-    Args:
-        terms: tensors of one shape, at least one.
-        weights: one per term; the paper's are 2, 10, 6 and 10 for the direction, patch, similarity
-            and perceptual terms.
-
-    Returns:
-        A tensor of the shape of the terms.
-
-    Raises:
-        ValueError: there are no terms, or not as many weights as terms.
+    Terms are tensors of one shape. The paper's weights of the direction, patch, similarity and
+    perceptual terms are 2, 10, 6 and 10.
     """
-    _check_lengths(terms=terms, weights=weights)
     return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)
 
 
@@ -195,37 +143,14 @@ def max_feature_loss(
 ) -> Tensor:
     """The paper's perceptual term: ``sum_l MSE(phi_l(fused), max(phi_l(vis), phi_l(ir)))``.
 
-    Args:
-        fused: feature maps phi_l of the fused images, (B, C_l, H_l, W_l), at least one layer.
-        visible: like `fused`.
-        infrared: like `fused`.
-
-    Returns:
-        (B,) losses.
+    Each argument holds feature maps phi_l of one image, (B, C_l, H_l, W_l), at least one layer;
+    returns (B,) losses.
     """
-    _check_lengths(fused=fused, visible=visible, infrared=infrared)
     layers = [
-        _max_feature_distance(f, v, r) for f, v, r in zip(fused, visible, infrared, strict=True)
+        (f - torch.maximum(v, r)).square().flatten(1).mean(1)
+        for f, v, r in zip(fused, visible, infrared, strict=True)
     ]
     return torch.stack(layers).sum(0)
-
-
-def _max_feature_distance(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-    features = {"fused": fused, "visible": visible, "infrared": infrared}
-    checks.check_alike(features, "(B, C, H, W)")
-    return (fused - torch.maximum(visible, infrared)).square().flatten(1).mean(1)
-
-
-def _check_lengths(**sequences: Sequence[object]) -> None:
-    (first, reference), *others = sequences.items()
-    if not reference:
-        raise ValueError(f"`{first}` must have at least one entry, got none")
-    for name, sequence in others:
-        if len(sequence) != len(reference):
-            raise ValueError(
-                f"`{name}` must have as many entries as `{first}`, {len(reference)}, got "
-                f"{len(sequence)}; pass one for each"
-            )
 
 
 def intensity_gradient_loss(
@@ -240,16 +165,12 @@ def intensity_gradient_loss(
     on its own.
 
     Args:
-        fused: (B, C, H, W) images in [0, 1], H and W at least 2.
-        visible: like `fused`.
-        infrared: like `fused`.
+        fused, visible, infrared: (B, C, H, W) images in [0, 1], H and W at least 2.
         gradient_weight: weight of the gradient part, at least 0.
 
     Returns:
         (B,) losses, at least 0.
     """
-    _check_images_with_gradients(fused, visible, infrared)
-    checks.check_number("gradient_weight", gradient_weight)
     loss = _mean_abs(fused - torch.maximum(visible, infrared))
     for axis in (-1, -2):
         stronger = _stronger(visible.diff(dim=axis), infrared.diff(dim=axis))
@@ -293,9 +214,7 @@ def structure_loss(
         G = G / G.square().mean().sqrt()
 
     Args:
-        fused: (B, C, H, W) images in [0, 1], H and W at least 2.
-        visible: like `fused`.
-        infrared: like `fused`.
+        fused, visible, infrared: (B, C, H, W) images in [0, 1], H and W at least 2.
         window: side of the windows w in pixels; larger than the image counts as the image's.
         flat_energy: e relative to the mean gradient energy of the image, which is 1; at least 1e-6.
         layout_weight: weight of the layout part, at least 0.
@@ -303,10 +222,6 @@ def structure_loss(
     Returns:
         (B,) losses, 0 to ``2 + 2 * layout_weight``; finite for constant images too.
     """
-    _check_images_with_gradients(fused, visible, infrared)
-    checks.check_number("window", window, minimum=1, whole=True)
-    checks.check_number("flat_energy", flat_energy, minimum=1e-6)
-    checks.check_number("layout_weight", layout_weight)
     field = _unit_rms(_gradient_field(fused))
     wanted = _unit_rms(_stronger(_gradient_field(visible), _gradient_field(infrared)))
     side = [min(window, length) for length in field.shape[2:]]
@@ -322,12 +237,6 @@ def structure_loss(
     # are constant.
     layout = 0.5 * (layouts[0] - layouts[1]).square().sum(1)
     return edges + layout_weight * layout
-
-
-def _check_images_with_gradients(fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
-    images = {"fused": fused, "visible": visible, "infrared": infrared}
-    checks.check_alike(images, "(B, C, H, W)")
-    checks.check_sides("fused", fused, 2)
 
 
 def _stronger(first: Tensor, second: Tensor) -> Tensor:
@@ -354,3 +263,155 @@ def _layout(images: Tensor) -> Tensor:
 
 def _mean_abs(images: Tensor) -> Tensor:
     return images.abs().flatten(1).mean(1)
+
+
+def match_channels(images: Tensor, channels: int) -> Tensor:
+    """Repeat (N, 1, H, W) grey images to 3 channels, or convert RGB images to BT.601 luma.
+
+    Returns `images` itself if it has that many channels, 1 or 3, already.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    red, green, blue = images.split(1, dim=1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+
+
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, H, W) images to `size`, bilinear with anti-aliasing.
+
+    The aspect ratio may change. Returns `images` itself if it has that (height, width) already.
+    """
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def shrink_images(images: Tensor, short_side: int) -> Tensor:
+    """Downscale (N, C, H, W) images to a short side of `short_side` pixels, with anti-aliasing.
+
+    Use it before `sample_patches`, which takes one bilinear sample per output pixel and would
+    alias on images that are much larger than its output. Returns `images` itself if it is not
+    larger.
+    """
+    height, width = images.shape[-2:]
+    factor = short_side / min(height, width)
+    if factor >= 1:
+        return images
+    return resize_images(images, (round(height * factor), round(width * factor)))
+
+
+def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
+    """Compress values beyond `limit`, of either sign, to a logarithm.
+
+    ``sign(x) * limit * (1 + log(|x| / limit))`` where ``|x| > limit``. Values up to the limit, so
+    all images in [0, 1], do not change.
+
+    Large inputs would overflow in the first layer of a float16 network, and clamping would stop
+    their gradient. With the default limit 1e4 becomes 35 and the largest float32 becomes 360.
+    """
+    size = images.abs()
+    softened = images.sign() * limit * (1 + (size.clamp(min=limit) / limit).log())
+    return torch.where(size <= limit, images, softened)
+
+
+def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
+    """Entropy of the grey-level histogram, in bits.
+
+    Args:
+        patches: (..., H, W) grey levels in [0, 1]; values outside count in the first or last bin.
+        bins: number of equal bins on [0, 1] (256 in the paper's code).
+
+    Returns:
+        (...) entropies from 0 (constant) to ``log2(bins)``. Not differentiable.
+    """
+    pixels = patches.detach().flatten(-2)
+    levels = (pixels * bins).long().clamp(0, bins - 1)
+    counts = torch.zeros(*levels.shape[:-1], bins, dtype=torch.float32, device=patches.device)
+    counts.scatter_add_(-1, levels, counts.new_ones(()).expand_as(levels))
+    # entr(p) = -p ln p, and 0 at p = 0.
+    return torch.special.entr(counts / pixels.shape[-1]).sum(-1) / math.log(2)
+
+
+def random_patch_transforms(
+    batch: int,
+    patches: int,
+    image_size: tuple[int, int],
+    *,
+    scale: tuple[float, float] = (0.5, 0.8),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw random affine transforms for the paper's patches.
+
+    A patch is a square window with a side of ``u * min(H, W)``, u ~ U(`scale`), at a random
+    position inside the image, with a small affine transform about its centre: rotation within 5
+    degrees, vertical shift within 10 % of the side, zoom 1 to 1.5, shear within 5 degrees along x.
+    The paper's code draws one transform for a whole batch; here each sample and patch has its own.
+
+    Args:
+        batch: number of images B.
+        patches: number of patches N per image.
+        image_size: (H, W) in pixels.
+        scale: range of the window's side as a fraction of the image's short side, within [0, 1].
+        generator: source of the random numbers; None uses torch's global CPU generator.
+
+    Returns:
+        (B, N, 2, 3) float32 affine maps on the generator's device, for `sample_patches`. They map
+        patch coordinates to image coordinates, x before y, as `torch.nn.functional.affine_grid`
+        does with ``align_corners=False``: both run from -1 to 1 between the outer pixel edges.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    draws = torch.rand(7, batch, patches, generator=generator, device=device, dtype=torch.float32)
+    side, left, top, turn, shift, zoom, shear = draws.unbind()
+
+    # The window, as half-sides and centre in image coordinates.
+    height, width = image_size
+    side = (scale[0] + (scale[1] - scale[0]) * side) * min(height, width)
+    half_width, half_height = side / width, side / height
+    center_x = (2 * left - 1) * (1 - half_width)
+    center_y = (2 * top - 1) * (1 - half_height)
+
+    # Warping looks up the source position of each output pixel, so the map is the inverse of the
+    # transform p -> R(turn) @ Shear(shear) @ p * zoom + (0, shift).
+    turn = torch.deg2rad(MAX_ROTATION * (2 * turn - 1))
+    shear = torch.tan(torch.deg2rad(MAX_SHEAR * (2 * shear - 1)))
+    zoom = 1 + (MAX_ZOOM - 1) * zoom
+    shift = 2 * MAX_SHIFT * (2 * shift - 1)  # patch coordinates span 2
+    cos, sin = torch.cos(turn), torch.sin(turn)
+    xx, xy = (cos + shear * sin) / zoom, (sin - shear * cos) / zoom
+    yx, yy = -sin / zoom, cos / zoom
+
+    x_row = torch.stack([half_width * xx, half_width * xy, center_x - half_width * xy * shift], -1)
+    y_row = torch.stack(
+        [half_height * yx, half_height * yy, center_y - half_height * yy * shift], -1
+    )
+    return torch.stack([x_row, y_row], -2)
+
+
+def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop and warp patches with one bilinear sampling; the image is reflected at its border.
+
+    Args:
+        images: (B, C, H, W).
+        transforms: (B, N, 2, 3) maps from `random_patch_transforms`, on the device of `images`.
+        size: (height, width) of the patches in pixels.
+
+    Returns:
+        (B, N, C, height, width), differentiable in `images`.
+    """
+    count, (height, width) = transforms.shape[1], size
+    # Not F.affine_grid: under autocast, TF32 or torch.set_float32_matmul_precision its matrix
+    # product would compute the sample positions with only 8 or 10 bits.
+    x_axis, y_axis, origin = transforms.to(images.dtype)[:, :, None, None].unbind(-1)
+    x, y = (
+        torch.arange(1, 2 * side, 2, dtype=images.dtype, device=images.device) / side - 1
+        for side in (width, height)
+    )
+    grid = x_axis * x[:, None] + (y_axis * y[:, None, None] + origin)
+    # The patches of an image are stacked into one tall output, so the image is not copied.
+    grid = grid.flatten(1, 2)
+    tall = F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    return tall.unflatten(2, (count, height)).transpose(1, 2)

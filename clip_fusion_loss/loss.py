@@ -1,46 +1,103 @@
-"""LanguageDrivenFusionLoss: check the images, embed them, compute the terms, reduce."""
+"""LanguageDrivenFusionLoss: check the images, embed them, score the embeddings, reduce."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from . import checks, functional, patches
-from .encoder import FrozenCLIP
+from . import checks, functional
+from .encoder import PRECISIONS, FrozenCLIP
 from .frozen import drop_traces
-from .fusion_model import EmbeddedFusionModel
-from .objective import FusionObjective
-from .patch_history import PatchHistory
-from .presets import Presets
-from .source_images import SourceEmbeddings, TakesSources
+from .objective import EmbeddedFusionModel, FusionObjective, embed_all, embed_for_batch, embed_one
+from .patches import EmptySteps, patch_term
+from .regularizers import StructureLoss, VGGMaxFeatureLoss
 
 __all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss", "SourceEmbeddings"]
 
 
 class FusionLossTerms(NamedTuple):
-    """The total loss and its unweighted terms, float32.
+    """The total loss and its unweighted terms, float32; scalars, or (B,) with ``reduction="none"``.
 
-    Each is a scalar, or of shape (B,) with ``reduction="none"``.
+    Attributes:
+        total: the weighted sum, which `LanguageDrivenFusionLoss` returns.
+        direction: direction loss of the whole fused image, in [0, 2] per sample.
+        patch: direction loss of its patches, in [0, 2] per sample.
+        similarity: mean cosine distance to both sources, in [0, 2] per sample.
+        regularizer: the regularizer's loss.
+        kept: fraction of patches that passed the entropy filter; with "sum" also the mean.
     """
 
     total: Tensor
-    """The weighted sum, which `LanguageDrivenFusionLoss` returns."""
     direction: Tensor
-    """Direction loss of the whole fused image, in [0, 2] per sample."""
     patch: Tensor
-    """Direction loss of its patches, in [0, 2] per sample."""
     similarity: Tensor
-    """Mean cosine distance to both sources, in [0, 2] per sample."""
     regularizer: Tensor
-    """The regularizer's loss."""
     kept: Tensor
-    """Fraction of patches that passed the entropy filter, in [0, 1]; with "sum" also the mean."""
 
 
-class LanguageDrivenFusionLoss(Presets, TakesSources):
+class SourceEmbeddings(NamedTuple):
+    """(B, D) unit vectors of whole sources, from `LanguageDrivenFusionLoss.embed_sources`."""
+
+    visible: Tensor
+    infrared: Tensor
+
+
+Objective = FusionObjective | EmbeddedFusionModel | str | Sequence[str]
+Objectives = Sequence[str | FusionObjective] | EmbeddedFusionModel
+
+
+def _regularizer(name: str, value: Any) -> Any:
+    checks.check_type(name, value, nn.Module)
+    try:
+        inspect.signature(value.forward).bind("fused", "visible", "infrared")
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` must accept a call (fused, visible, infrared), got {type(value).__name__}, "
+            f"whose forward does not: {error}; wrap it in a module that does"
+        ) from None
+    except ValueError:  # compiled functions may have no signature
+        pass
+    return value
+
+
+def _patch_chunk(name: str, value: Any) -> Any:
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    return checks.check_number(name, value, minimum=1, whole=True)
+
+
+def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+# Each function checks an assigned value, at construction or later, and returns the value to keep:
+# plain Python numbers and tuples, also for NumPy scalars and for lists from configuration files.
+OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "direction_weight": checks.check_number,
+    "patch_weight": checks.check_number,
+    "similarity_weight": checks.check_number,
+    "regularizer": _or_none(_regularizer),
+    "regularizer_weight": checks.check_number,
+    "num_patches": partial(checks.check_number, minimum=1, whole=True),
+    "patch_scale": partial(checks.check_interval, minimum=0.05, maximum=1.0, empty=True),
+    "min_patch_entropy": _or_none(partial(checks.check_number, maximum=8)),
+    "patch_reduction": partial(checks.check_choice, choices=("all", "kept")),
+    "data_range": checks.check_interval,
+    "reduction": partial(checks.check_choice, choices=("mean", "sum", "none")),
+    "generator": _or_none(partial(checks.check_type, kind=torch.Generator)),
+    "patch_chunk": _or_none(_patch_chunk),
+    "precision": partial(checks.check_choice, choices=PRECISIONS),
+}
+
+
+class LanguageDrivenFusionLoss(nn.Module):
     """Language-driven loss: a text describes the fused image, and a frozen CLIP compares the two.
 
     Per sample, with the weights of the paper (arXiv 2402.16267):
@@ -57,9 +114,10 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
     formulas are in `functional`. All defaults are the paper's, except that there is no regularizer;
     `paper()` adds it.
 
-    Texts are embedded once, at construction and in `set_objective`. CLIP does not appear in
-    `state_dict()` or `parameters()`. Options are attributes and may be assigned at any time, such
-    as weights on a schedule; only `encoder` and `compile` are fixed at construction.
+    Texts are embedded once, at construction and in `set_objective`. CLIP and the texts' vectors are
+    not in `state_dict()`, `parameters()` or `buffers()`. Options are attributes and may be assigned
+    at any time, such as weights on a schedule; only `encoder` and `compile` are fixed at
+    construction.
 
     Args:
         objective: a `FusionObjective`; or a text, or several, for `FusionObjective(fused=texts)`;
@@ -103,9 +161,12 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
         loss.backward()
     """
 
+    encoder: FrozenCLIP
+    fusion_model: EmbeddedFusionModel
+
     def __init__(
         self,
-        objective: FusionObjective | EmbeddedFusionModel | str | Sequence[str] = FusionObjective(),
+        objective: Objective = FusionObjective(),
         *,
         encoder: FrozenCLIP | None = None,
         direction_weight: float = 2.0,
@@ -126,6 +187,7 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
     ) -> None:
         super().__init__()
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
+        self._compiled = checks.check_flag("compile", compile)
         self.direction_weight = direction_weight
         self.patch_weight = patch_weight
         self.similarity_weight = similarity_weight
@@ -140,36 +202,103 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
         self.generator = generator
         self.patch_chunk = patch_chunk
         self.precision = precision
-        self.compile_encoder = checks.check_flag("compile", compile)
         self.encoder = FrozenCLIP.from_pretrained() if encoder is None else encoder
-        if self.compile_encoder:
+        if self._compiled:
             # Patches, whole images and sources have three fixed shapes.
             self.encoder.compile(dynamic=False)
-        self.set_objective(objective)
-        self._patch_history = PatchHistory()
+        self.fusion_model = embed_one(objective, self.encoder, FusionObjective())
+        self._empty_steps = EmptySteps()
 
-    def state_dict(self, *, prefix: str = "", **options: Any) -> Any:
-        """The state of a regularizer that has one; otherwise empty."""
-        state = super().state_dict(prefix=prefix, **options)
-        drop_traces(state, prefix)
-        return state
+    @classmethod
+    def paper(
+        cls,
+        objective: Objective = FusionObjective(),
+        **options: Any,
+    ) -> LanguageDrivenFusionLoss:
+        """The paper's loss: CLIP ViT-B/32, VGG-19 regularizer, weights 2 / 10 / 6 / 10.
+
+        `options` are keyword arguments of the class, to replace values of the paper.
+
+        Raises:
+            TypeError, ValueError: as the class.
+            FileNotFoundError: weights are not in the caches and cannot be downloaded; the message
+                names all that are missing.
+        """
+        inspect.signature(cls).bind(objective, **options)  # before a download, not after it
+        networks: dict[str, Callable[[], nn.Module]] = {
+            "encoder": FrozenCLIP.from_pretrained,
+            "regularizer": VGGMaxFeatureLoss,
+        }
+        problems = []
+        for name in networks.keys() - options.keys():
+            try:
+                options[name] = networks[name]()
+            except FileNotFoundError as error:
+                problems.append(f"\n- `{name}`: {error}")
+        if problems:
+            raise FileNotFoundError(
+                "the paper's loss needs weights that are not available here. With the files, call\n"
+                "    LanguageDrivenFusionLoss.paper(\n"
+                "        encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
+                "        regularizer=VGGMaxFeatureLoss(VGG_FILE),\n"
+                "    )\n"
+                "or, without the VGG file, pass regularizer=StructureLoss(); for a first try "
+                "without any file, call LanguageDrivenFusionLoss.tiny(). Missing:"
+                + "".join(sorted(problems))
+            )
+        return cls(objective, **options)
+
+    @classmethod
+    def tiny(
+        cls,
+        objective: Objective = FusionObjective(),
+        **options: Any,
+    ) -> LanguageDrivenFusionLoss:
+        """The loss with the bundled CLIP and suitable weights, without a download.
+
+        For demonstrations and continuous integration; see `FrozenCLIP.tiny`. The regularizer is a
+        `StructureLoss`, which does not restrict brightness and contrast. To strengthen or weaken
+        the text's effect, scale `direction_weight` and `patch_weight` together.
+
+        The weights come from a search with this CLIP (docs/results.md); those of the paper are too
+        strong for it. `min_patch_entropy` is 5 bits, as few of the small crops that it is used with
+        have more than 6.
+
+        `options` are keyword arguments of the class.
+
+        Raises:
+            TypeError, ValueError: as the class; or the bundled CLIP's files are damaged.
+        """
+        if "encoder" not in options:
+            options["encoder"] = FrozenCLIP.tiny()
+        defaults: dict[str, Any] = {
+            "direction_weight": 3.2,
+            "patch_weight": 1.0,
+            "similarity_weight": 5.0,
+            "regularizer": StructureLoss(window=11, flat_energy=0.12, layout_weight=2.0),
+            "regularizer_weight": 2.4,
+            "num_patches": 4,
+            "min_patch_entropy": 5.0,
+            "patch_reduction": "kept",
+        }
+        return cls(objective, **(defaults | options))
 
     def forward(
         self,
+        *,
         fused: Tensor,
         visible: Tensor,
         infrared: Tensor,
-        *,
         sources: SourceEmbeddings | None = None,
-        objectives: Sequence[str | FusionObjective] | EmbeddedFusionModel | None = None,
+        objectives: Objectives | None = None,
     ) -> Tensor:
-        """Compute the loss.
+        """Compute the loss. All arguments are passed by keyword, so that no role can be mixed up.
 
         Args:
             fused: (B, 1 | 3, H, W), H and W at least 16. Values outside `data_range` are allowed:
                 an untrained network may produce them, and clamping would stop their gradient.
             visible: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of `fused`;
-                the number of channels may differ. Gets no gradient.
+                the number of channels and the precision may differ. Gets no gradient.
             infrared: like `visible`.
             sources: the result of `embed_sources` for the same `visible` and `infrared`, which are
                 then not encoded again.
@@ -186,21 +315,24 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
                 call, as reading values waits for the device; see `check_values`).
 
         Warns:
-            UserWarning: the images of the first call suggest a mistake, such as swapped sources.
+            UserWarning: the images of the first call suggest a mistake, such as a visible image in
+                YCrCb; or too many steps of a training have no patch that passes the filter.
         """
-        return self.terms(fused, visible, infrared, sources=sources, objectives=objectives).total
+        return self.terms(
+            fused=fused, visible=visible, infrared=infrared, sources=sources, objectives=objectives
+        ).total
 
     # One graph break in a compiled training step: the number of encoded patches depends on the
     # images, so tracing would recompile for each number.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def terms(
         self,
+        *,
         fused: Tensor,
         visible: Tensor,
         infrared: Tensor,
-        *,
         sources: SourceEmbeddings | None = None,
-        objectives: Sequence[str | FusionObjective] | EmbeddedFusionModel | None = None,
+        objectives: Objectives | None = None,
     ) -> FusionLossTerms:
         """Compute the loss and its unweighted terms, for logging.
 
@@ -212,14 +344,12 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
-        fusion_model = self._fusion_model_for(objectives, fused)
-        self._check_source_values_once(visible, infrared, fused)
+        fusion_model = embed_for_batch(objectives, len(fused), self.encoder, self.fusion_model)
+        self._check_values_once(fused, visible, infrared)
         if sources is None:
             sources = self._embed_sources(visible, infrared)
         else:
-            checks.check_type("sources", sources, SourceEmbeddings)
-            width = len(self.fusion_model.visible_direction)
-            checks.check_embeddings("sources", sources, fused, width)
+            self._check_sources(sources, fused)
         fused, visible, infrared = (
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )
@@ -231,7 +361,26 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
                 return fusion_model(embedding, *of_sources, index=owners)
 
         # Patches first, before the activations of whole images take memory.
-        patch, kept = self._patch_term(fused, visible, infrared, score)
+        if self.patch_weight == 0:
+            patch = fused.new_zeros(len(fused))
+            kept = fused.new_zeros(len(fused), self.num_patches)
+        else:
+            patch, kept = patch_term(
+                fused,
+                visible,
+                infrared,
+                score,
+                count=self.num_patches,
+                size=self.encoder.image_size,
+                scale=self.patch_scale,
+                min_entropy=self.min_patch_entropy,
+                reduction=self.patch_reduction,
+                generator=self.generator,
+                empty_steps=self._empty_steps if self.training else None,
+                chunk=self.patch_chunk,
+                # A compiled tower would be recompiled for each number of patches.
+                pad=self._compiled,
+            )
         embedding = self._encode(fused)
         regularizer = self._regularize(fused, visible, infrared)
         # Autocast would compute cosines of differences of nearly equal vectors in 16 bits.
@@ -247,50 +396,151 @@ class LanguageDrivenFusionLoss(Presets, TakesSources):
             )
             total = functional.total_loss(parts, weights)
             passed = kept.float().mean(1)
-            return FusionLossTerms(
-                total=self._reduce(total),
-                direction=self._reduce(direction),
-                patch=self._reduce(patch),
-                similarity=self._reduce(similarity),
-                regularizer=self._reduce(regularizer),
-                kept=passed if self.reduction == "none" else passed.mean(),
-            )
-
-    def _patch_term(
-        self,
-        fused: Tensor,
-        visible: Tensor,
-        infrared: Tensor,
-        score: Callable[[Tensor, Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Patch loss (B,), and (B, N) True for kept patches."""
-        if self.patch_weight == 0:
-            return fused.new_zeros(len(fused)), fused.new_zeros(len(fused), self.num_patches).bool()
-        sums, kept = patches.sum_over_kept_patches(
-            fused,
-            visible,
-            infrared,
-            score,
-            count=self.num_patches,
-            size=self.encoder.image_size,
-            scale=self.patch_scale,
-            min_entropy=self.min_patch_entropy,
-            generator=self.generator,
-            history=self._patch_history if self.training else None,
-            chunk=self.patch_chunk,
-            # A compiled tower would be recompiled for each number of patches.
-            pad=self.compile_encoder,
-        )
-        return functional.mean_over_patches(sums, kept, self.patch_reduction), kept
+            passed = passed if self.reduction == "none" else passed.mean()
+            return FusionLossTerms._make([*map(self._reduce, (total, *parts)), passed])
 
     def _regularize(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         if self.regularizer is None or self.regularizer_weight == 0:
             return fused.new_zeros(len(fused))
         losses = self.regularizer(fused, visible, infrared)
-        checks.check_per_sample("regularizer", losses, len(fused))
+        if not isinstance(losses, Tensor) or losses.shape != (len(fused),):
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(
+                f"`regularizer` must return one loss per sample, shape ({len(fused)},), got {got}; "
+                "reduce over channels and pixels, not over the batch"
+            )
         return losses.float()
 
     def _reduce(self, losses: Tensor) -> Tensor:
         if self.reduction == "mean":
             return losses.mean()
         return losses.sum() if self.reduction == "sum" else losses
+
+    @torch.inference_mode(False)
+    def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
+        """Embed whole source images once, to pass as `sources` to several calls on the same batch.
+
+        This saves time if the same images are used repeatedly: in evaluation, with fixed crops, or
+        for several fused images of one pair. It does not with random crops. Arguments, errors and
+        warnings are those of `forward`.
+        """
+        checks.check_images({"visible": visible, "infrared": infrared}, self.encoder.device)
+        self._check_values_once(None, visible, infrared)
+        return self._embed_sources(visible, infrared)
+
+    def check_values(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
+        """Check the values of a batch, for example when the loss behaves unexpectedly.
+
+        `forward` does so for the sources of its first batch only. This waits for the device, so do
+        not call it in every step. Arguments, errors and warnings are those of `forward`; also a
+        ValueError if `fused` has values that are not finite or outside the range by more than its
+        width.
+        """
+        images = {"fused": fused, "visible": visible, "infrared": infrared}
+        checks.check_images(images, self.encoder.device)
+        checks.check_values(images, self.data_range)
+        checks.warn_of_mistakes(fused, visible, infrared, self.data_range)
+        self._values_checked = True
+
+    def _check_values_once(self, fused: Tensor | None, visible: Tensor, infrared: Tensor) -> None:
+        if not self._values_checked:
+            checks.check_values({"visible": visible, "infrared": infrared}, self.data_range)
+            self._values_checked = True
+            checks.warn_of_mistakes(fused, visible, infrared, self.data_range)
+
+    def _check_sources(self, sources: Any, fused: Tensor) -> None:
+        checks.check_type("sources", sources, SourceEmbeddings)
+        wanted = len(fused), self.fusion_model.visible_direction.shape[-1]
+        for embedding in sources:
+            if embedding.shape != wanted or embedding.device != fused.device:
+                raise ValueError(
+                    f"`sources` must hold embeddings of shape {wanted} on {fused.device}, one per "
+                    f"image, got {tuple(embedding.shape)} on {embedding.device}; embed this batch "
+                    "with criterion.embed_sources(visible, infrared)"
+                )
+
+    def _to_unit_range(self, images: Tensor) -> Tensor:
+        low, high = self.data_range
+        images = images.float()
+        return images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        with record_function("clip_fusion_loss.encode"):
+            return self.encoder.encode_image(images, precision=self.precision)
+
+    @torch.no_grad()
+    def _embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
+        channels = max(visible.shape[1], infrared.shape[1])
+        pair = [
+            functional.resize_images(self._to_unit_range(source), self.encoder.image_size)
+            for source in (visible, infrared)
+        ]
+        pair = [functional.match_channels(images, channels) for images in pair]
+        # Both in one pass of the image tower.
+        return SourceEmbeddings(*self._encode(torch.cat(pair)).chunk(2))
+
+    @property
+    def objective(self) -> FusionObjective:
+        """The current texts. Assigning calls `set_objective`."""
+        return self.fusion_model.objective
+
+    def set_objective(self, objective: Objective) -> None:
+        """Replace the current objective, from the next call on.
+
+        `objective` is as in the class; but a text, or several, leave the texts of the sources as
+        they are. Texts that this encoder has embedded before are not embedded again. On an error,
+        see `FusionObjective` and `EmbeddedFusionModel`, the objective does not change.
+        """
+        self.fusion_model = embed_one(objective, self.encoder, self.objective)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def embed(
+        self, objectives: Sequence[str | FusionObjective] | Mapping[str, str | FusionObjective]
+    ) -> EmbeddedFusionModel:
+        """Embed several objectives: one per image of a batch, or a bank to choose from.
+
+        Texts that this encoder has embedded before are not embedded again, and new ones take a
+        single call of the text tower.
+
+        Args:
+            objectives: N texts or `FusionObjective`s, or a mapping of names to them. A text
+                describes the fused image; the texts of the sources are those of the current
+                objective.
+
+        Returns:
+            The N objectives, with (N, D) directions, on the encoder's device. Errors are those of
+            `FusionObjective` and `EmbeddedFusionModel`.
+        """
+        return embed_all(objectives, self.encoder, self.objective)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPTIONS:
+            value = OPTIONS[name](name, value)
+            if name == "data_range":
+                self._values_checked = False  # the check used the old range
+        elif name == "objective":  # nn.Module would take an EmbeddedFusionModel for a child
+            self.set_objective(value)
+            return
+        elif name == "encoder" and "fusion_model" in self._modules:
+            # Another encoder would not fit the texts.
+            self.fusion_model.check_encoder(checks.check_type("encoder", value, FrozenCLIP))
+        elif name == "compile":
+            raise TypeError(
+                f"`compile` is fixed at construction, got an assignment of {value!r}; build a new "
+                "loss with compile=True"
+            )
+        elif not name.startswith("_") and not hasattr(self, name):
+            close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.8)
+            if close:
+                raise AttributeError(f"the loss has no option `{name}`; did you mean `{close[0]}`?")
+        super().__setattr__(name, value)
+
+    def state_dict(self, *, prefix: str = "", **options: Any) -> Any:
+        """The state of a regularizer that has one; otherwise empty."""
+        state = super().state_dict(prefix=prefix, **options)
+        drop_traces(state, prefix)
+        return state
+
+    def extra_repr(self) -> str:
+        names = [name for name in OPTIONS if name not in ("regularizer", "generator")]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -1,14 +1,36 @@
-"""FusionObjective: the texts that describe the fused image and its sources."""
+"""What the fused image should be: the words, the words as directions, and both in files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import copy
+import errno
+import hashlib
+import json
+import operator
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
 
-__all__ = ["FusionObjective", "as_objectives", "as_texts"]
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-# A file name passed by mistake would be embedded like any other text.
-FILE_SUFFIXES = (".safetensors", ".json", ".txt", ".pt", ".pth")
+from . import checks, functional
+from .encoder import FrozenCLIP, same_clip
+from .frozen import FrozenModule, default_torch_state
+
+__all__ = ["EmbeddedFusionModel", "FusionObjective", "embed_all", "embed_for_batch", "embed_one"]
+
+# The formats of files with one objective, unchanged since the first version, and with several.
+ONE = "clip_fusion_loss.EmbeddedFusionModel/1"
+SEVERAL = "clip_fusion_loss.EmbeddedFusionModel/2"
 
 
 @dataclass(frozen=True)
@@ -16,7 +38,7 @@ class FusionObjective:
     """Texts that describe the fused image and both source images.
 
     The defaults are the paper's (arXiv 2402.16267). Several texts for one image are an ensemble:
-    their embeddings are averaged.
+    their embeddings are averaged. After construction every field is a tuple of texts.
 
     Args:
         fused: description of the fused image; a text or a sequence of texts.
@@ -27,11 +49,6 @@ class FusionObjective:
         TypeError: a field is neither a text nor a sequence of texts.
         ValueError: a field is empty or a file name; or `fused` has the same texts as `visible` or
             `infrared`, so there is no direction between them.
-
-    After construction every field is a tuple of texts:
-
-        >>> FusionObjective("a sharp photo").fused
-        ('a sharp photo',)
     """
 
     fused: str | Sequence[str] = "a clear image with detailed background and salient objects"
@@ -40,7 +57,7 @@ class FusionObjective:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            texts = as_texts(field.name, getattr(self, field.name))
+            texts = checks.check_texts(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, texts)
         for name in ("visible", "infrared"):
             if set(self.fused) == set(getattr(self, name)):
@@ -50,13 +67,360 @@ class FusionObjective:
                 )
 
 
-def as_objectives(
-    name: str, value: object, sources: FusionObjective
-) -> tuple[tuple[FusionObjective, ...], tuple[str, ...] | None]:
-    """The objectives of a sequence or mapping, and the names of a mapping, else None.
+class EmbeddedFusionModel(FrozenModule):
+    """One or several embedded objectives: the text directions from each source to the fused image.
 
-    A plain text is for the fused image; the texts of its sources are those of `sources`.
+    Texts are embedded once, at construction. If a role has several texts, their embeddings are
+    averaged and normalised. The directions follow `.to(device)` and stay float32. They are neither
+    parameters nor buffers, so nothing saves, averages or broadcasts them with an owner.
+
+    With several objectives it is a bank. Each image of a batch can use a different one of them:
+
+        bank = criterion.embed({"day": "a bright image", "night": "a dark image"})
+        chosen = bank[["night", "day", "night"]]  # or integers: a list, or a (B,) tensor
+        loss = criterion(fused=fused, visible=visible, infrared=infrared, objectives=chosen)
+
+    Args:
+        objective: one `FusionObjective`; or, for a bank, a sequence of N objectives or a mapping
+            of names to N objectives, in which a text stands for `FusionObjective(text)`.
+        encoder: the CLIP that embeds the texts, all in one call of its text tower.
+
+    Raises:
+        TypeError: an argument has a wrong type.
+        ValueError: there is no objective; or the encoder knows no word of a text; or it gives the
+            texts `fused` and `visible` or `infrared` the same vector, so there is no direction
+            between them.
+        RuntimeError: a text is new and the encoder's text tower was dropped.
+
+    Attributes:
+        visible_direction: float32 unit vectors, (D,) for one objective, (N, D) for a bank.
+        infrared_direction: likewise, from the infrared image's text.
+        names: the N names of a bank made from a mapping; otherwise None.
+        encoder_name: the name of the encoder.
+        encoder_fingerprint: a digest of the encoder, see `check_encoder`.
     """
+
+    frozen = ("visible_direction", "infrared_direction")
+    visible_direction: Tensor
+    infrared_direction: Tensor
+
+    def __init__(
+        self,
+        objective: FusionObjective
+        | Sequence[str | FusionObjective]
+        | Mapping[str, str | FusionObjective],
+        encoder: FrozenCLIP,
+    ) -> None:
+        super().__init__()
+        checks.check_type("encoder", encoder, FrozenCLIP)
+        if isinstance(objective, FusionObjective):
+            visible, infrared = text_directions([objective], encoder)
+            self._set(
+                (objective,), None, encoder.name, encoder.fingerprint, visible[0], infrared[0]
+            )
+        else:
+            objectives, names = _as_objectives("objective", objective, FusionObjective())
+            directions = text_directions(objectives, encoder)
+            self._set(objectives, names, encoder.name, encoder.fingerprint, *directions)
+
+    def _set(
+        self,
+        objectives: tuple[FusionObjective, ...],
+        names: tuple[str, ...] | None,
+        encoder_name: str,
+        encoder_fingerprint: str,
+        visible_direction: Tensor,
+        infrared_direction: Tensor,
+    ) -> None:
+        self._objectives = objectives
+        self._chosen: Tensor | None = None
+        self.names = names
+        self.encoder_name, self.encoder_fingerprint = encoder_name, encoder_fingerprint
+        self.visible_direction, self.infrared_direction = visible_direction, infrared_direction
+
+    @classmethod
+    def _of(cls, *content: Any) -> EmbeddedFusionModel:
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._set(*content)
+        return model
+
+    @property
+    def objectives(self) -> tuple[FusionObjective, ...]:
+        """The texts of all N objectives. Waits for the device if a tensor on it chose them."""
+        if self._chosen is not None:
+            self._objectives = tuple(self._objectives[row] for row in self._chosen.tolist())
+            self._chosen = None
+        return self._objectives
+
+    @property
+    def objective(self) -> FusionObjective:
+        """The texts of a single objective. Raises a ValueError for a bank."""
+        if self.visible_direction.ndim > 1:
+            raise ValueError(
+                f"`objective` must be a single one, got a bank of {len(self)}; choose one with "
+                "bank[name] or bank[index], or read bank.objectives for all"
+            )
+        return self.objectives[0]
+
+    @property
+    def text_direction(self) -> Tensor:
+        """The vector for a network that is conditioned on the objective; (D,), (N, D) for a bank.
+
+        It is the normalised mean of both directions (`functional.mean_direction`), in which the
+        loss moves the fused image. Float32 unit vectors without gradient, with entries in [-1, 1]
+        of about 1 / sqrt(D).
+        """
+        return functional.mean_direction(self.visible_direction, self.infrared_direction)
+
+    def __len__(self) -> int:
+        """The number of objectives."""
+        return 1 if self.visible_direction.ndim == 1 else len(self.visible_direction)
+
+    def __iter__(self) -> Iterator[str | int]:
+        """The keys of `model[...]`: the names, or without names the indices."""
+        return iter(self.names or range(len(self)))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.inference_mode(False)
+    def __getitem__(self, choice: int | str | Sequence[int | str] | Tensor) -> EmbeddedFusionModel:
+        """Choose one objective, or one for each image of a batch.
+
+        Args:
+            choice: a name or an index, for one objective with (D,) directions; or for B objectives
+                a sequence of B of them, or a (B,) tensor of indices, on the CPU or on the device of
+                the directions. Indices go from 0 to N - 1.
+
+        Raises:
+            TypeError, ValueError: `choice` is not as described.
+            KeyError, IndexError: there is no such name or index. Indices on an accelerator are not
+                read, as the host would have to wait; there a wrong one is an error of the device,
+                on CUDA a device-side assert.
+        """
+        one = isinstance(choice, (str, Integral))
+        index, rows = self._index([choice] if one else choice)
+        objectives = self.objectives
+        if rows is not None:
+            objectives = tuple(objectives[row] for row in rows)
+        directions = [
+            torch.atleast_2d(direction).index_select(0, index)
+            for direction in (self.visible_direction, self.infrared_direction)
+        ]
+        if one:
+            directions = [direction[0] for direction in directions]
+        identity = self.encoder_name, self.encoder_fingerprint
+        model = self._of(objectives, None, *identity, *directions)
+        model._chosen = index.clone() if rows is None else None  # the caller may reuse its tensor
+        return model
+
+    def _index(self, choice: Any) -> tuple[Tensor, list[int] | None]:
+        """(B,) indices on the directions' device, and as a list if the host knows them."""
+        device = self.visible_direction.device
+        if isinstance(choice, Tensor):
+            integers = not (choice.is_floating_point() or choice.is_complex())
+            if not integers or choice.dtype == torch.bool or choice.ndim != 1:
+                raise TypeError(
+                    f"`choice` must be integers of shape (B,), got {choice.dtype} of shape "
+                    f"{tuple(choice.shape)}; convert it with .long() or .flatten()"
+                )
+            if choice.device.type != "cpu" and choice.device != device:
+                raise ValueError(
+                    f"`choice` must be on the CPU or on {device}, got {choice.device}; move one of "
+                    "them with .to(device)"
+                )
+            rows = choice.tolist() if choice.device.type == "cpu" else None
+        elif isinstance(choice, (bytes, Mapping)) or not hasattr(choice, "__getitem__"):
+            raise TypeError(
+                "`choice` must be a name, an index, a sequence of them or a tensor of indices, got "
+                f"{checks.shorten(choice)}; pass a list"
+            )
+        else:
+            rows = [self._row(entry) for entry in choice]
+            choice = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        if len(choice) == 0:
+            raise ValueError("`choice` must hold at least one name or index, got none")
+        wrong = [row for row in rows or () if not 0 <= row < len(self)]
+        if wrong:
+            raise IndexError(
+                f"`choice` must hold indices from 0 to {len(self) - 1}, got {checks.shorten(wrong)}"
+            )
+        return choice.to(device, torch.int64, non_blocking=True), rows
+
+    def _row(self, entry: Any) -> int:
+        if isinstance(entry, str):
+            names = list(self.names or ())
+            if entry not in names:
+                raise KeyError(
+                    f"`choice` must be one of the names {checks.shorten(names)}, got {entry!r}"
+                )
+            return names.index(entry)
+        if not isinstance(entry, Integral) or isinstance(entry, bool):
+            raise TypeError(f"`choice` must hold names or indices, got {checks.shorten(entry)}")
+        return operator.index(entry)
+
+    def forward(
+        self,
+        embedding: Tensor,
+        visible_embedding: Tensor,
+        infrared_embedding: Tensor,
+        *,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """Direction loss per embedding, (..., D) to (...); see `functional.direction_loss`.
+
+        For a bank, `index` has (P,) integers on its device: the objective of each of P embeddings.
+        None: embedding i has objective i. Not used with a single objective.
+        """
+        directions = [self.visible_direction, self.infrared_direction]
+        if index is not None and self.visible_direction.ndim > 1:
+            directions = [direction[index] for direction in directions]
+        return functional.direction_loss(
+            embedding, visible_embedding, infrared_embedding, *directions
+        )
+
+    def check_encoder(self, encoder: FrozenCLIP) -> None:
+        """Raise a ValueError unless `encoder` is the CLIP that embedded the objective.
+
+        It compares fingerprints of weights, activation, input size, mean and std; copies cast to
+        float16 or bfloat16 are accepted.
+        """
+        if not same_clip(encoder.fingerprint, self.encoder_fingerprint):
+            raise ValueError(
+                f"`encoder` must be the CLIP that embedded the objective, {self.encoder_name!r}, "
+                f"got {encoder.name!r} with another activation, input size, mean or std, or other "
+                "weights of the image or text tower; embed the objective anew with "
+                "EmbeddedFusionModel(objective, encoder)"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write directions, texts, names and the encoder's identity to a safetensors file.
+
+        An existing file is replaced. If it cannot be written, it is unchanged, and there is an
+        OSError.
+        """
+        path = checks.check_path("path", path)
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in self.frozen}
+        texts = [asdict(objective) for objective in self.objectives]
+        if self.visible_direction.ndim == 1:
+            metadata = {"format": ONE, "objective": json.dumps(texts[0])}
+        else:
+            metadata = {"format": SEVERAL, "objectives": json.dumps(texts)}
+            metadata["names"] = json.dumps(self.names)
+        metadata["encoder_name"] = self.encoder_name
+        metadata["encoder_fingerprint"] = self.encoder_fingerprint
+        metadata["sha256"] = _digest(metadata, tensors)
+        _atomic_write(path, safetensors.torch.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: FrozenCLIP | None = None) -> EmbeddedFusionModel:
+        """Read a file written by `save`, onto the CPU. No text tower is needed.
+
+        `encoder` is the CLIP that it will be used with, to check it here already; the loss checks
+        it in any case.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file was not written by `save`, is incomplete, or was made with another
+                encoder.
+
+        Warns:
+            UserWarning: an objective has no effect, as its encoder knew none of its words.
+        """
+        path = checks.check_path("path", path)
+        checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
+        if not path.is_file():
+            raise FileNotFoundError(f"`path` must be an existing file, got {path}")
+        try:
+            with default_torch_state():
+                model = cls._of(*_read(path))
+        except (ValueError, TypeError, KeyError, RecursionError, safetensors.SafetensorError) as e:
+            raise ValueError(
+                f"`path` must be a complete file written by EmbeddedFusionModel.save, got {path}: "
+                f"{e}; save it again"
+            ) from e
+        if encoder is not None:
+            model.check_encoder(encoder)
+        return model
+
+    def extra_repr(self) -> str:
+        if self.visible_direction.ndim == 1:
+            what = f"objective={self.objective}"
+        else:  # not the texts: reading them may wait for the device
+            what = f"{len(self)} objectives, names={self.names}"
+        return f"{what}, encoder={self.encoder_name!r}"
+
+
+def embed_one(objective: Any, encoder: FrozenCLIP, before: FusionObjective) -> EmbeddedFusionModel:
+    """See `LanguageDrivenFusionLoss.set_objective`; `before` has the texts of the sources."""
+    if isinstance(objective, Sequence):
+        objective = replace(before, fused=objective)
+    if isinstance(objective, FusionObjective):
+        return EmbeddedFusionModel(objective, encoder)
+    if not isinstance(objective, EmbeddedFusionModel):
+        remedy = "pass several texts as a list"
+        if isinstance(objective, os.PathLike):
+            remedy = "load a saved one with EmbeddedFusionModel.load(path)"
+        elif isinstance(objective, Mapping):
+            remedy = "pass texts by role as FusionObjective(**texts)"
+        raise TypeError(
+            "`objective` must be a text, a FusionObjective or an EmbeddedFusionModel, got "
+            f"{checks.shorten(objective)}; {remedy}"
+        )
+    objective.check_encoder(encoder)
+    _ = objective.objective  # raises for a bank
+    if not encoder.keep_text:
+        encoder.drop_text()
+    return copy.deepcopy(objective).to(encoder.device)  # other losses on other devices may use it
+
+
+def embed_all(objectives: Any, encoder: FrozenCLIP, before: FusionObjective) -> EmbeddedFusionModel:
+    """See `LanguageDrivenFusionLoss.embed`; `before` has the texts of the sources."""
+    entries, names = _as_objectives("objectives", objectives, before)
+    return EmbeddedFusionModel(
+        entries if names is None else dict(zip(names, entries, strict=True)), encoder
+    )
+
+
+def embed_for_batch(
+    objectives: Any, batch: int, encoder: FrozenCLIP, current: EmbeddedFusionModel
+) -> EmbeddedFusionModel:
+    """`objectives`, one for each of `batch` images, embedded; for None `current`."""
+    if objectives is None:
+        return current
+    embedded = isinstance(objectives, EmbeddedFusionModel)
+    if not embedded and (isinstance(objectives, str) or not isinstance(objectives, Sequence)):
+        remedy = "choose from a bank with bank[indices], and convert arrays of texts with .tolist()"
+        if isinstance(objectives, (str, FusionObjective)):
+            remedy = "set one for all images with criterion.set_objective(...)"
+        elif isinstance(objectives, Mapping):
+            remedy = "make a bank with criterion.embed(mapping) and choose from it with bank[names]"
+        raise TypeError(
+            "`objectives` must be a sequence of texts or FusionObjectives, one per image, "
+            f"or an EmbeddedFusionModel that holds as many, got {checks.shorten(objectives)}; "
+            f"{remedy}"
+        )
+    if len(objectives) != batch:
+        raise ValueError(
+            f"`objectives` must be as many as there are images, {batch}, got "
+            f"{len(objectives)}; pass several texts for one image as FusionObjective(texts), "
+            "and choose from a bank with bank[names] or bank[indices]"
+        )
+    if not embedded:
+        return embed_all(objectives, encoder, current.objective)
+    objectives.check_encoder(encoder)
+    if objectives.visible_direction.device != encoder.device:
+        raise ValueError(
+            f"`objectives` must be on {encoder.device} like the loss, got "
+            f"{objectives.visible_direction.device}; move them, or the bank that they come from, "
+            f"with .to({str(encoder.device)!r}) once"
+        )
+    return objectives
+
+
+def _as_objectives(
+    name: str, value: object, before: FusionObjective
+) -> tuple[tuple[FusionObjective, ...], tuple[str, ...] | None]:
+    """The objectives of a sequence or mapping, and the names of a mapping, else None."""
     names = None
     if isinstance(value, Mapping):
         names, value = tuple(value), tuple(value.values())
@@ -72,7 +436,7 @@ def as_objectives(
     objectives = []
     for entry in value:
         if isinstance(entry, str):
-            entry = replace(sources, fused=entry)
+            entry = replace(before, fused=entry)
         elif not isinstance(entry, FusionObjective):
             raise TypeError(
                 f"`{name}` must hold texts or FusionObjectives, got {entry!r} among them; pass "
@@ -82,22 +446,93 @@ def as_objectives(
     return tuple(objectives), names
 
 
-def as_texts(name: str, value: object) -> tuple[str, ...]:
-    """One text or several as a tuple of `str`.
-
-    Raises:
-        TypeError: `value` is neither a text nor a sequence of texts.
-        ValueError: there is no text, or one is empty or looks like a file name.
-    """
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"`{name}` must be a text or a sequence of texts, got {value!r}")
-    if not texts or not all(text.strip() for text in texts):
-        raise ValueError(f"`{name}` must hold at least one text and no empty one, got {value!r}")
+@default_torch_state()
+def text_directions(
+    objectives: Sequence[FusionObjective], encoder: FrozenCLIP
+) -> tuple[Tensor, Tensor]:
+    """(N, D) directions of N objectives from "visible" and from "infrared"."""
+    roles = [texts for each in objectives for texts in (each.fused, each.visible, each.infrared)]
+    texts = [text for role in roles for text in role]
     for text in texts:
-        if text.strip().endswith(FILE_SUFFIXES):
+        if encoder.has_no_known_word(text):
             raise ValueError(
-                f"`{name}` must be a text, got what seems to be a file name, {text!r}; load a "
-                "saved objective with EmbeddedFusionModel.load(path), or pass the text in the file"
+                f"a text must have a word that the encoder {encoder.name!r} knows, got {text!r}, "
+                "which would give no direction; use words of encoder.vocabulary, or a real CLIP: "
+                "FrozenCLIP.from_pretrained()"
             )
-    return tuple(map(str, texts))  # NumPy strings become plain ones, which checkpoints may hold
+    # One call for all texts: an encoder may drop its text tower after the first. On the host, as
+    # the lengths below are read.
+    embeddings = encoder.encode_text(texts).cpu().split([len(role) for role in roles])
+    means = torch.stack([F.normalize(role.mean(0), dim=-1) for role in embeddings])
+    fused, visible, infrared = means.unflatten(0, (-1, 3)).unbind(1)
+    for name, source in (("visible", visible), ("infrared", infrared)):
+        gaps = (fused - source).norm(dim=-1).tolist()
+        if min(gaps) < functional.DIRECTION_EPS:
+            objective = objectives[gaps.index(min(gaps))]
+            raise ValueError(
+                f"`fused` and `{name}` must differ for the encoder, got {objective.fused!r} and "
+                f"{getattr(objective, name)!r}, to which {encoder.name!r} gives the same vector; "
+                "change the wording of one of them"
+            )
+    both = (functional.direction(source, fused) for source in (visible, infrared))
+    visible, infrared = (direction.to(encoder.device) for direction in both)
+    return visible, infrared
+
+
+def _read(path: Path) -> tuple[Any, ...]:
+    """The arguments of `EmbeddedFusionModel._set`, from a file of `save`."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") not in (ONE, SEVERAL):
+            raise ValueError(f"its format is {metadata.get('format')!r}, not {SEVERAL!r}")
+        tensors = {name: file.get_tensor(name) for name in EmbeddedFusionModel.frozen}
+    if metadata.pop("sha256") != _digest(metadata, tensors):
+        raise ValueError("its content does not match its checksum")
+    if metadata["format"] == ONE:
+        texts, names, axes = [json.loads(metadata["objective"])], None, []
+    else:
+        texts, names = json.loads(metadata["objectives"]), json.loads(metadata["names"])
+        axes = [len(texts)]
+    fingerprint = metadata["encoder_fingerprint"]
+    objectives = tuple(FusionObjective(**roles) for roles in texts)
+    for tensor in tensors.values():
+        fits = tensor.numel() and tensor.dtype == torch.float32 and [*tensor.shape[:-1]] == axes
+        if not fits or tensor.shape != tensors["visible_direction"].shape:
+            raise ValueError(f"a direction is {tensor.dtype} of shape {tuple(tensor.shape)}")
+        norms = tensor.norm(dim=-1)
+        if not ((norms == 0) | ((norms - 1).abs() < 1e-3)).all():  # NaN fails too
+            raise ValueError("a direction is not a unit vector")
+        if not norms.all():  # as version 0.2 saved
+            checks.warn(f"an objective in {path} has no effect: its encoder knew none of its words")
+    if names is not None:
+        if {*map(type, names)} != {str} or not len({*names}) == len(names) == len(objectives):
+            raise ValueError("it does not have one name per objective")
+        names = tuple(names)
+    return objectives, names, metadata["encoder_name"], fingerprint, *tensors.values()
+
+
+def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """A checksum of metadata and tensors, as flipped bits could look like other directions."""
+    content = json.dumps(metadata, sort_keys=True).encode() + safetensors.torch.save(tensors)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _atomic_write(path: Path, content: bytes) -> None:
+    """Write a temporary file in the same folder and rename it, so no reader sees a partial file."""
+    target = path.resolve()  # a link stays one
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # Not tempfile, whose files nobody else may read.
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:  # name the caller's path, not the temporary file
+        reason = f"`path` cannot be written: {error.strerror or error}"
+        raise OSError(error.errno, reason, str(path)) from None
+    finally:
+        with suppress(OSError):  # usually it has been renamed; its folder may not exist either
+            temporary.unlink()

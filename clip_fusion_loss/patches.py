@@ -1,4 +1,4 @@
-"""The patch term with low memory use: filter first, then encode and differentiate in chunks."""
+"""The patch term with low memory use: draw, filter, then encode and differentiate in chunks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from . import functional
-from .patch_history import PatchHistory
+from . import checks, functional
 
-__all__ = [
-    "choose_patches",
-    "default_chunk",
-    "draw_patches",
-    "sum_over_kept_patches",
-    "sum_over_patches",
-]
+__all__ = ["EmptySteps", "choose_patches", "default_chunk", "patch_term", "sum_over_patches"]
 
 # Patches to encode at a time. ViT-B/32 keeps about 18 MiB of float32 activations per patch. An
 # accelerator needs many patches to be busy and has the memory; a CPU is busy with 6 of 224 px.
@@ -30,40 +23,14 @@ ACCELERATOR_CHUNK = 64
 # Patches whose histograms are computed at a time.
 FILTER_CHUNK = 32
 
-
-def default_chunk(device: torch.device, size: tuple[int, int]) -> int:
-    """How many patches of `size` (height, width) to encode at a time on `device`."""
-    if device.type == "cpu":
-        return min(max(CPU_CHUNK, CPU_PIXELS // (size[0] * size[1])), ACCELERATOR_CHUNK)
-    return ACCELERATOR_CHUNK
-
-
-def draw_patches(
-    images: Tensor,
-    count: int,
-    *,
-    scale: tuple[float, float],
-    generator: torch.Generator | None,
-    training: bool,
-) -> Tensor:
-    """(B, N, 2, 3) maps of N = `count` random patches per image of the (B, C, H, W) `images`.
-
-    If not `training`, all images get the same patches in every call, whatever the batch, and the
-    random numbers of the training are not touched.
-    """
-    if not training:
-        generator = torch.Generator("cpu").manual_seed(0)
-    transforms = functional.random_patch_transforms(
-        len(images) if training else 1,
-        count,
-        (images.shape[2], images.shape[3]),
-        scale=scale,
-        generator=generator,
-    )
-    return transforms.expand(len(images), -1, -1, -1)
+# In each window of 100 steps, warn after this many steps without a patch, if they are at least this
+# fraction of the steps so far.
+WINDOW = 100
+EMPTY_STEPS = 10
+EMPTY_PART = 0.25
 
 
-def sum_over_kept_patches(
+def patch_term(
     fused: Tensor,
     visible: Tensor,
     infrared: Tensor,
@@ -73,47 +40,55 @@ def sum_over_kept_patches(
     size: tuple[int, int],
     scale: tuple[float, float],
     min_entropy: float | None,
+    reduction: str,
     generator: torch.Generator | None,
-    history: PatchHistory | None,
+    empty_steps: EmptySteps | None,
     chunk: int | str | None,
     pad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Draw patches, keep those with enough entropy, and sum a score over them.
+    """Draw patches, keep those with enough entropy, and average a score over them.
 
     Args:
-        fused: (B, 1 | 3, H, W) in [0, 1].
-        visible: likewise.
-        infrared: likewise.
-        score: see `sum_over_patches`.
+        fused, visible, infrared: (B, 1 | 3, H, W) in [0, 1].
+        score, chunk, pad: see `sum_over_patches`; "auto" uses `default_chunk`.
         count: number N of patches per image.
         size: (height, width) of the patches.
-        scale: see `functional.random_patch_transforms`.
+        scale, generator: see `functional.random_patch_transforms`.
         min_entropy: see `choose_patches`.
-        generator: see `functional.random_patch_transforms`.
-        history: the record of the training steps; None outside training.
-        chunk: see `sum_over_patches`; "auto" uses `default_chunk`.
-        pad: see `sum_over_patches`.
+        reduction: see `functional.mean_over_patches`.
+        empty_steps: the record of the training; None outside training. Then all images get the same
+            patches in every call, and no random number of the training is used.
 
     Returns:
-        (B,) sums, differentiable in `fused`, and (B, N) True for kept patches.
+        (B,) losses, differentiable in `fused`, and (B, N) True for kept patches.
     """
     # At this size even the smallest patch has a source pixel for each of its pixels.
     short_side = round(max(size) / scale[0])
     fused, visible, infrared = (
         functional.shrink_images(images, short_side) for images in (fused, visible, infrared)
     )
-    training = history is not None
-    transforms = draw_patches(fused, count, scale=scale, generator=generator, training=training)
-    if history is not None:
-        history.check_draw(transforms)
-    transforms = transforms.to(fused.device, non_blocking=True)
+    batch, _, height, width = fused.shape
+    drawn = batch
+    if empty_steps is None:
+        drawn, generator = 1, torch.Generator("cpu").manual_seed(0)
+    transforms = functional.random_patch_transforms(
+        drawn, count, (height, width), scale=scale, generator=generator
+    )
+    transforms = transforms.expand(batch, -1, -1, -1).to(fused.device, non_blocking=True)
     kept, index = choose_patches(visible, infrared, transforms, size, min_entropy=min_entropy)
-    if history is not None and min_entropy is not None:
-        history.count(len(index), min_entropy)
+    if empty_steps is not None and min_entropy is not None:
+        empty_steps.count(len(index), min_entropy)
     if isinstance(chunk, str):
         chunk = default_chunk(fused.device, size)
     sums = sum_over_patches(fused, transforms, index, size, score, chunk=chunk, pad=pad)
-    return sums, kept
+    return functional.mean_over_patches(sums, kept, reduction), kept
+
+
+def default_chunk(device: torch.device, size: tuple[int, int]) -> int:
+    """How many patches of `size` (height, width) to encode at a time on `device`."""
+    if device.type == "cpu":
+        return min(max(CPU_CHUNK, CPU_PIXELS // (size[0] * size[1])), ACCELERATOR_CHUNK)
+    return ACCELERATOR_CHUNK
 
 
 @torch.no_grad()
@@ -125,41 +100,48 @@ def choose_patches(
     *,
     min_entropy: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose the patches with a grey-level entropy above `min_entropy` in both sources.
-
-    Args:
-        visible: (B, 1 | 3, H, W) in [0, 1].
-        infrared: (B, 1 | 3, H, W) in [0, 1].
-        transforms: (B, N, 2, 3) maps of the patches.
-        size: (height, width) of the patches.
-        min_entropy: in bits; None chooses all patches.
+    """Choose the patches with a grey-level entropy above `min_entropy` bits in both sources.
 
     Returns:
-        (B, N) True for chosen patches, and their (K,) indices b * N + n.
+        (B, N) True for chosen patches, and their (K,) indices b * N + n. None chooses all.
     """
     if min_entropy is None:
         kept = torch.ones(transforms.shape[:2], dtype=torch.bool, device=visible.device)
         return kept, torch.arange(kept.numel(), device=visible.device)
     with record_function("clip_fusion_loss.filter"):
-        kept = _informative(visible, infrared, transforms, size, min_entropy)
+        grey = torch.cat([functional.match_channels(image, 1) for image in (visible, infrared)], 1)
+        parts = []
+        for part in transforms.split(max(1, FILTER_CHUNK // len(grey)), dim=1):
+            patches = functional.sample_patches(grey, part, size)
+            parts.append((functional.patch_entropy(patches) > min_entropy).all(-1))
+        kept = torch.cat(parts, 1)
         # The only synchronisation of a step: the host must know how many patches to encode. Not
         # encoding dropped patches saves far more time than the wait costs.
         return kept, kept.flatten().nonzero().squeeze(1)
 
 
-def _informative(
-    visible: Tensor,
-    infrared: Tensor,
-    transforms: Tensor,
-    size: tuple[int, int],
-    min_entropy: float,
-) -> Tensor:
-    grey = torch.cat([functional.match_channels(images, 1) for images in (visible, infrared)], 1)
-    kept = []
-    for part in transforms.split(max(1, FILTER_CHUNK // len(grey)), dim=1):
-        patches = functional.sample_patches(grey, part, size)
-        kept.append((functional.patch_entropy(patches) > min_entropy).all(-1))
-    return torch.cat(kept, 1)
+class EmptySteps:
+    """Counts training steps in which no patch passed the filter; warns once if they are many."""
+
+    def __init__(self) -> None:
+        self._steps = self._empty = 0
+        self._warned = False
+
+    def count(self, kept: int, min_entropy: float) -> None:
+        """Record how many patches a step kept."""
+        if self._steps == WINDOW:
+            self._steps = self._empty = 0
+        self._steps += 1
+        self._empty += kept == 0
+        many = self._empty >= max(EMPTY_STEPS, EMPTY_PART * self._steps)
+        if kept == 0 and many and not self._warned:
+            self._warned = True
+            checks.warn(
+                f"no patch passed the filter in {self._empty} of the last {self._steps} steps "
+                f"(`kept` is 0): none had more than {min_entropy:g} bits of grey-level entropy in "
+                "both sources. In these steps the patch term is 0, and the loss jumps when a patch "
+                "passes; train on larger crops, or lower `min_patch_entropy` (None keeps all)"
+            )
 
 
 def sum_over_patches(

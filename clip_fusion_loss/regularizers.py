@@ -6,21 +6,18 @@ Images are (B, 1 | 3, H, W) float32 in [0, 1]; each of the three may be grey or 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import checks, functional
-from .building import building
-from .frozen import FrozenModule, computes_in_float16
+from .frozen import FrozenModule, computes_in_float16, default_torch_state
 
 __all__ = ["IntensityGradientLoss", "StructureLoss", "VGGMaxFeatureLoss"]
 
 # Indices of relu2_1, relu3_1 and relu4_2 in torchvision's vgg19().features.
 VGG_LAYERS = (6, 11, 22)
-
-# Pixels per side: one is left after VGG has halved the size three times.
-MIN_SIZE = 8
 
 
 class VGGMaxFeatureLoss(FrozenModule):
@@ -29,7 +26,8 @@ class VGGMaxFeatureLoss(FrozenModule):
         sum_l MSE(phi_l(fused), max(phi_l(visible), phi_l(infrared)))
 
     As in the paper's code, VGG gets images in [0, 1] without ImageNet normalisation, and grey ones
-    are repeated to 3 channels. The network is frozen and stays out of checkpoints and optimizers.
+    are repeated to 3 channels. Images need at least 8 pixels per side. The network is frozen and
+    stays out of checkpoints and optimizers.
 
     Args:
         weights: a file with the `state_dict` of torchvision's `vgg19`, complete or of its
@@ -40,30 +38,19 @@ class VGGMaxFeatureLoss(FrozenModule):
         TypeError: `weights` is not a path.
         FileNotFoundError: there is no such file, or the download failed; the message says how to
             pass a file.
-        ValueError: the file does not hold VGG-19 weights.
+        ValueError: the file does not hold VGG-19 weights, or is damaged.
     """
 
-    @building()
+    frozen = ("network",)
+    network: nn.Sequential
+
+    @default_torch_state()
     def __init__(self, weights: str | Path | None = None) -> None:
-        super().__init__(_vgg19_features(weights))
+        super().__init__()
+        self.network = _vgg19_features(weights)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-        """Compute the term; see the class.
-
-        Args:
-            fused: (B, 1 | 3, H, W) in [0, 1], at least 8 pixels per side.
-            visible: likewise.
-            infrared: likewise.
-
-        Returns:
-            (B,) losses, at least 0, differentiable in `fused` only.
-
-        Raises:
-            TypeError, ValueError: images have a wrong type or shape.
-        """
-        for name, images in (("fused", fused), ("visible", visible), ("infrared", infrared)):
-            checks.check_axes(name, images, "(B, C, H, W)")
-            checks.check_sides(name, images, MIN_SIZE)
+        """The (B,) losses, at least 0, differentiable in `fused` only."""
         with torch.no_grad():
             # Both sources in one pass.
             pair = [functional.match_channels(images, 3) for images in (visible, infrared)]
@@ -73,12 +60,11 @@ class VGGMaxFeatureLoss(FrozenModule):
         return functional.max_feature_loss(of_fused, of_visible, of_infrared)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        network = self.network_on(images.device)
-        if computes_in_float16(network, images.device):
+        if computes_in_float16(self.network, images.device):
             images = functional.soften_outliers(images)
-        images = images.to(next(network.parameters()).dtype)
+        images = images.to(next(self.network.parameters()).dtype)
         features = []
-        for index, layer in enumerate(network.children()):
+        for index, layer in enumerate(self.network.children()):
             images = layer(images)
             if index in VGG_LAYERS:
                 features.append(images.float())
@@ -95,8 +81,7 @@ class IntensityGradientLoss(nn.Module):
 
     Args:
         gradient_weight: weight of the second part, at least 0. The default of 2 was chosen in
-            trials with the embedded CLIP at a `regularizer_weight` of 10, the default of version
-            0.1.0.
+            trials with the bundled CLIP at a `regularizer_weight` of 10.
 
     Raises:
         TypeError, ValueError: `gradient_weight` is not a finite number of at least 0.
@@ -107,19 +92,7 @@ class IntensityGradientLoss(nn.Module):
         self.gradient_weight = checks.check_number("gradient_weight", gradient_weight)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-        """Compute the term; see the class.
-
-        Args:
-            fused: (B, 1 | 3, H, W) in [0, 1].
-            visible: likewise.
-            infrared: likewise.
-
-        Returns:
-            (B,) losses, at least 0.
-
-        Raises:
-            TypeError, ValueError: images have a wrong type or shape.
-        """
+        """The (B,) losses, at least 0."""
         visible, infrared = _like_fused(fused, visible, infrared)
         return functional.intensity_gradient_loss(fused, visible, infrared, self.gradient_weight)
 
@@ -141,7 +114,7 @@ class StructureLoss(nn.Module):
     ``max(visible, infrared)`` has them. The equations are in `functional.structure_loss`. Sources
     are converted to grey or RGB like `fused`.
 
-    `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the embedded CLIP
+    `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the bundled CLIP
     (docs/results.md) that began at the defaults here.
 
     Args:
@@ -164,19 +137,7 @@ class StructureLoss(nn.Module):
         self.layout_weight = checks.check_number("layout_weight", layout_weight)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-        """Compute the term; see the class.
-
-        Args:
-            fused: (B, 1 | 3, H, W) in [0, 1], H and W at least 2.
-            visible: likewise.
-            infrared: likewise.
-
-        Returns:
-            (B,) losses, from 0 to ``2 + 2 * layout_weight``.
-
-        Raises:
-            TypeError, ValueError: images have a wrong type or shape.
-        """
+        """The (B,) losses, from 0 to ``2 + 2 * layout_weight``."""
         visible, infrared = _like_fused(fused, visible, infrared)
         return functional.structure_loss(
             fused,
@@ -194,49 +155,53 @@ class StructureLoss(nn.Module):
         )
 
 
-def _like_fused(fused: Tensor, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
+def _like_fused(fused: Tensor, *sources: Tensor) -> list[Tensor]:
     """The sources, converted to grey or RGB like `fused`."""
-    for name, images in (("fused", fused), ("visible", visible), ("infrared", infrared)):
-        checks.check_axes(name, images, "(B, C, H, W)")
-    channels = fused.shape[1]
-    return (
-        functional.match_channels(visible, channels),
-        functional.match_channels(infrared, channels),
-    )
+    return [functional.match_channels(source, fused.shape[1]) for source in sources]
 
 
 def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
     """torchvision's VGG-19 up to relu4_2, with trained weights."""
     # Imported here, as the import takes seconds and most users do not need it.
-    from torchvision.models import VGG19_Weights, vgg19
+    from torchvision.models import VGG19_Weights
+    from torchvision.models.vgg import cfgs, make_layers
 
+    url = VGG19_Weights.IMAGENET1K_V1.url
     if weights is None:
-        pretrained = VGG19_Weights.IMAGENET1K_V1
+        path = _cached(url)
+    else:
+        path = checks.check_path("weights", weights)
+        if not path.is_file():
+            raise FileNotFoundError(f"`weights` must be an existing file, got {path}; check it")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = {k.removeprefix("features."): v for k, v in state.items() if "classifier" not in k}
+        with torch.device("meta"):  # so that no random initialisation precedes the loading
+            features = make_layers(cfgs["E"])
+        features.load_state_dict(state, assign=True)
+        features.float()
+    except Exception as error:
+        # Not the reason given by torch, which advises to load without `weights_only`.
+        raise ValueError(
+            f"`weights` must hold the state_dict of torchvision's vgg19, got {path}, which is "
+            f"damaged or something else ({type(error).__name__}); replace it by {url}"
+            + " or delete it, to download it again"
+            * (weights is None)
+        ) from None
+    return features[: VGG_LAYERS[-1] + 1]
+
+
+def _cached(url: str) -> Path:
+    """The file of `url` in torch's hub cache, downloaded if it is not there."""
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    if not path.is_file():
         try:
-            with torch.random.fork_rng(devices=()):  # random initialisation precedes the loading
-                network = vgg19(weights=pretrained)
-        except OSError as error:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem[-8:])
+        except (OSError, RuntimeError) as error:  # RuntimeError: cut on its way
             raise FileNotFoundError(
                 "the weights of VGG-19 are not in the cache and could not be downloaded; download "
-                f"{pretrained.url} on a machine with a network and pass the file as "
+                f"{url} on a machine with a network and pass the file as "
                 f"VGGMaxFeatureLoss(weights=...): {error}"
             ) from error
-        return network.features[: VGG_LAYERS[-1] + 1]
-
-    weights = checks.check_path("weights", weights)
-    if not weights.is_file():
-        raise FileNotFoundError(
-            f"`weights` must be an existing file, got {weights}; check the path"
-        )
-    with torch.random.fork_rng(devices=()):
-        features = vgg19().features
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        state = {k.removeprefix("features."): v for k, v in state.items() if "classifier" not in k}
-        features.load_state_dict(state)
-    except Exception as error:
-        raise ValueError(
-            f"`weights` must hold the state_dict of torchvision's vgg19, got {weights}: {error}; "
-            f"download {VGG19_Weights.IMAGENET1K_V1.url}"
-        ) from error
-    return features[: VGG_LAYERS[-1] + 1]
+    return path
