@@ -101,6 +101,11 @@ def draw_images(batch=2, channels=(1, 1, 1), size=(40, 48), dtype=torch.float32,
     return images
 
 
+def named(images, **others):
+    """Images, or what stands in their place, as the loss takes them."""
+    return {**dict(zip(("fused", "visible", "infrared"), images, strict=True)), **others}
+
+
 def make_criterion(encoder, **options) -> LanguageDrivenFusionLoss:
     """A loss with few patches, the same ones each time it is made."""
     options = {"num_patches": 6, "generator": torch.Generator().manual_seed(1), **options}
@@ -140,7 +145,8 @@ class Trainer(nn.Module):
         self.criterion = criterion
 
     def forward(self, visible, infrared):
-        return self.criterion(self.network(visible, infrared), visible, infrared)
+        fused = self.network(visible, infrared)
+        return self.criterion(fused=fused, visible=visible, infrared=infrared)
 
 
 def gradients(module):
