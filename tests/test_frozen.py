@@ -3,16 +3,17 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
 from torch import nn
 
-from clip_fusion_loss import (
-    FrozenCLIP,
-    FusionObjective,
-)
-from conftest import Trainer, make_criterion, value_and_gradients
+from clip_fusion_loss import FrozenCLIP, FusionObjective, LanguageDrivenFusionLoss
+from clip_fusion_loss.frozen import FrozenModule
+from conftest import Trainer, build_clip, make_criterion, value_and_gradients
 
 
 def saved(module):
@@ -64,9 +65,8 @@ class TestModuleMethods:
     def test_parameters_and_optimizers_see_nothing(self, trainer):
         own = list(trainer.network.parameters())
         assert [id(p) for p in trainer.parameters()] == [id(p) for p in own]
-        assert not list(trainer.criterion.buffers()) or all(
-            not buffer.requires_grad for buffer in trainer.criterion.buffers()
-        )
+        assert not list(trainer.buffers())
+        assert not list(trainer.criterion.encoder.children())
 
     def test_train_apply_and_requires_grad_pass_by(self, trainer):
         tower = trainer.criterion.encoder.network
@@ -150,3 +150,162 @@ class TestEncoderAlone:
         assert copied.fingerprint == encoder.fingerprint
         encoder.half()
         assert copied.network.conv1.weight.dtype == torch.float32
+
+
+class Holder(FrozenModule):
+    frozen = ("network", "vector")
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.BatchNorm1d(2)
+        self.vector = torch.ones(3)
+
+
+class TestFrozenModule:
+    def test_networks_and_tensors_are_nobodys(self):
+        owner = nn.ModuleDict({"holder": Holder()})
+        assert not [*owner.parameters(), *owner.buffers(), *owner["holder"].children()]
+        assert owner.state_dict() == {}
+        network = owner["holder"].network
+        assert not network.training
+        assert not network.weight.requires_grad
+        owner.train().requires_grad_(True)
+        assert not network.training
+        assert not network.weight.requires_grad
+
+    def test_both_follow(self):
+        holder = nn.ModuleDict({"holder": Holder()}).double()["holder"]
+        assert holder.network.weight.dtype == torch.float64
+        assert holder.vector.dtype == torch.float32
+        holder.to("meta")
+        assert holder.network.weight.is_meta
+        assert holder.network.running_mean.is_meta
+        assert holder.vector.is_meta
+
+    def test_a_new_value_is_frozen_too(self):
+        holder = Holder()
+        holder.network = nn.Linear(2, 2)
+        holder.vector = torch.zeros(3)
+        assert not [*holder.parameters(), *holder.buffers()]
+        assert not holder.network.weight.requires_grad
+
+
+NEW_PROCESS = """
+import logging, random, signal, sys, warnings
+import torch
+
+def state():
+    loggers = logging.root.manager.loggerDict.items()
+    return {
+        "root": (list(logging.root.handlers), logging.root.level, logging.root.filters[:]),
+        "disabled": logging.root.manager.disable,
+        "class": logging.getLoggerClass(),
+        "loggers": {
+            name: (logger.level, list(logger.handlers), logger.propagate, logger.disabled)
+            for name, logger in loggers if isinstance(logger, logging.Logger)
+        },
+        "hooks": (sys.excepthook, warnings.showwarning, signal.getsignal(signal.SIGINT)),
+        "random": (random.getstate(), torch.get_rng_state().tolist()),
+        "torch": (
+            torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(),
+            torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
+            torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
+        ),
+    }
+
+mine = logging.getLogger("mine")
+mine.setLevel(logging.INFO)
+before = state()
+import clip_fusion_loss
+from clip_fusion_loss import LanguageDrivenFusionLoss
+print([m for m in ("open_clip", "torchvision", "timm") if m in sys.modules])
+criterion = LanguageDrivenFusionLoss.tiny(num_patches=2, min_patch_entropy=None)
+criterion.set_objective("a dark image")
+after = state()
+# Libraries that are imported on the way have loggers of their own.
+after["loggers"] = {name: after["loggers"][name] for name in before["loggers"]}
+assert after == before, [name for name in before if after[name] != before[name]]
+fused, visible, infrared = torch.rand(3, 1, 1, 40, 40)
+criterion(fused=fused, visible=visible, infrared=infrared)
+logging.basicConfig(filename=sys.argv[1], level=logging.INFO)
+assert len(logging.root.handlers) == 1
+handler = logging.StreamHandler(sys.stdout)
+mine.addHandler(handler)
+mine.info("epoch 1")
+"""
+
+
+class TestProcess:
+    @pytest.mark.slow
+    def test_a_process_and_its_log_are_as_without_the_loss(self, tmp_path):
+        log = tmp_path / "train.log"
+        command = [sys.executable, "-c", NEW_PROCESS, str(log)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert log.read_text() == "INFO:mine:epoch 1\n"
+        # The import is light; the line is printed once, by the handler that the program gave it.
+        assert result.stdout == "[]\nepoch 1\n"
+        assert result.stderr == ""
+
+    def test_building_touches_nothing_global_even_for_a_moment(self, monkeypatch):
+        """Another thread could see it, or keep it for good."""
+
+        def touched(*_):
+            raise AssertionError("global state was changed")
+
+        before = torch.get_rng_state()
+        with monkeypatch.context() as patch:
+            for name in ("set_default_dtype", "set_default_device", "set_rng_state", "manual_seed"):
+                patch.setattr(torch, name, touched)
+            patch.setattr("logging.Logger.addHandler", touched)
+            patch.setattr("logging.basicConfig", touched)
+            LanguageDrivenFusionLoss.tiny("a dark image")
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_built_in_many_threads_at_once(self):
+        """With another default dtype, which all of them must leave and none may use."""
+        expected = LanguageDrivenFusionLoss.tiny().fusion_model.visible_direction
+        built, dtypes = [], set()
+
+        def build():
+            built.append(LanguageDrivenFusionLoss.tiny().fusion_model.visible_direction)
+            dtypes.add(torch.get_default_dtype())
+
+        torch.set_default_dtype(torch.float64)
+        try:
+            threads = [threading.Thread(target=build) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert torch.get_default_dtype() == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert dtypes == {torch.float64}
+        assert len(built) == 6
+        assert all(torch.equal(vector, expected) for vector in built)
+
+
+class TestMeta:
+    """What large-model tools put around the construction of a user's module."""
+
+    def test_where_parameters_have_no_values_it_is_refused(self, clip_model, tokenizer):
+        accelerate = pytest.importorskip("accelerate")
+        for build in (LanguageDrivenFusionLoss.tiny, lambda: FrozenCLIP(clip_model, tokenizer)):
+            with (
+                accelerate.init_empty_weights(),
+                pytest.raises(RuntimeError, match="must be built outside.*init_empty_weights"),
+            ):
+                build()
+        assert FrozenCLIP(build_clip(), tokenizer).encode_text("a").isfinite().all()
+
+    @pytest.mark.parametrize("context", ["accelerate", "torch"])
+    def test_where_new_tensors_are_on_meta_it_is_on_the_cpu(self, context):
+        empty = torch.device("meta")
+        if context == "accelerate":
+            accelerate = pytest.importorskip("accelerate")
+            empty = accelerate.init_empty_weights(include_buffers=True)
+        with empty:
+            encoder = FrozenCLIP.tiny()
+        assert encoder.device.type == "cpu"
+        assert encoder.encode_image(torch.rand(1, 1, 20, 20)).isfinite().all()
