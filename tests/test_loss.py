@@ -1,7 +1,11 @@
 """LanguageDrivenFusionLoss against a float64 reference, and as part of a training program."""
 
+import io
+from collections import UserList
 from dataclasses import replace
+from enum import Enum
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,8 +15,12 @@ from clip_fusion_loss import (
     FrozenCLIP,
     FusionObjective,
     IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+    SourceEmbeddings,
+    StructureLoss,
 )
-from conftest import build_clip, draw_images, make_criterion, same_transforms
+from clip_fusion_loss.loss import OPTIONS
+from conftest import build_clip, draw_images, make_criterion, named, same_transforms
 from reference import Reference
 
 PAPER = ("a clear image with detailed background and salient objects",)
@@ -38,7 +46,7 @@ def test_terms_and_gradient_equal_the_reference(
     criterion = make_criterion(encoder, reduction="none", **options)
     fused, visible, infrared = (image.float() for image in images)
     fused.requires_grad_()
-    terms = criterion.terms(fused, visible, infrared)
+    terms = criterion.terms(fused=fused, visible=visible, infrared=infrared)
     terms.total.sum().backward()
 
     images[0].requires_grad_()
@@ -70,7 +78,7 @@ def test_total_is_the_weighted_sum_of_the_parts(encoder):
         regularizer_weight=7.0,
         reduction="none",
     )
-    terms = criterion.terms(*images)
+    terms = criterion.terms(**named(images))
     expected = (
         0.5 * terms.direction
         + 3.0 * terms.patch
@@ -83,7 +91,8 @@ def test_total_is_the_weighted_sum_of_the_parts(encoder):
 def test_reductions(encoder):
     images = draw_images(batch=3)
     none, mean, total = (
-        make_criterion(encoder, reduction=name).terms(*images) for name in ("none", "mean", "sum")
+        make_criterion(encoder, reduction=name).terms(**named(images))
+        for name in ("none", "mean", "sum")
     )
     assert none.total.shape == (3,)
     for name in ("total", "direction", "patch", "similarity", "regularizer"):
@@ -95,13 +104,16 @@ def test_reductions(encoder):
 
 def test_call_returns_the_total(encoder):
     images = draw_images()
-    assert make_criterion(encoder)(*images) == make_criterion(encoder).terms(*images).total
+    assert (
+        make_criterion(encoder)(**named(images))
+        == make_criterion(encoder).terms(**named(images)).total
+    )
 
 
 def test_same_seed_same_value_and_other_seed_other_value(encoder):
     images = draw_images()
     values = [
-        make_criterion(encoder, generator=torch.Generator().manual_seed(seed))(*images)
+        make_criterion(encoder, generator=torch.Generator().manual_seed(seed))(**named(images))
         for seed in (5, 5, 6)
     ]
     assert values[0] == values[1] != values[2]
@@ -110,7 +122,7 @@ def test_same_seed_same_value_and_other_seed_other_value(encoder):
 def test_every_call_draws_new_patches(encoder):
     images = draw_images()
     criterion = make_criterion(encoder)
-    assert criterion(*images) != criterion(*images)
+    assert criterion(**named(images)) != criterion(**named(images))
 
 
 def test_global_seed_without_generator(encoder):
@@ -119,7 +131,7 @@ def test_global_seed_without_generator(encoder):
     values = []
     for _ in range(2):
         torch.manual_seed(3)
-        values.append(criterion(*images))
+        values.append(criterion(**named(images)))
     assert values[0] == values[1]
 
 
@@ -141,7 +153,7 @@ def test_degenerate_images_give_finite_loss_and_gradient(encoder, case, patch_re
     criterion = make_criterion(
         encoder, regularizer=IntensityGradientLoss(), patch_reduction=patch_reduction
     )
-    loss = criterion(fused, visible, infrared)
+    loss = criterion(fused=fused, visible=visible, infrared=infrared)
     loss.backward()
     assert loss.isfinite()
     assert fused.grad.isfinite().all()
@@ -150,7 +162,9 @@ def test_degenerate_images_give_finite_loss_and_gradient(encoder, case, patch_re
 def test_no_patch_passes(encoder):
     fused, visible, infrared = draw_images()
     fused.requires_grad_()
-    terms = make_criterion(encoder, min_patch_entropy=8.0).terms(fused, visible, infrared)
+    terms = make_criterion(encoder, min_patch_entropy=8.0).terms(
+        fused=fused, visible=visible, infrared=infrared
+    )
     terms.total.backward()
     assert terms.kept == 0
     assert terms.patch == 0
@@ -158,7 +172,7 @@ def test_no_patch_passes(encoder):
 
 
 def test_dropped_patches_are_not_encoded(encoder, encoded_batches):
-    terms = make_criterion(encoder, num_patches=10).terms(*draw_images(batch=2))
+    terms = make_criterion(encoder, num_patches=10).terms(**named(draw_images(batch=2)))
     assert 0 < terms.kept < 1
     sources, *patches, fused = encoded_batches
     assert (sources, fused) == (4, 2)
@@ -166,7 +180,7 @@ def test_dropped_patches_are_not_encoded(encoder, encoded_batches):
 
 
 def test_filter_off_keeps_all(encoder):
-    terms = make_criterion(encoder, min_patch_entropy=None).terms(*draw_images())
+    terms = make_criterion(encoder, min_patch_entropy=None).terms(**named(draw_images()))
     assert terms.kept == 1
     assert terms.patch > 0
 
@@ -179,14 +193,14 @@ def test_weights_of_zero_leave_their_terms_uncomputed(encoder):
     criterion = make_criterion(
         encoder, patch_weight=0, regularizer=Explosive(), regularizer_weight=0
     )
-    terms = criterion.terms(*draw_images())
+    terms = criterion.terms(**named(draw_images()))
     assert (terms.patch, terms.regularizer, terms.kept) == (0, 0, 0)
     torch.testing.assert_close(terms.total, 2 * terms.direction + 6 * terms.similarity)
 
 
 def test_gradient_reaches_only_the_fused_image(encoder):
     images = [image.requires_grad_() for image in draw_images()]
-    make_criterion(encoder, regularizer=IntensityGradientLoss())(*images).backward()
+    make_criterion(encoder, regularizer=IntensityGradientLoss())(**named(images)).backward()
     assert images[0].grad.abs().sum() > 0
     assert images[1].grad is None
     assert images[2].grad is None
@@ -195,7 +209,7 @@ def test_gradient_reaches_only_the_fused_image(encoder):
 
 def test_works_without_grad(encoder):
     with torch.no_grad():
-        loss = make_criterion(encoder)(*draw_images())
+        loss = make_criterion(encoder)(**named(draw_images()))
     assert not loss.requires_grad
 
 
@@ -205,8 +219,8 @@ def test_data_range(encoder, data_range):
     images = draw_images()
     scaled = [low + image * (high - low) for image in images]
     torch.testing.assert_close(
-        make_criterion(encoder, data_range=data_range)(*scaled),
-        make_criterion(encoder)(*images),
+        make_criterion(encoder, data_range=data_range)(**named(scaled)),
+        make_criterion(encoder)(**named(images)),
         rtol=1e-4,
         atol=1e-4,
     )
@@ -214,7 +228,7 @@ def test_data_range(encoder, data_range):
 
 def test_fused_outside_the_range_is_accepted(encoder):
     fused, visible, infrared = draw_images()
-    loss = make_criterion(encoder)(fused * 5 - 2, visible, infrared)
+    loss = make_criterion(encoder)(fused=fused * 5 - 2, visible=visible, infrared=infrared)
     assert loss.isfinite()
 
 
@@ -223,12 +237,14 @@ def test_fused_outside_the_range_is_accepted(encoder):
 def test_reduced_precision_images(encoder, dtype, sources):
     images = draw_images()
     # Without the filter: rounding the sources moves patches across its threshold.
-    expected = make_criterion(encoder, min_patch_entropy=None)(*images)
+    expected = make_criterion(encoder, min_patch_entropy=None)(**named(images))
     fused, visible, infrared = (image.to(dtype) for image in images)
     if sources == "float32":
         visible, infrared = images[1:]
     fused.requires_grad_()
-    loss = make_criterion(encoder, min_patch_entropy=None)(fused, visible, infrared)
+    loss = make_criterion(encoder, min_patch_entropy=None)(
+        fused=fused, visible=visible, infrared=infrared
+    )
     loss.backward()
     assert loss.dtype == torch.float32
     assert fused.grad.dtype == dtype
@@ -239,10 +255,10 @@ def test_reduced_precision_images(encoder, dtype, sources):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast(encoder, dtype):
     images = draw_images()
-    expected = make_criterion(encoder)(*images)
+    expected = make_criterion(encoder)(**named(images))
     images[0].requires_grad_()
     with torch.autocast("cpu", dtype):
-        loss = make_criterion(encoder)(*images)
+        loss = make_criterion(encoder)(**named(images))
     loss.backward()
     assert loss.dtype == torch.float32
     assert images[0].grad.isfinite().all()
@@ -251,10 +267,166 @@ def test_autocast(encoder, dtype):
 
 def test_memory_layout_is_irrelevant(encoder):
     fused, visible, infrared = draw_images(channels=(3, 3, 3))
-    expected = make_criterion(encoder)(fused, visible, infrared)
+    expected = make_criterion(encoder)(fused=fused, visible=visible, infrared=infrared)
     strided = torch.stack([visible, visible], -1)[..., 0]
-    loss = make_criterion(encoder)(fused.to(memory_format=torch.channels_last), strided, infrared)
+    fused = fused.to(memory_format=torch.channels_last)
+    loss = make_criterion(encoder)(**named([fused, strided, infrared]))
     torch.testing.assert_close(loss, expected)
+
+
+class Reduction(str, Enum):
+    NONE = "none"
+
+
+CASES = [
+    ("direction_weight", np.float32(0.5), 0.5),
+    ("direction_weight", np.float64(0.5), 0.5),
+    ("direction_weight", np.int64(2), 2),
+    ("direction_weight", torch.tensor(0.5), 0.5),
+    ("direction_weight", torch.tensor(2), 2),
+    ("direction_weight", np.array(0.5), 0.5),
+    ("regularizer_weight", torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+    ("num_patches", np.int32(3), 3),
+    ("num_patches", torch.tensor(3), 3),
+    ("patch_scale", [0.5, 0.75], (0.5, 0.75)),
+    ("patch_scale", np.array([0.5, 0.75]), (0.5, 0.75)),
+    ("patch_scale", torch.tensor([0.5, 0.75]), (0.5, 0.75)),
+    ("patch_scale", UserList([0.5, 0.75]), (0.5, 0.75)),  # as OmegaConf's lists are
+    ("data_range", [np.float32(0), np.float32(255)], (0.0, 255.0)),
+    ("min_patch_entropy", np.float32(5.5), 5.5),
+    ("patch_chunk", np.int64(4), 4),
+    ("patch_chunk", np.str_("auto"), "auto"),
+    ("reduction", np.str_("sum"), "sum"),
+    ("reduction", Reduction.NONE, "none"),
+    ("precision", np.str_("fp32"), "fp32"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "plain"), CASES)
+def test_kept_as_plain_python_values(encoder, name, value, plain):
+    kept = [LanguageDrivenFusionLoss(encoder=encoder, **{name: value}), make_criterion(encoder)]
+    setattr(kept[1], name, value)
+    for criterion in kept:
+        stored = getattr(criterion, name)
+        assert stored == plain
+        assert type(stored) is type(plain)
+        # As a training writes its settings and, in a safe way, reads them again.
+        file = io.BytesIO()
+        torch.save(stored, file)
+        file.seek(0)
+        assert torch.load(file, weights_only=True) == plain
+
+
+def test_they_compute_what_plain_ones_do(encoder):
+    images = draw_images()
+    given = {name: value for name, value, _ in CASES if name not in ("data_range", "reduction")}
+    plain = {name: value for name, _, value in CASES if name not in ("data_range", "reduction")}
+    assert make_criterion(encoder, **given)(**named(images)) == make_criterion(encoder, **plain)(
+        **named(images)
+    )
+
+
+def test_a_list_that_changes_later_does_not(encoder):
+    scale = [0.5, 0.75]
+    criterion = make_criterion(encoder, patch_scale=scale)
+    scale[0] = 7.0
+    assert criterion.patch_scale == (0.5, 0.75)
+
+
+def test_regularizers_too():
+    kept = IntensityGradientLoss(np.float32(0.5)).gradient_weight
+    assert kept == 0.5
+    assert type(kept) is float
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("direction_weigth", "direction_weight"),
+        ("patch_weights", "patch_weight"),
+        ("num_patch", "num_patches"),
+        ("data_ranges", "data_range"),
+        ("min_entropy_patch", None),
+        ("note", None),
+        ("_patch_weight", None),
+    ],
+)
+def test_a_misspelt_option_names_the_one_that_was_meant(encoder, misspelt, meant):
+    criterion = make_criterion(encoder)
+    if meant is None:  # users may keep something of their own on a module
+        setattr(criterion, misspelt, 3)
+        assert getattr(criterion, misspelt) == 3
+        return
+    with pytest.raises(AttributeError, match=f"no option `{misspelt}`; did you mean `{meant}`"):
+        setattr(criterion, misspelt, 3)
+    assert not hasattr(criterion, misspelt)
+
+
+def test_images_are_passed_by_keyword_alone(encoder):
+    criterion = make_criterion(encoder)
+    for call in (criterion, criterion.terms, criterion.check_values):
+        with pytest.raises(TypeError, match="positional argument"):
+            call(*draw_images())
+
+
+def test_a_weight_that_learns_is_refused_with_the_remedy(encoder):
+    criterion = make_criterion(encoder)
+    with pytest.raises(TypeError, match="carry no gradient: pass value.item()"):
+        criterion.direction_weight = torch.nn.Parameter(torch.ones(()))
+    assert not list(criterion.parameters())
+
+
+class TestWhatIsGivenOutIsTakenBack:
+    def test_options(self, encoder):
+        criterion = make_criterion(encoder, patch_scale=[0.5, 0.6], regularizer=None)
+        options = {name: getattr(criterion, name) for name in OPTIONS}
+        again = LanguageDrivenFusionLoss(criterion.objective, encoder=criterion.encoder, **options)
+        for name in OPTIONS:
+            assert getattr(again, name) == getattr(criterion, name)
+            setattr(again, name, getattr(criterion, name))
+
+    @pytest.mark.parametrize(
+        "given_out",
+        [
+            lambda criterion: criterion.objective,
+            lambda criterion: criterion.objective.fused,
+            lambda criterion: list(criterion.objective.fused),
+            lambda criterion: criterion.fusion_model,
+            lambda criterion: criterion.fusion_model.objective,
+            lambda criterion: np.array(criterion.objective.fused).tolist(),
+        ],
+    )
+    def test_objectives(self, encoder, given_out):
+        mine = FusionObjective(["a sharp image", "a detailed image"], visible="a photo")
+        criterion = make_criterion(encoder, objective=mine)
+        expected = criterion(**named(draw_images()))
+        given = given_out(criterion)
+        for put_back in (
+            lambda: criterion.set_objective(given),
+            lambda: setattr(criterion, "objective", given),
+        ):
+            put_back()
+            criterion.generator.manual_seed(1)
+            assert criterion(**named(draw_images())) == expected
+            assert criterion.objective == mine
+        if not isinstance(given, list | tuple):  # those say nothing of the sources
+            assert make_criterion(encoder, objective=given).objective == mine
+        else:
+            assert make_criterion(encoder, objective=given).objective.fused == mine.fused
+
+    def test_numpys_texts_become_plain(self, encoder):
+        criterion = make_criterion(encoder, objective=np.str_("a sharp image"))
+        criterion.set_objective([np.str_("a dark image"), "a dim image"])
+        assert [type(text) for text in criterion.objective.fused] == [str, str]
+
+
+def test_those_of_the_structure_loss():
+    loss = StructureLoss(
+        window=np.int64(7), flat_energy=torch.tensor(0.25), layout_weight=np.float32(0.5)
+    )
+    kept = (loss.window, loss.flat_energy, loss.layout_weight)
+    assert kept == (7, 0.25, 0.5)
+    assert [type(value) for value in kept] == [int, float, float]
 
 
 class TestObjective:
@@ -265,13 +437,13 @@ class TestObjective:
     def test_swap_changes_the_next_value_and_back(self, encoder):
         images = draw_images()
         criterion = make_criterion(encoder)
-        first = criterion(*images)
+        first = criterion(**named(images))
         criterion.set_objective("a blurry dark image")
         criterion.generator.manual_seed(1)
-        second = criterion(*images)
+        second = criterion(**named(images))
         criterion.set_objective(FusionObjective())
         criterion.generator.manual_seed(1)
-        assert criterion(*images) == first != second
+        assert criterion(**named(images)) == first != second
 
     @pytest.mark.parametrize("embedded", [False, True])
     def test_assigning_is_setting(self, encoder, embedded):
@@ -316,9 +488,9 @@ class TestObjective:
         images = draw_images()
         criterion = make_criterion(encoder)
         criterion.set_objective("a blurry dark image")
-        assert criterion(*images) == make_criterion(encoder, objective="a blurry dark image")(
-            *images
-        )
+        assert criterion(**named(images)) == make_criterion(
+            encoder, objective="a blurry dark image"
+        )(**named(images))
 
     @pytest.mark.parametrize("wrong", ["", 3, FusionObjective("An INFRARED image"), None])
     def test_swap_is_atomic(self, encoder, wrong):
@@ -332,7 +504,7 @@ class TestObjective:
         criterion = make_criterion(encoder)
         criterion.set_objective("a blurry dark image")
         clip_model.encode_text = None
-        encoder._text = None
+        encoder.drop_text()
         criterion.set_objective(FusionObjective())
         criterion.set_objective("a blurry dark image")
 
@@ -341,10 +513,12 @@ class TestObjective:
         embedded = EmbeddedFusionModel(FusionObjective("a blurry dark image"), encoder)
         embedded.save(tmp_path / "objective.safetensors")
         loaded = EmbeddedFusionModel.load(tmp_path / "objective.safetensors")
-        encoder._text = None  # as on a machine without the text tower
+        encoder.drop_text()  # as on a machine without the text tower
         criterion = make_criterion(encoder, objective=loaded)
         assert criterion.objective == embedded.objective
-        assert criterion(*images) == make_criterion(encoder, objective=embedded)(*images)
+        assert criterion(**named(images)) == make_criterion(encoder, objective=embedded)(
+            **named(images)
+        )
 
     def test_embedded_fusion_model_of_another_encoder(self, encoder, tokenizer):
         other = FrozenCLIP(build_clip(seed=1), tokenizer, name="other")
@@ -353,16 +527,49 @@ class TestObjective:
             make_criterion(encoder, objective=embedded)
 
 
+class TestEmbedSources:
+    def test_same_value(self, encoder):
+        images = draw_images(channels=(1, 3, 1))
+        criterion = make_criterion(encoder)
+        sources = criterion.embed_sources(*images[1:])
+        loss = criterion(**named(images), sources=sources)
+        assert loss == make_criterion(encoder)(**named(images))
+
+    def test_sources_are_not_encoded_again(self, encoder, encoded_batches):
+        images = draw_images()
+        criterion = make_criterion(encoder, patch_weight=0)
+        sources = criterion.embed_sources(*images[1:])
+        encoded_batches.clear()
+        criterion(**named(images), sources=sources)
+        assert encoded_batches == [2]
+
+    @pytest.mark.parametrize(
+        ("sources", "error"),
+        [
+            (torch.zeros(2, 24), TypeError),
+            (SourceEmbeddings(torch.zeros(3, 24), torch.zeros(3, 24)), ValueError),
+        ],
+    )
+    def test_wrong_sources(self, encoder, sources, error):
+        with pytest.raises(error, match="`sources`"):
+            make_criterion(encoder)(**named(draw_images()), sources=sources)
+
+    def test_wrong_images(self, encoder):
+        _, visible, infrared = draw_images()
+        with pytest.raises(ValueError, match="`infrared`.*of `visible`"):
+            make_criterion(encoder).embed_sources(visible, infrared[:1])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(encoder):
     images = draw_images()
-    expected = make_criterion(encoder)(*images)
+    expected = make_criterion(encoder)(**named(images))
     criterion = make_criterion(encoder).cuda()
     fused, visible, infrared = (image.cuda() for image in images)
     fused.requires_grad_()
-    loss = criterion(fused, visible, infrared)
+    loss = criterion(fused=fused, visible=visible, infrared=infrared)
     loss.backward()
     assert fused.grad.isfinite().all()
     torch.testing.assert_close(loss.cpu(), expected, rtol=1e-3, atol=1e-3)
     criterion.set_objective("a blurry dark image")
-    assert criterion(fused, visible, infrared) != loss
+    assert criterion(fused=fused, visible=visible, infrared=infrared) != loss
