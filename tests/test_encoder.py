@@ -1,16 +1,36 @@
-"""FrozenCLIP: images to vectors."""
+"""FrozenCLIP: images and texts to vectors, words that it does not know, and which CLIP it is."""
+
+import copy
+import hashlib
+import shutil
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import to_tensor
 
-from clip_fusion_loss import FrozenCLIP
-from conftest import MODEL_CONFIG, build_clip
+import clip_fusion_loss
+from clip_fusion_loss import (
+    EmbeddedFusionModel,
+    FrozenCLIP,
+    FusionObjective,
+    LanguageDrivenFusionLoss,
+)
+from clip_fusion_loss.encoder import same_clip
+from conftest import MODEL_CONFIG, build_clip, make_criterion
 from reference import MEAN, STD, Reference
 
 
 def reference(tokenizer):
     return Reference(build_clip(), tokenizer, ["a"], ["b"], ["c"])
+
+
+# Dashes, dots, arrows, and what looks like nothing.
+SEPARATORS = "\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}\N{MIDDLE DOT}\N{BULLET}\N{RIGHTWARDS ARROW}\
+\N{FULLWIDTH SOLIDUS}\N{HORIZONTAL ELLIPSIS}\N{ZERO WIDTH SPACE}\N{NO-BREAK SPACE}\t\n"
 
 
 class TestEncodeImage:
@@ -64,3 +84,347 @@ class TestEncodeImage:
         clip_model.visual.output_tokens = True
         vectors = FrozenCLIP(clip_model, tokenizer).encode_image(images)
         assert torch.equal(vectors, expected)
+
+
+class TestEncodeText:
+    def test_equals_the_reference(self, clip_model, tokenizer):
+        texts = ["a visible gray image", "an infrared image"]
+        vectors = FrozenCLIP(clip_model, tokenizer).encode_text(texts)
+        embed = reference(tokenizer).embed_texts
+        expected = torch.stack([embed(tokenizer, [text]) for text in texts])
+        torch.testing.assert_close(vectors.double(), expected, atol=1e-5, rtol=0)
+        assert not vectors.requires_grad
+
+    def test_single_text_and_repeated_texts(self, encoder):
+        assert encoder.encode_text("one").shape == (1, 24)
+        vectors = encoder.encode_text(["two", "one", "two"])
+        assert torch.equal(vectors[0], vectors[2])
+        assert torch.equal(vectors[1], encoder.encode_text("one")[0])
+
+    def test_text_tower_can_be_dropped_after_use(self, clip_model, tokenizer):
+        encoder = FrozenCLIP(clip_model, tokenizer, keep_text=False)
+        first = encoder.encode_text(["one", "two"])
+        assert torch.equal(encoder.encode_text(["two"]), first[1:])
+        with pytest.raises(RuntimeError, match=r"keep_text=False.*'three'.*EmbeddedFusionModel"):
+            encoder.encode_text(["one", "three"])
+
+    def test_long_text_is_refused_not_cut(self, encoder):
+        encoder.encode_text("word " * 22)
+        with pytest.raises(ValueError, match="at most 24 tokens"):
+            encoder.encode_text("word " * 23)
+
+    def test_unknown_words_are_named(self, clip_model, tokenizer, recwarn):
+        known = frozenset({"a", "clear", "image"})
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary=known)
+        encoder.encode_text("A clear image.")
+        assert not recwarn
+        with pytest.warns(UserWarning, match="'elephant', 'purple'"):
+            encoder.encode_text("a purple elephant image")
+
+    @pytest.mark.filterwarnings("ignore:the model")
+    def test_unknown_words_are_left_out(self, clip_model, tokenizer):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "clear", "image"})
+        both = encoder.encode_text(["a Clear purple image \N{FIRE}", "a Clear image"])
+        assert torch.equal(both[0], both[1])
+        everything = FrozenCLIP(clip_model, tokenizer)
+        both = everything.encode_text(["a clear purple image", "a clear image"])
+        assert not torch.allclose(both[0], both[1])
+
+    def test_texts_without_a_known_word(self, clip_model, tokenizer):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "the", "clear", "image"})
+        for text in ("a purple elephant dancing to the 7 \N{FIRE}", "...", "the a", "-"):
+            assert encoder.has_no_known_word(text)
+        for text in ("A purple Image", "not_clear", "unclear/image"):
+            assert not encoder.has_no_known_word(text)
+        assert not FrozenCLIP(clip_model, tokenizer).has_no_known_word("the a")
+
+    @pytest.mark.filterwarnings("ignore:the model")
+    @pytest.mark.parametrize("mark", [*"/_-+&|\\~=*#^@<>%", *SEPARATORS], ids=ascii)
+    def test_whatever_separates_words_is_a_space(self, clip_model, tokenizer, mark):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "clear", "dark", "image"})
+        expected = encoder.encode_text("a dark clear image")
+        for text in (f"a dark{mark}clear image", f"a{mark}dark {mark} clear{mark} image"):
+            assert torch.equal(encoder.encode_text(text), expected)
+        # Words and numbers that are left out glue nothing either.
+        assert torch.equal(encoder.encode_text("a dark2clear image"), expected)
+
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("a clear image \N{FIRE}", "\N{FIRE}"),
+            (
+                "a clear image\N{WHITE MEDIUM STAR}\N{VARIATION SELECTOR-16}",
+                "\N{WHITE MEDIUM STAR}",
+            ),
+            ("a clear \N{RIGHTWARDS ARROW} image", "\N{RIGHTWARDS ARROW}"),
+            ("a clear+image", "\\+"),
+            ("a_clear_image", "_"),
+            ("a clear image @ 100 %", "%', '100', '@"),
+            ("a clear \N{CJK UNIFIED IDEOGRAPH-56FE}", "\N{CJK UNIFIED IDEOGRAPH-56FE}"),
+        ],
+    )
+    def test_symbols_are_named_like_words(self, clip_model, tokenizer, text, named):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "clear", "image"})
+        with pytest.warns(UserWarning, match=f"not trained on '{named}"):
+            encoder.encode_text(text)
+
+    def test_ordinary_punctuation_is_not(self, clip_model, tokenizer, recwarn):
+        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary=["a", "clear", "image"])
+        encoder.encode_text(
+            "(A clear, clear-clear image: 'a image'; \u201ca image\u201d? a image!)"
+        )
+        assert not recwarn
+
+    def test_float32_text_tower_whatever_the_image_tower_is(self, encoder):
+        expected = encoder.encode_text("one")
+        encoder._text_embeddings.clear()
+        assert torch.equal(encoder.half().encode_text("one"), expected)
+
+
+def build(seed=0, **changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return open_clip.CLIP(**{**MODEL_CONFIG, **changes})
+
+
+def vision(**changes):
+    return {"vision_cfg": {**MODEL_CONFIG["vision_cfg"], **changes}}
+
+
+def text(**changes):
+    return {"text_cfg": {**MODEL_CONFIG["text_cfg"], **changes}}
+
+
+def with_a_text_tower_of_its_own():
+    """The same weights in open_clip's other class of CLIPs."""
+    model = open_clip.CustomTextCLIP(**MODEL_CONFIG)
+    model.load_state_dict(open_clip.model.convert_to_custom_text_state_dict(build().state_dict()))
+    return model
+
+
+def with_text_of(model, other):
+    """The image tower of one and the text tower of the other."""
+    state = {k: v for k, v in other.state_dict().items() if not k.startswith("visual.")}
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def with_preprocessing(**values):
+    model = build()
+    model.visual.preprocess_cfg = values
+    return model
+
+
+def finetuned(relative):
+    """Every weight changed by that much."""
+    model = build()
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        for weight in model.visual.parameters():
+            weight.data.mul_(1 + relative * torch.randn_like(weight))
+    return model
+
+
+def mixed_precision(dtype):
+    model = build()
+    open_clip.convert_weights_to_lp(model, dtype)
+    return model
+
+
+OTHERS = {
+    "activation": lambda: build(quick_gelu=True),
+    "weights": lambda: build(seed=1),
+    "a fine-tuned copy": lambda: finetuned(0.02),
+    "text tower": lambda: with_text_of(build(), build(seed=1)),
+    "mean": lambda: with_preprocessing(size=32, mean=[0.5] * 3),
+    "std": lambda: with_preprocessing(size=32, std=[0.5] * 3),
+    "input size": lambda: with_preprocessing(size=64),
+    "number of heads": lambda: build(**vision(head_width=8)),
+    "pooling": lambda: build(**vision(pool_type="avg")),
+    "norm before or after pooling": lambda: build(
+        **vision(pool_type="avg", final_ln_after_pool=True)
+    ),
+    "pooling of the text": lambda: build(**text(pool_type="last")),
+    "causal mask": lambda: build(**text(no_causal_mask=True)),
+}
+
+SAME = {
+    "another copy": build,
+    "another class": with_a_text_tower_of_its_own,
+    "float16": lambda: build().half(),
+    "bfloat16": lambda: build().bfloat16(),
+    "float64": lambda: build().double(),
+    "float16 and back": lambda: build().half().float(),
+    "mixed float16": lambda: mixed_precision(torch.float16),
+    "mixed bfloat16": lambda: mixed_precision(torch.bfloat16),
+}
+
+
+@pytest.fixture(params=["made with the first", "made with the second"])
+def accepts(request, tokenizer, tmp_path):
+    """Whether an objective of one model is accepted with the other, however it comes."""
+
+    def check(first, second):
+        first, second = (FrozenCLIP(model, tokenizer) for model in (first, second))
+        if request.param == "made with the second":
+            first, second = second, first
+        objective = EmbeddedFusionModel(FusionObjective(), first.float())
+        criterion = make_criterion(second)
+        objective.save(tmp_path / "objective.safetensors")
+        refusals = []
+        for attempt in (
+            lambda: criterion.set_objective(objective),
+            lambda: EmbeddedFusionModel.load(tmp_path / "objective.safetensors", second),
+        ):
+            try:
+                attempt()
+            except ValueError as error:
+                refusals.append(str(error))
+        assert len(refusals) in (0, 2)
+        assert all("`encoder` must be the CLIP that embedded" in words for words in refusals)
+        return not refusals
+
+    return check
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_others_are_refused(other, accepts):
+    assert not accepts(build(), other())
+
+
+@pytest.mark.parametrize("same", SAME.values(), ids=SAME.keys())
+def test_casts_are_accepted(same, accepts):
+    assert accepts(build(), same())
+
+
+class ImagesOnly(nn.Module):
+    """An image tower whose objectives come as vectors."""
+
+    def __init__(self, visual):
+        super().__init__()
+        self.visual = visual
+
+    def encode_text(self, tokens):
+        raise NotImplementedError
+
+
+def test_text_towers_are_compared_where_there_are_two(tokenizer):
+    alone = FrozenCLIP(ImagesOnly(build().visual), lambda texts: texts)
+    model = EmbeddedFusionModel(FusionObjective(), FrozenCLIP(build(), tokenizer))
+    model.check_encoder(alone)
+    other = FrozenCLIP(ImagesOnly(build(seed=1).visual), lambda texts: texts)
+    with pytest.raises(ValueError, match="`encoder` must be"):
+        model.check_encoder(other)
+
+
+def test_activation_of_the_text_tower_alone(tokenizer):
+    """ResNets have no GELU of any kind; the texts beside them have."""
+    config = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}
+    first, second = (
+        FrozenCLIP(build(vision_cfg=config, quick_gelu=quick), tokenizer) for quick in (False, True)
+    )
+    with pytest.raises(ValueError, match="`encoder` must be"):
+        EmbeddedFusionModel(FusionObjective(), first).check_encoder(second)
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_a_model_taken_twice(quick_gelu, tokenizer):
+    model = build(quick_gelu=quick_gelu)
+    first, second = FrozenCLIP(model, tokenizer), FrozenCLIP(model, tokenizer)
+    assert first.fingerprint == second.fingerprint
+
+
+def test_copies_keep_it(encoder):
+    assert copy.deepcopy(encoder).half().fingerprint == encoder.fingerprint
+    assert encoder.fingerprint == FrozenCLIP(build_clip(), lambda texts: texts).fingerprint
+
+
+def test_of_version_0_2(tokenizer):
+    """Objectives that it saved can be used."""
+    expected = "2/989d5576717476ba29a31361.a806a92483d084dbc1f98577/" + (
+        "c39cebaa79a6275133eee238.e1ee57d73489d02709d0d769"
+    )
+    assert FrozenCLIP.tiny().fingerprint == expected
+    assert not same_clip(expected, "0" * 64)  # the format of 0.1
+
+
+BUNDLED = Path(clip_fusion_loss.__file__).parent / "assets" / "tiny_clip"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return FrozenCLIP.tiny()
+
+
+class TestBundled:
+    """The CLIP that comes with the package: what ships, what it knows, whether it is whole."""
+
+    def test_small_enough_to_ship(self):
+        assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 8e6
+
+    def test_its_files_are_those_that_were_released(self):
+        for line in (BUNDLED / "SHA256SUMS").read_text().splitlines():
+            digest, name = line.split()
+            assert hashlib.sha256((BUNDLED / name).read_bytes()).hexdigest() == digest
+
+    def test_loads_through_open_clip_itself(self, tiny):
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{BUNDLED}")
+        tokens = open_clip.get_tokenizer(f"local-dir:{BUNDLED}")(["an infrared image"])
+        vector = model.eval().encode_text(tokens, normalize=True)
+        torch.testing.assert_close(vector, tiny.encode_text("an infrared image"))
+
+    def test_knows_the_papers_words(self, tiny, recwarn):
+        objective = FusionObjective()
+        tiny.encode_text([*objective.fused, *objective.visible, *objective.infrared])
+        assert not recwarn
+
+    def test_warns_of_words_it_does_not_know(self):
+        with pytest.warns(UserWarning, match=r"'dancing', 'elephant', 'purple'.*from_pretrained"):
+            LanguageDrivenFusionLoss.tiny("a purple elephant dancing in the dark")
+
+    @pytest.mark.parametrize(
+        ("prompt", "change"),
+        [
+            ("a blurry dark image", lambda image: 0.4 * nn.functional.avg_pool2d(image, 5, 1, 2)),
+            ("a noisy image", lambda image: (image + 0.15 * torch.randn_like(image)).clamp(0, 1)),
+        ],
+    )
+    def test_an_image_as_the_prompt_says_has_less_loss(self, tiny, prompt, change):
+        torch.manual_seed(0)
+        visible, infrared = example_pairs()
+        average = (visible + infrared) / 2
+        criterion = LanguageDrivenFusionLoss.tiny(prompt, encoder=tiny, patch_weight=0)
+        as_told, before = (
+            criterion.terms(fused=fused, visible=visible, infrared=infrared).direction
+            for fused in (change(average), average)
+        )
+        assert as_told < before - 0.2
+
+    @pytest.mark.parametrize("how", ["missing", "cut short"])
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocabulary.txt"])
+    def test_damaged_files(self, name, how, tmp_path, monkeypatch):
+        shutil.copytree(BUNDLED, tmp_path, dirs_exist_ok=True)
+        path = next(tmp_path.glob(f"*{name}"))
+        content = path.read_bytes()
+        path.unlink()
+        if how == "cut short":
+            path.write_bytes(content[: len(content) // 2])
+        monkeypatch.setattr("clip_fusion_loss.loading.BUNDLED", tmp_path)
+        if (name, how) == ("vocabulary.txt", "cut short"):
+            assert len(FrozenCLIP.tiny().vocabulary) < 110
+            return
+        with pytest.raises(ValueError, match="bundled CLIP.*damaged.*install the package again"):
+            FrozenCLIP.tiny()
+
+
+def example_pairs():
+    """Visible and infrared crops of the pairs that come with the examples."""
+    folder = Path(__file__).parents[1] / "examples" / "data" / "tno"
+    if not folder.is_dir():
+        pytest.skip(f"needs the example pairs in {folder}")
+    names = sorted(path.name for path in (folder / "vi").iterdir())
+    sides = ([folder / side / name for name in names] for side in ("vi", "ir"))
+    return tuple(
+        torch.stack([to_tensor(Image.open(path).convert("L").resize((192, 144))) for path in side])
+        for side in sides
+    )
