@@ -1,10 +1,10 @@
 """Read the tensors of checkpoint files of any origin without running code from them.
 
-`torch.load(weights_only=True)` reads state dicts. It refuses checkpoints with other objects in
-them, such as an argparse.Namespace, and it would run the code of TorchScript archives, in which
-OpenAI published its weights. Both are zip archives of a pickle and the raw numbers. For these, each
-function and class that the pickle names is replaced by one inert class that keeps its arguments,
-which say where the numbers of each tensor are.
+`torch.load(weights_only=True)` refuses checkpoints with other objects in them, such as an
+argparse.Namespace, runs the code of TorchScript archives, in which OpenAI published its weights,
+and does not compare checksums. All these files are zip archives of a pickle and the raw numbers. In
+the pickle, each function and class is replaced by one inert class that keeps its arguments, which
+say where the numbers of each tensor are.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return dict(_flatten(torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # damaged and hostile files can raise nearly anything
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # its text advises to run the file's code
+            what = "a pickle with other objects than tensors"
         raise ValueError(
             f"no file of weights, or cut short or damaged (it begins with {head!r}; {what}); "
             "download it again, or save the state_dict alone with safetensors.torch.save_file"
@@ -60,21 +62,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_zip(path: Path) -> dict[str, Tensor]:
     """The tensors of an archive of `torch.save` or `torch.jit.save`."""
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if not any(name.endswith("/constants.pkl") for name in names):  # TorchScript has it
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                return dict(_flatten(content))
-            except pickle.UnpicklingError:  # other objects beside the tensors
-                pass
+        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
         # The folder "extra" of a TorchScript archive may have other files of any name.
-        root = min((n for n in names if n.endswith("data.pkl")), key=len).removesuffix("data.pkl")
+        root = min(pickles, key=len).removesuffix("data.pkl")
         content = _InertUnpickler(io.BytesIO(_stored(archive, f"{root}data.pkl"))).load()
         storages: dict[str, Tensor] = {}
-        return {
-            name: value if isinstance(value, Tensor) else _rebuild(value, archive, root, storages)
-            for name, value in _flatten(content)
-        }
+        return {name: _rebuild(call, archive, root, storages) for name, call in _flatten(content)}
 
 
 class _Inert(dict[Any, Any]):

@@ -36,9 +36,9 @@ def assert_same_vectors(loaded, expected):
 
 
 def refused(words, path, model_name="small"):
-    with pytest.raises(ValueError, match=rf"`pretrained`.*{path.name}.*{words}") as caught:
+    pattern = rf"(?s)`pretrained`.*{path.name}.*{words}|`pretrained`.*{words}.*{path.name}"
+    with pytest.raises(ValueError, match=pattern) as caught:
         FrozenCLIP.from_pretrained(model_name, path)
-    assert "weights_only" not in str(caught.value)
     return str(caught.value)
 
 
