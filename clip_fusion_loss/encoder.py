@@ -249,11 +249,14 @@ class FrozenCLIP(FrozenModule):
             UserWarning: words or symbols are not in the model's vocabulary, if it has one; a space
                 takes their place.
         """
-        texts = checks.check_texts("texts", texts)
+        return self._on_host(checks.check_texts("texts", texts)).to(self.device)
+
+    def _on_host(self, texts: Sequence[str]) -> Tensor:
+        """`encode_text` on the CPU, where vectors can be read without waiting for a device."""
         new = [text for text in dict.fromkeys(texts) if text not in self._text_embeddings]
         if new:
             self._text_embeddings.update(zip(new, self._embed(new), strict=True))
-        return torch.stack([self._text_embeddings[text] for text in texts]).to(self.device)
+        return torch.stack([self._text_embeddings[text] for text in texts])
 
     def _embed(self, texts: list[str]) -> Tensor:
         """(T, D) float32 unit vectors on the CPU."""

@@ -460,9 +460,8 @@ def text_directions(
                 "which would give no direction; use words of encoder.vocabulary, or a real CLIP: "
                 "FrozenCLIP.from_pretrained()"
             )
-    # One call for all texts: an encoder may drop its text tower after the first. On the host, as
-    # the lengths below are read.
-    embeddings = encoder.encode_text(texts).cpu().split([len(role) for role in roles])
+    # One call for all texts: an encoder may drop its text tower after the first.
+    embeddings = encoder._on_host(texts).split([len(role) for role in roles])
     means = torch.stack([F.normalize(role.mean(0), dim=-1) for role in embeddings])
     fused, visible, infrared = means.unflatten(0, (-1, 3)).unbind(1)
     for name, source in (("visible", visible), ("infrared", infrared)):

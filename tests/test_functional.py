@@ -77,8 +77,6 @@ def test_mean_direction():
     # Opposite ones have no direction between them, and zero is none.
     assert not functional.mean_direction(d_v, -d_v).any()
     assert not functional.mean_direction(torch.zeros(8), torch.zeros(8)).any()
-    with pytest.raises(ValueError, match="`infrared_direction`"):
-        functional.mean_direction(d_v, d_r[:, :3])
 
 
 def test_direction_loss_is_zero_along_and_two_against_the_texts():
@@ -368,3 +366,15 @@ def test_max_feature_loss():
         for b in range(2):
             expected[b] += ((f[b] - torch.maximum(v[b], r[b])) ** 2).mean()
     torch.testing.assert_close(functional.max_feature_loss(fused, visible, infrared), expected)
+
+
+def test_no_formula_broadcasts_an_image_away():
+    """Nothing is checked here, so shapes that do not fit must fail in PyTorch."""
+    image, other = torch.rand(2, 1, 20, 20), torch.rand(2, 1, 20, 19)
+    for formula in (functional.intensity_gradient_loss, functional.structure_loss):
+        with pytest.raises(RuntimeError):
+            formula(image, image, other)
+    with pytest.raises(ValueError, match="longer than argument"):
+        functional.total_loss([image, image], [1.0])
+    with pytest.raises((RuntimeError, ValueError)):
+        functional.match_channels(image.expand(-1, 2, -1, -1), 1)

@@ -69,7 +69,7 @@ def test_vgg_gradient_only_on_fused(loss):
 
 def test_vgg_is_in_nobodys_checkpoint(loss):
     assert not loss.state_dict()
-    assert not list(loss.parameters())
+    assert not [*loss.parameters(), *loss.buffers()]
     assert torch.equal(pickle.loads(pickle.dumps(loss))(*draw_images()), loss(*draw_images()))
 
 
@@ -78,15 +78,65 @@ def test_vgg_missing_file(tmp_path):
         VGGMaxFeatureLoss(tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize("content", [{"a": torch.zeros(1)}, [1], "bytes"])
-def test_vgg_wrong_file(tmp_path, content):
-    path = tmp_path / "wrong.pth"
-    if content == "bytes":
-        path.write_bytes(b"no weights")
+CONTENTS = {
+    "of another model": {"a": torch.zeros(1)},
+    "a list": [1],
+    "an object": torch.nn.ReLU(),
+    "a web page": b"<!DOCTYPE html><html>404</html>",
+    "empty": b"",
+    "cut early": 1000,
+    "cut in the middle": 30_000_000,
+    "cut at the end": -100,
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("cached", [True, False])
+def test_vgg_damaged_file(tmp_path, weights, content, cached, monkeypatch):
+    """The file is named, and torch's advice to load unsafely is not passed on."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
+    path.parent.mkdir(parents=True)
+    what = CONTENTS[content]
+    if isinstance(what, int):
+        path.write_bytes(weights.read_bytes()[:what])
+    elif isinstance(what, bytes):
+        path.write_bytes(what)
     else:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match="vgg19"):
-        VGGMaxFeatureLoss(path)
+        torch.save(what, path)
+    with pytest.raises(ValueError, match=r"`weights` must hold .*vgg19.*replace it") as caught:
+        VGGMaxFeatureLoss(None if cached else path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "weights_only" not in message
+    assert "\n" not in message
+    assert ("download it again" in message) == cached
+    assert caught.value.__suppress_context__
+
+
+def test_vgg_comes_from_the_cache(tmp_path, weights, loss, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth").symlink_to(weights)
+    images = draw_images()
+    assert torch.equal(VGGMaxFeatureLoss()(*images), loss(*images))
+
+
+def test_vgg_does_not_depend_on_what_is_around_it(weights, loss):
+    images = draw_images()
+    expected, state = loss(*images), torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            made = VGGMaxFeatureLoss(weights)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(made(*images), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+    fused = images[0].requires_grad_()
+    made(fused, *images[1:]).sum().backward()
+    assert fused.grad.any()
 
 
 def test_vgg_without_a_network(monkeypatch, tmp_path):
