@@ -1,6 +1,6 @@
-"""Print versions, devices and cache folders for a bug report, and run the loss once per device.
+"""Print versions, devices and cached weights for a bug report, and run the loss once per device.
 
-The loss uses the embedded CLIP on random images, so nothing is downloaded. The exit status is 1 if
+The loss uses the bundled CLIP on random images, so nothing is downloaded. The exit status is 1 if
 it fails on any device.
 """
 
@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -21,6 +22,10 @@ PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "huggingface_hub", "safetensors", "ftfy",
     "regex", "numpy",
 )  # fmt: skip
+
+# Where the hubs keep what `LanguageDrivenFusionLoss.paper()` needs.
+CLIP_FILES = "models--timm--vit_base_patch32_clip_224.openai/snapshots/*/open_clip_*.safetensors"
+VGG_FILE = "checkpoints/vgg19-dcbb9e9d.pth"
 
 
 def main() -> int:
@@ -53,10 +58,17 @@ def devices() -> Iterator[tuple[str, str]]:
 
 
 def caches() -> Iterator[tuple[str, str]]:
+    """The folders, and whether the paper's weights are in them."""
     from huggingface_hub import constants
 
-    yield "CLIP cache", f"{constants.HF_HUB_CACHE}{' (offline)' * constants.HF_HUB_OFFLINE}"
-    yield "VGG cache", torch.hub.get_dir()
+    offline = " (offline)" * constants.HF_HUB_OFFLINE
+    for name, folder, file in (
+        ("CLIP cache", f"{constants.HF_HUB_CACHE}", CLIP_FILES),
+        ("VGG cache", torch.hub.get_dir(), VGG_FILE),
+    ):
+        there = any(path.is_file() for path in Path(folder).glob(file))
+        yield name, f"{folder}{offline}: {'has' if there else 'does not have'} the paper's weights"
+        offline = ""
 
 
 def usable_devices() -> list[str]:
@@ -65,20 +77,20 @@ def usable_devices() -> list[str]:
 
 
 def one_step(device: str) -> tuple[str, bool]:
-    """A text about value and gradient with the embedded CLIP, and whether both are finite."""
+    """A text about value and gradient with the bundled CLIP, and whether both are finite."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 1, 1, 128, 128, generator=generator).to(device)
     fused = images[0].requires_grad_()
     try:
         criterion = LanguageDrivenFusionLoss.tiny(generator=generator).to(device)
-        loss = criterion(fused, visible=images[1], infrared=images[2])
+        loss = criterion(fused=fused, visible=images[1], infrared=images[2])
         (gradient,) = torch.autograd.grad(loss, fused)
         fine = bool(loss.isfinite()) and bool(gradient.isfinite().all())
     except Exception as error:  # any error belongs in the report
         return f"failed: {type(error).__name__}: {error}", False
     words = "works" if fine else "is not finite"
     numbers = f"loss {loss.item():.4f}, gradient {gradient.norm().item():.2e}"
-    return f"{words} (embedded CLIP on noise): {numbers}", fine
+    return f"{words} (bundled CLIP on noise): {numbers}", fine
 
 
 if __name__ == "__main__":
