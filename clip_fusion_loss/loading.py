@@ -81,8 +81,9 @@ def load_clip(
     state = _read_state(weights)
     model: Any
     if any(key.startswith("vision_model.") for key in state):
-        model = _TransformersCLIP(weights, None if folder else (model_name, config))
-        tokenize = _tokenizer(model.text_cfg, name, None, None)
+        model = _build_transformers(weights, None if folder else (model_name, config))
+        length = model.text_model.config.max_position_embeddings
+        tokenize = _tokenizer({"context_length": length}, name, None, None)
         preprocessing = {**preprocessing, **_of_processor(weights.parent)}
     else:
         if any(mark in state for mark in OPENAI_MARKS) and not config.get("quick_gelu"):
@@ -166,8 +167,11 @@ def _named(
     if pretrained in tags:
         published = open_clip.get_pretrained_cfg(name, pretrained)
         _check_activation(name, config, repr(pretrained), bool(published.get("quick_gelu")))
-        weights = _download(name, published, cache_dir)
-        return f"{name}/{pretrained}", weights, config, published
+        repository, _, file = published["hf_hub"].rpartition("/")
+        names = [f"{file.removesuffix('.bin')}.safetensors", file] if file else WEIGHTS[:3]
+        remedy = f"FrozenCLIP.from_pretrained({name!r}, '/path/to/that/file')"
+        folder = _fetch(repository, (names,), (), cache_dir, names[0], remedy)
+        return f"{name}/{pretrained}", _first(folder, names), config, published
     path = Path(pretrained or "").expanduser()
     if not path.is_file():
         wrong = FileNotFoundError if path.suffix in SUFFIXES else ValueError
@@ -179,8 +183,8 @@ def _named(
     # The mean and std of the model's published weights, if all of them have the same.
     published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     values = {(tuple(each["mean"]), tuple(each["std"])) for each in published}
-    preprocessing = dict(zip(("mean", "std"), values.pop(), strict=True)) if len(values) == 1 else {}
-    return f"{name}/{pretrained}", path, config, preprocessing
+    mean, std = values.pop() if len(values) == 1 else (None, None)
+    return f"{name}/{pretrained}", path, config, {"mean": mean, "std": std}
 
 
 def _check_activation(
@@ -259,61 +263,69 @@ def _build(config: dict[str, Any], name: str) -> Any:
 
 
 class _TransformersCLIP(nn.Module):
-    """A CLIPModel of transformers with the image tower and method of open_clip's CLIPs.
+    """A CLIPModel of transformers with the image tower and the method of open_clip's CLIPs."""
 
-    Args:
-        weights: its file; config.json is beside it.
-        named: open_clip's name and model_cfg for it; None if only the folder was named.
-    """
+    def __init__(self, config: Any) -> None:
+        from transformers import CLIPModel
 
-    def __init__(self, weights: Path, named: tuple[str, dict[str, Any]] | None) -> None:
         super().__init__()
-        path = weights.parent / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                "`pretrained` must have its config.json beside it, as it is a transformers "
-                f"CLIPModel, got {weights}; copy it there"
-            )
-        content = _read_json(path)
-        try:
-            from transformers import CLIPConfig, CLIPModel
-        except ImportError as error:
-            raise ImportError(f"{weights} needs transformers; pip install it") from error
-        try:
-            if content.get("model_type") != "clip":
-                raise ValueError(f"its type is {content.get('model_type')!r}, not 'clip'")
-            config = CLIPConfig(**content)
-            with _NoRandomNumbers():
-                model = CLIPModel(config).float()
-        except Exception as error:  # transformers can raise nearly anything for a wrong config
-            raise ValueError(
-                f"`model_name` must be a transformers CLIPModel, got {path}: {error!r}"
-            ) from error
-        vision = config.vision_config
-        if named:
-            quick, tower = vision.hidden_act == "quick_gelu", named[1]["vision_cfg"]
-            _check_activation(*named, str(weights), quick)
-            sizes = vision.hidden_size, vision.num_hidden_layers, vision.patch_size
-            if sizes != tuple(tower.get(key) for key in ("width", "layers", "patch_size")):
-                raise ValueError(
-                    f"`pretrained` must hold weights that fit {named[0]!r}, got {weights} with "
-                    f"(width, layers, patch_size) = {sizes}; pass model_name='local-dir:FOLDER'"
-                )
-        self.text_cfg = {"context_length": config.text_config.max_position_embeddings}
-        self.visual = _TransformersTower()
-        self.visual.image_size = vision.image_size
-        for name, part in model.named_children():
-            setattr(self.visual if "vis" in name else self, name, part)
+        with _NoRandomNumbers():
+            model: Any = CLIPModel(config).float()
+        self.visual: Any = _TransformersTower(model)
+        self.text_model: Any = model.text_model
+        self.text_projection = model.text_projection
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         return self.text_projection(self.text_model(input_ids=tokens).pooler_output)
 
 
 class _TransformersTower(nn.Module):
-    image_size: int
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.vision_model: Any = model.vision_model
+        self.visual_projection = model.visual_projection
+        self.image_size = model.config.vision_config.image_size
 
     def forward(self, images: Tensor) -> Tensor:
         return self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
+
+
+def _build_transformers(weights: Path, named: tuple[str, dict[str, Any]] | None) -> Any:
+    """The CLIPModel whose config.json is beside `weights`.
+
+    Args:
+        named: open_clip's name and model_cfg that it must agree with, if the caller named any.
+    """
+    path = weights.parent / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            "`pretrained` must have its config.json beside it, as the weights of a transformers "
+            f"CLIPModel, got {weights}; copy it there"
+        )
+    content = _read_json(path)
+    try:
+        from transformers import CLIPConfig
+
+        if content.get("model_type") != "clip":
+            raise ValueError(f"its type is {content.get('model_type')!r}, not 'clip'")
+        config = CLIPConfig(**content)
+        model = _TransformersCLIP(config)
+    except ImportError as error:
+        raise ImportError(f"{weights} needs transformers; pip install transformers") from error
+    except Exception as error:  # transformers can raise nearly anything for a wrong config
+        raise ValueError(
+            f"`model_name` must be a transformers CLIPModel, got {path}: {error!r}"
+        ) from error
+    vision: Any = config.vision_config
+    if named:
+        _check_activation(*named, str(weights), vision.hidden_act == "quick_gelu")
+        sizes = vision.hidden_size, vision.num_hidden_layers, vision.patch_size
+        if sizes != tuple(map(named[1]["vision_cfg"].get, ("width", "layers", "patch_size"))):
+            raise ValueError(
+                f"`pretrained` must hold weights that fit {named[0]!r}, got {weights} with "
+                f"(width, layers, patch_size) = {sizes}; pass model_name='local-dir:FOLDER'"
+            )
+    return model
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], weights: Path, name: str) -> None:
@@ -327,7 +339,11 @@ def _fill(model: nn.Module, state: dict[str, Tensor], weights: Path, name: str) 
         state = convert_state_dict(model, state)  # of Apple's MobileCLIP
         if not hasattr(model, "positional_embedding"):
             state = convert_to_custom_text_state_dict(state)
-    state = {k: v for k, v in state.items() if not k.endswith(IGNORED) and k not in OPENAI_MARKS}
+    state = {
+        key: value
+        for key, value in state.items()
+        if not key.endswith(IGNORED) and not key.startswith(("logit_", *OPENAI_MARKS))
+    }
     for key, value in model.state_dict().items():
         if key.startswith("logit_"):  # scale and bias of logits, which are not used here
             state[key] = value
@@ -379,22 +395,6 @@ def _tokenizer(
         ) from error
 
 
-def _download(model_name: str, published: dict[str, Any], cache_dir: str | None) -> Path:
-    """The file of published weights."""
-    import open_clip
-
-    repository, _, file = str(published.get("hf_hub", "")).rpartition("/")
-    remedy = f"FrozenCLIP.from_pretrained({model_name!r}, '/path/to/that/file')"
-    if repository:
-        names = [f"{file.removesuffix('.bin')}.safetensors", file] if file else WEIGHTS[:3]
-        return _first(_fetch(repository, (names,), (), cache_dir, names[0], remedy), names)
-    url = published["url"]
-    try:
-        return Path(open_clip.pretrained.download_pretrained_from_url(url, cache_dir))
-    except OSError as error:
-        raise _out_of_reach(url, remedy, error) from error
-
-
 def _fetch(
     repository: str,
     wanted: Sequence[Sequence[str]],
@@ -436,15 +436,11 @@ def _fetch(
             return folders[0]
         except Exception as error:  # of the client or the network
             failure = error
-    raise _out_of_reach(f"{what} of {repository}", remedy, failure) from failure
-
-
-def _out_of_reach(what: str, remedy: str, error: Exception) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{what} cannot be downloaded and is not in the cache. On a machine with a network, "
-        f"fetch it, copy it here and call {remedy}; or copy the hub's cache folder here and "
-        f"pass it as cache_dir: {error}"
-    )
+    raise FileNotFoundError(
+        f"{what} of {repository} cannot be downloaded and is not in the cache. On a machine with a "
+        f"network, fetch it, copy it here and call {remedy}; or copy the hub's cache folder here "
+        f"and pass it as cache_dir: {failure}"
+    ) from failure
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def speed_up(network: nn.Module) -> None:
     """
     # Grouped convolutions are slower with channels_last.
     plain = all(m.groups == 1 for m in network.modules() if isinstance(m, nn.Conv2d))
+    module: Any
     for module in network.modules():
         kind = type(module)
         if kind is nn.MultiheadAttention and module.batch_first and module.bias_k is None:

@@ -90,11 +90,11 @@ def renamed(state, prefix):
     return OrderedDict((f"{prefix}{name}", tensor) for name, tensor in state.items())
 
 
-def transformers_clip(activation="quick_gelu"):
+def transformers_clip(activation="quick_gelu", text_config=None):
     import transformers
 
     config = transformers.CLIPConfig(
-        text_config={**TRANSFORMERS_TEXT, "hidden_act": activation},
+        text_config={**TRANSFORMERS_TEXT, "hidden_act": activation, **(text_config or {})},
         vision_config={**TRANSFORMERS_VISION, "hidden_act": activation},
         projection_dim=24,
     )
