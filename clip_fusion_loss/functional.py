@@ -162,14 +162,7 @@ def intensity_gradient_loss(
 
     where g is, at each pixel and axis, the source gradient of larger magnitude *with its sign*:
     with absolute gradients the network could invert contrast. `gradient_weight` counts each axis
-    on its own.
-
-    Args:
-        fused, visible, infrared: (B, C, H, W) images in [0, 1], H and W at least 2.
-        gradient_weight: weight of the gradient part, at least 0.
-
-    Returns:
-        (B,) losses, at least 0.
+    on its own. Images are (B, C, H, W) in [0, 1], H and W at least 2; returns (B,) losses.
     """
     loss = _mean_abs(fused - torch.maximum(visible, infrared))
     for axis in (-1, -2):
@@ -208,10 +201,7 @@ def structure_loss(
         layout = 1/2 |unit(F - mean F) - unit(M - mean M)|^2 = 1 - cos(F - mean F, M - mean M)
 
     Neither part changes if the fused image is multiplied by a positive number or a constant is
-    added. In plain PyTorch, for one sample:
-
-        G = torch.stack([x.diff(dim=-1)[:, :-1], x.diff(dim=-2)[:, :, :-1]])  # x: (C, H, W)
-        G = G / G.square().mean().sqrt()
+    added.
 
     Args:
         fused, visible, infrared: (B, C, H, W) images in [0, 1], H and W at least 2.

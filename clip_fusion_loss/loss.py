@@ -111,13 +111,10 @@ class LanguageDrivenFusionLoss(nn.Module):
 
     v are the CLIP embeddings of the fused, visible and infrared image, t those of the texts, and
     m_i is 1 if patch i has a grey-level entropy above `min_patch_entropy` in both sources. The
-    formulas are in `functional`. All defaults are the paper's, except that there is no regularizer;
-    `paper()` adds it.
-
-    Texts are embedded once, at construction and in `set_objective`. CLIP and the texts' vectors are
-    not in `state_dict()`, `parameters()` or `buffers()`. Options are attributes and may be assigned
-    at any time, such as weights on a schedule; only `encoder` and `compile` are fixed at
-    construction.
+    formulas are in `functional`. All defaults are the paper's, but for the regularizer, which
+    `paper()` adds. CLIP and the texts' vectors are not in `state_dict()`, `parameters()` or
+    `buffers()`. Options are attributes and may be assigned at any time, such as weights on a
+    schedule; only `encoder` and `compile` are fixed at construction.
 
     Args:
         objective: a `FusionObjective`; or a text, or several, for `FusionObjective(fused=texts)`;
@@ -138,13 +135,12 @@ class LanguageDrivenFusionLoss(nn.Module):
             paper's code does; "kept" averages over a sample's kept patches, 0 if there are none.
         data_range: (low, high), the values of black and white in the images, say (0, 255).
         reduction: "mean" or "sum" over the batch, or "none".
-        generator: source of the random numbers for patches, such as
-            ``torch.Generator().manual_seed(0)``; None uses torch's global CPU generator.
+        generator: of the random patches, such as ``torch.Generator().manual_seed(0)``; None uses
+            torch's global CPU generator.
         patch_chunk: patches to encode and differentiate at a time. Memory grows with it, not with
             `num_patches`; value and gradient do not depend on it. "auto" is 64 on accelerators; on
-            a CPU it is 6 at CLIP's usual input of 224 x 224 pixels, and up to 64 for smaller
-            inputs. None takes all patches at once, which double backward needs
-            (docs/performance.md).
+            a CPU 6 at 224 x 224 pixels, and up to 64 for smaller inputs. None takes all patches at
+            once, which double backward needs (docs/performance.md).
         precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
             `torch.autocast`, or without one the encoder's weights. Directions and cosines are
             always float32.
@@ -217,12 +213,8 @@ class LanguageDrivenFusionLoss(nn.Module):
     ) -> LanguageDrivenFusionLoss:
         """The paper's loss: CLIP ViT-B/32, VGG-19 regularizer, weights 2 / 10 / 6 / 10.
 
-        `options` are keyword arguments of the class, to replace values of the paper.
-
-        Raises:
-            TypeError, ValueError: as the class.
-            FileNotFoundError: weights are not in the caches and cannot be downloaded; the message
-                names all that are missing.
+        `options` are keyword arguments of the class, to replace values of the paper. A
+        FileNotFoundError names all weights that are not in the caches and cannot be downloaded.
         """
         inspect.signature(cls).bind(objective, **options)  # before a download, not after it
         networks: dict[str, Callable[[], nn.Module]] = {
@@ -237,13 +229,11 @@ class LanguageDrivenFusionLoss(nn.Module):
                 problems.append(f"\n- `{name}`: {error}")
         if problems:
             raise FileNotFoundError(
-                "the paper's loss needs weights that are not available here. With the files, call\n"
-                "    LanguageDrivenFusionLoss.paper(\n"
-                "        encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
-                "        regularizer=VGGMaxFeatureLoss(VGG_FILE),\n"
-                "    )\n"
-                "or, without the VGG file, pass regularizer=StructureLoss(); for a first try "
-                "without any file, call LanguageDrivenFusionLoss.tiny(). Missing:"
+                "the paper's loss needs weights that are not available here. With the files, pass\n"
+                "    encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
+                "    regularizer=VGGMaxFeatureLoss(VGG_FILE)\n"
+                "or, without the VGG file, regularizer=StructureLoss(). Without any file there is "
+                "LanguageDrivenFusionLoss.tiny() for a first try. Missing:"
                 + "".join(sorted(problems))
             )
         return cls(objective, **options)
@@ -256,22 +246,14 @@ class LanguageDrivenFusionLoss(nn.Module):
     ) -> LanguageDrivenFusionLoss:
         """The loss with the bundled CLIP and suitable weights, without a download.
 
-        For demonstrations and continuous integration; see `FrozenCLIP.tiny`. The regularizer is a
-        `StructureLoss`, which does not restrict brightness and contrast. To strengthen or weaken
-        the text's effect, scale `direction_weight` and `patch_weight` together.
-
-        The weights come from a search with this CLIP (docs/results.md); those of the paper are too
-        strong for it. `min_patch_entropy` is 5 bits, as few of the small crops that it is used with
-        have more than 6.
-
-        `options` are keyword arguments of the class.
-
-        Raises:
-            TypeError, ValueError: as the class; or the bundled CLIP's files are damaged.
+        For demonstrations and continuous integration; see `FrozenCLIP.tiny`. The weights come from
+        a search with this CLIP (docs/results.md); the paper's are too strong for it. To strengthen
+        or weaken the text's effect, scale `direction_weight` and `patch_weight` together.
+        `min_patch_entropy` is 5 bits, as few of the small crops that it is used with have more than
+        6. `options` are keyword arguments of the class.
         """
-        if "encoder" not in options:
-            options["encoder"] = FrozenCLIP.tiny()
         defaults: dict[str, Any] = {
+            "encoder": options.get("encoder") or FrozenCLIP.tiny(),
             "direction_weight": 3.2,
             "patch_weight": 1.0,
             "similarity_weight": 5.0,
@@ -314,9 +296,8 @@ class LanguageDrivenFusionLoss(nn.Module):
                 sources have values that are not finite or outside `data_range` (only the first
                 call, as reading values waits for the device; see `check_values`).
 
-        Warns:
-            UserWarning: the images of the first call suggest a mistake, such as a visible image in
-                YCrCb; or too many steps of a training have no patch that passes the filter.
+        It warns if the images of the first call suggest a mistake, such as a visible image in
+        YCrCb; or if too many steps of a training have no patch that passes the filter.
         """
         return self.terms(
             fused=fused, visible=visible, infrared=infrared, sources=sources, objectives=objectives
@@ -488,8 +469,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         """Replace the current objective, from the next call on.
 
         `objective` is as in the class; but a text, or several, leave the texts of the sources as
-        they are. Texts that this encoder has embedded before are not embedded again. On an error,
-        see `FusionObjective` and `EmbeddedFusionModel`, the objective does not change.
+        they are. On an error, see `EmbeddedFusionModel`, the objective does not change.
         """
         self.fusion_model = embed_one(objective, self.encoder, self.objective)
 
@@ -499,17 +479,10 @@ class LanguageDrivenFusionLoss(nn.Module):
     ) -> EmbeddedFusionModel:
         """Embed several objectives: one per image of a batch, or a bank to choose from.
 
+        `objectives` are N texts or `FusionObjective`s, or a mapping of names to them. A text
+        describes the fused image; the texts of the sources are those of the current objective.
         Texts that this encoder has embedded before are not embedded again, and new ones take a
-        single call of the text tower.
-
-        Args:
-            objectives: N texts or `FusionObjective`s, or a mapping of names to them. A text
-                describes the fused image; the texts of the sources are those of the current
-                objective.
-
-        Returns:
-            The N objectives, with (N, D) directions, on the encoder's device. Errors are those of
-            `FusionObjective` and `EmbeddedFusionModel`.
+        single call of the text tower. Errors are those of `EmbeddedFusionModel`.
         """
         return embed_all(objectives, self.encoder, self.objective)
 

@@ -86,18 +86,15 @@ class EmbeddedFusionModel(FrozenModule):
         encoder: the CLIP that embeds the texts, all in one call of its text tower.
 
     Raises:
-        TypeError: an argument has a wrong type.
-        ValueError: there is no objective; or the encoder knows no word of a text; or it gives the
-            texts `fused` and `visible` or `infrared` the same vector, so there is no direction
-            between them.
+        TypeError, ValueError: an argument is not as described; or the encoder knows no word of a
+            text; or it gives the texts `fused` and `visible` or `infrared` the same vector, so
+            there is no direction between them.
         RuntimeError: a text is new and the encoder's text tower was dropped.
 
     Attributes:
-        visible_direction: float32 unit vectors, (D,) for one objective, (N, D) for a bank.
-        infrared_direction: likewise, from the infrared image's text.
+        visible_direction, infrared_direction: float32 unit vectors, (D,), for a bank (N, D).
         names: the N names of a bank made from a mapping; otherwise None.
-        encoder_name: the name of the encoder.
-        encoder_fingerprint: a digest of the encoder, see `check_encoder`.
+        encoder_name, encoder_fingerprint: which encoder it was; see `check_encoder`.
     """
 
     frozen = ("visible_direction", "infrared_direction")
@@ -167,9 +164,8 @@ class EmbeddedFusionModel(FrozenModule):
     def text_direction(self) -> Tensor:
         """The vector for a network that is conditioned on the objective; (D,), (N, D) for a bank.
 
-        It is the normalised mean of both directions (`functional.mean_direction`), in which the
-        loss moves the fused image. Float32 unit vectors without gradient, with entries in [-1, 1]
-        of about 1 / sqrt(D).
+        A unit vector, the mean of both directions (`functional.mean_direction`), in which the loss
+        moves the fused image. Its entries are about 1 / sqrt(D).
         """
         return functional.mean_direction(self.visible_direction, self.infrared_direction)
 
@@ -279,11 +275,7 @@ class EmbeddedFusionModel(FrozenModule):
         )
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
-        """Raise a ValueError unless `encoder` is the CLIP that embedded the objective.
-
-        It compares fingerprints of weights, activation, input size, mean and std; copies cast to
-        float16 or bfloat16 are accepted.
-        """
+        """Raise a ValueError unless `encoder`, or a copy in another precision, embedded it."""
         if not same_clip(encoder.fingerprint, self.encoder_fingerprint):
             raise ValueError(
                 f"`encoder` must be the CLIP that embedded the objective, {self.encoder_name!r}, "
@@ -315,16 +307,8 @@ class EmbeddedFusionModel(FrozenModule):
     def load(cls, path: str | Path, encoder: FrozenCLIP | None = None) -> EmbeddedFusionModel:
         """Read a file written by `save`, onto the CPU. No text tower is needed.
 
-        `encoder` is the CLIP that it will be used with, to check it here already; the loss checks
-        it in any case.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file was not written by `save`, is incomplete, or was made with another
-                encoder.
-
-        Warns:
-            UserWarning: an objective has no effect, as its encoder knew none of its words.
+        `encoder` is the CLIP that it will be used with, to check it here already. A file that
+        `save` did not write, an incomplete one, or one of another encoder is a ValueError.
         """
         path = checks.check_path("path", path)
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
@@ -357,14 +341,10 @@ def embed_one(objective: Any, encoder: FrozenCLIP, before: FusionObjective) -> E
     if isinstance(objective, FusionObjective):
         return EmbeddedFusionModel(objective, encoder)
     if not isinstance(objective, EmbeddedFusionModel):
-        remedy = "pass several texts as a list"
-        if isinstance(objective, os.PathLike):
-            remedy = "load a saved one with EmbeddedFusionModel.load(path)"
-        elif isinstance(objective, Mapping):
-            remedy = "pass texts by role as FusionObjective(**texts)"
         raise TypeError(
             "`objective` must be a text, a FusionObjective or an EmbeddedFusionModel, got "
-            f"{checks.shorten(objective)}; {remedy}"
+            f"{checks.shorten(objective)}; pass several texts as a list, texts by role as "
+            "FusionObjective(**texts), and a file as EmbeddedFusionModel.load(path)"
         )
     objective.check_encoder(encoder)
     _ = objective.objective  # raises for a bank
@@ -389,21 +369,17 @@ def embed_for_batch(
         return current
     embedded = isinstance(objectives, EmbeddedFusionModel)
     if not embedded and (isinstance(objectives, str) or not isinstance(objectives, Sequence)):
-        remedy = "choose from a bank with bank[indices], and convert arrays of texts with .tolist()"
-        if isinstance(objectives, (str, FusionObjective)):
-            remedy = "set one for all images with criterion.set_objective(...)"
-        elif isinstance(objectives, Mapping):
-            remedy = "make a bank with criterion.embed(mapping) and choose from it with bank[names]"
         raise TypeError(
             "`objectives` must be a sequence of texts or FusionObjectives, one per image, "
-            f"or an EmbeddedFusionModel that holds as many, got {checks.shorten(objectives)}; "
-            f"{remedy}"
+            f"or an EmbeddedFusionModel that holds as many, got {checks.shorten(objectives)}; set "
+            "one for all images with criterion.set_objective(...), make a bank with "
+            "criterion.embed(mapping), and choose from it with bank[names] or bank[indices]"
         )
     if len(objectives) != batch:
         raise ValueError(
-            f"`objectives` must be as many as there are images, {batch}, got "
-            f"{len(objectives)}; pass several texts for one image as FusionObjective(texts), "
-            "and choose from a bank with bank[names] or bank[indices]"
+            f"`objectives` must be as many as there are images, {batch}, got {len(objectives)}; "
+            "pass several texts for one image as FusionObjective(texts), and choose from a bank "
+            "with bank[names] or bank[indices]"
         )
     if not embedded:
         return embed_all(objectives, encoder, current.objective)

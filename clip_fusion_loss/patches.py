@@ -168,8 +168,7 @@ def sum_over_patches(
         score: maps (P, C, height, width) patches and the (P,) indices of their images to (P,)
             scores, each of which depends on its own patch only.
         chunk: patches at a time; None uses all at once and ordinary autograd.
-        pad: whether to fill the last chunk with repeated patches, so that all chunks have one
-            shape: min(`chunk`, B * N) patches.
+        pad: whether to fill the last chunk with repeated patches, so that all have one shape.
 
     Returns:
         (B,) sums; zero for an image without patches.

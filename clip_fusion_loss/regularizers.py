@@ -35,9 +35,7 @@ class VGGMaxFeatureLoss(FrozenModule):
             weights from torch's hub cache, or downloads them.
 
     Raises:
-        TypeError: `weights` is not a path.
-        FileNotFoundError: there is no such file, or the download failed; the message says how to
-            pass a file.
+        FileNotFoundError: there is no such file, or the download failed.
         ValueError: the file does not hold VGG-19 weights, or is damaged.
     """
 
@@ -82,9 +80,6 @@ class IntensityGradientLoss(nn.Module):
     Args:
         gradient_weight: weight of the second part, at least 0. The default of 2 was chosen in
             trials with the bundled CLIP at a `regularizer_weight` of 10.
-
-    Raises:
-        TypeError, ValueError: `gradient_weight` is not a finite number of at least 0.
     """
 
     def __init__(self, gradient_weight: float = 2.0) -> None:
@@ -108,14 +103,12 @@ class StructureLoss(nn.Module):
     Use it for texts about brightness or contrast: `IntensityGradientLoss` and `VGGMaxFeatureLoss`
     keep both near those of the sources, so such a text has little effect. It works with any CLIP.
 
-    *Edges*: in windows of the image, the gradient of the fused image must correlate with the
-    stronger source gradient, whatever its amplitude, and be flat where both sources are flat, which
-    prevents noise and relief. *Layout*: on a coarse scale, bright and dark regions must be where
+    *Edges*: the gradient of the fused image must correlate with the stronger source gradient in
+    each window, whatever its amplitude, and be flat where both sources are flat, which prevents
+    noise and relief. *Layout*: on a coarse scale, bright and dark regions must be where
     ``max(visible, infrared)`` has them. The equations are in `functional.structure_loss`. Sources
-    are converted to grey or RGB like `fused`.
-
-    `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the bundled CLIP
-    (docs/results.md) that began at the defaults here.
+    are converted to grey or RGB like `fused`. `LanguageDrivenFusionLoss.tiny()` has other values,
+    found by a search with the bundled CLIP (docs/results.md).
 
     Args:
         window: side of the windows in pixels, at least 1.
@@ -123,9 +116,6 @@ class StructureLoss(nn.Module):
             flat; at least 1e-6. At higher values weak texture counts as flat too, and amplifying
             it is penalised.
         layout_weight: weight of the layout, at least 0.
-
-    Raises:
-        TypeError, ValueError: an option is not a number in its range.
     """
 
     def __init__(
