@@ -9,42 +9,19 @@ import torch.distributed as dist
 import torch.distributed.fsdp
 from torch import nn
 
-from clip_fusion_loss import (
-    FrozenCLIP,
-    FusionObjective,
-    IntensityGradientLoss,
-)
+from clip_fusion_loss import FrozenCLIP, FusionObjective
 from conftest import (
     Trainer,
     build_clip,
     draw_images,
     gradients,
     make_criterion,
+    named,
     value_and_gradients,
 )
 
 
 class TestParallel:
-    def test_data_parallel(self, trainer, sources):
-        expected = value_and_gradients(trainer, sources)
-        trainer.zero_grad()
-        torch.manual_seed(1)
-        loss = nn.DataParallel(trainer)(*sources)
-        loss.backward()
-        actual = loss.detach(), gradients(trainer)
-        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
-
-    def test_replicas_on_other_devices_have_their_own_network(self, encoder):
-        # What nn.DataParallel does, with a device that every machine has.
-        replica = encoder._replicate_for_data_parallel()
-        replica._buffers = {name: b.to("meta") for name, b in encoder._buffers.items()}
-        for _ in range(2):
-            assert replica.encode_image(torch.empty(2, 1, 20, 20, device="meta")).is_meta
-        assert len(encoder._hidden) == 2
-        assert encoder.encode_image(torch.rand(2, 1, 20, 20)).isfinite().all()
-        encoder.double()
-        assert len(encoder._hidden) == 1
-
     @pytest.mark.slow
     def test_spawned_process(self, trainer, sources, tmp_path):
         expected = value_and_gradients(trainer, sources)
@@ -54,31 +31,32 @@ class TestParallel:
         torch.testing.assert_close(actual, expected)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("where", ["inside", "beside", "sharded"])
-    def test_distributed(self, where, tmp_path):
+    def test_distributed(self, tmp_path):
         """Two processes with half a batch each have the gradient of one with all of it."""
-        if where == "sharded" and not hasattr(torch.distributed.fsdp, "fully_shard"):
-            pytest.skip("this PyTorch has no fully_shard")
-        torch.multiprocessing.spawn(train_a_part, (where, tmp_path), nprocs=2)
-        ranks = [torch.load(tmp_path / f"result{rank}", weights_only=True) for rank in range(2)]
+        torch.multiprocessing.spawn(train_parts, (tmp_path,), nprocs=2)
         trainer, sources = distributed_trainer(), draw_images(batch=4)[1:]
         trainer(*sources).backward()
-        for rank in ranks:
-            assert rank["keys"] == list(trainer.network.state_dict())
-            torch.testing.assert_close(
-                rank["gradients"], gradients(trainer.network), rtol=1e-4, atol=1e-6
-            )
+        for rank in range(2):
+            results = torch.load(tmp_path / f"result{rank}", weights_only=True)
+            # Each process keeps its own sentence, which broadcasts of buffers once replaced.
+            text = ["a dark image", "a bright image"][rank]
+            trainer.criterion.set_objective(text)
+            vectors = trainer.criterion.fusion_model.visible_direction
+            assert torch.equal(results.pop("own sentence"), vectors)
+            for where, (keys, slopes) in results.items():
+                assert keys == list(trainer.network.state_dict()), where
+                expected = gradients(trainer.network)
+                torch.testing.assert_close(slopes, expected, rtol=1e-4, atol=1e-6, msg=where)
 
-    def test_threads_do_not_share_state(self, tokenizer, sources):
+    def test_threads_share_nothing(self, tokenizer, sources):
         fused = draw_images()[0]
         texts = ["a sharp image", "a blurry dark image"]
-
         encoders = {text: FrozenCLIP(build_clip(), tokenizer) for text in texts}
 
         def work(text, losses):
             criterion = make_criterion(encoders[text], objective=text)
             for _ in range(5):
-                losses.append(criterion(fused, *sources))
+                losses.append(criterion(**named([fused, *sources])))
                 criterion.set_objective(FusionObjective())
                 criterion.set_objective(text)
 
@@ -108,38 +86,44 @@ def distributed_trainer():
 
     torch.manual_seed(0)
     tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=24)
-    encoder = FrozenCLIP(build_clip(), tokenizer)
-    return Trainer(make_criterion(encoder, patch_weight=0.0))
+    return Trainer(make_criterion(FrozenCLIP(build_clip(), tokenizer), patch_weight=0.0))
 
 
-def train_a_part(rank, where, folder):
+def train_parts(rank, folder):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of torch about itself
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
-    )
-    trainer = distributed_trainer()
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    results = {}
     visible, infrared = (source.chunk(2)[rank] for source in draw_images(batch=4)[1:])
-    if where == "inside":
-        wrapped = nn.parallel.DistributedDataParallel(trainer)
+    for where in ("inside", "beside", "sharded"):
+        trainer = distributed_trainer()
+        if where == "inside":
+            nn.parallel.DistributedDataParallel(trainer)(visible, infrared).backward()
+        elif where == "beside":
+            network = nn.parallel.DistributedDataParallel(trainer.network)
+            fused = network(visible, infrared)
+            trainer.criterion(fused=fused, visible=visible, infrared=infrared).backward()
+        elif hasattr(torch.distributed.fsdp, "fully_shard"):  # not in PyTorch 2.4
+            mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+            torch.distributed.fsdp.fully_shard(trainer, mesh=mesh)
+            clip = trainer.criterion.encoder.network
+            assert not any(isinstance(p, dist.tensor.DTensor) for p in clip.parameters())
+            trainer(visible, infrared).backward()
+        else:
+            continue
+        slopes = [
+            slope.full_tensor() if hasattr(slope, "full_tensor") else slope
+            for slope in gradients(trainer.network)
+        ]
+        results[where] = list(trainer.network.state_dict()), slopes
+    trainer = distributed_trainer()
+    trainer.criterion.set_objective(["a dark image", "a bright image"][rank])
+    wrapped = nn.parallel.DistributedDataParallel(trainer)
+    for _ in range(2):  # buffers are broadcast before a forward pass
         wrapped(visible, infrared).backward()
-    elif where == "beside":
-        network = nn.parallel.DistributedDataParallel(trainer.network)
-        trainer.criterion(network(visible, infrared), visible, infrared).backward()
-    else:
-        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
-        torch.distributed.fsdp.fully_shard(trainer, mesh=mesh)
-        assert not any(
-            isinstance(p, dist.tensor.DTensor)
-            for p in trainer.criterion.encoder.network.parameters()
-        )
-        trainer(visible, infrared).backward()
-    slopes = [
-        slope.full_tensor() if hasattr(slope, "full_tensor") else slope
-        for slope in gradients(trainer.network)
-    ]
-    keys = list(trainer.network.state_dict())
-    torch.save({"gradients": slopes, "keys": keys}, folder / f"result{rank}")
+    results["own sentence"] = trainer.criterion.fusion_model.visible_direction
+    torch.save(results, folder / f"result{rank}")
     dist.destroy_process_group()
 
 
@@ -150,10 +134,10 @@ class TestTransforms:
     def test_grad(self, encoder, chunk):
         fused, *sources = draw_images()
         criterion = make_criterion(encoder, patch_chunk=chunk)
-        actual = torch.func.grad(lambda image: criterion(image, *sources))(fused)
+        actual = torch.func.grad(lambda image: criterion(**named([image, *sources])))(fused)
         criterion.generator.manual_seed(1)
         leaf = fused.clone().requires_grad_()
-        criterion(leaf, *sources).backward()
+        criterion(**named([leaf, *sources])).backward()
         torch.testing.assert_close(actual, leaf.grad)
 
     def test_what_has_no_rule_is_an_error(self, encoder):
@@ -161,42 +145,30 @@ class TestTransforms:
         fused = fused.clone().requires_grad_()
         criterion = make_criterion(encoder)
         with pytest.raises(RuntimeError, match="vmap"):
-            torch.func.vmap(lambda image: criterion(image[None], *sources))(fused)
+            torch.func.vmap(lambda image: criterion(**named([image[None], *sources])))(fused)
 
 
-@pytest.fixture
-def deterministic():
+def test_deterministic_algorithms(trainer, sources):
     torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    try:
+        first, second = (value_and_gradients(trainer, sources) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
 
 
-def test_deterministic_algorithms(trainer, sources, deterministic):
-    expected = value_and_gradients(trainer, sources)
-    for _ in range(2):
-        torch.testing.assert_close(value_and_gradients(trainer, sources), expected, rtol=0, atol=0)
-
-
-def test_prompt_swap_in_mid_training_changes_the_very_next_value(trainer, sources):
-    optimizer = torch.optim.SGD(trainer.parameters(), 0.01)
-    value_and_gradients(trainer, sources)
-    optimizer.step()
-    old, _ = value_and_gradients(trainer, sources)
-    trainer.criterion.set_objective("a blurry dark image")
-    new, _ = value_and_gradients(trainer, sources)
-    trainer.criterion = make_criterion(
-        trainer.criterion.encoder,
-        objective="a blurry dark image",
-        regularizer=IntensityGradientLoss(),
-        generator=None,
-    )
-    assert old != new == value_and_gradients(trainer, sources)[0]
-
-
-def test_training_lowers_the_loss(trainer, sources):
+def test_training_lowers_the_loss_and_a_new_prompt_counts_at_once(trainer, sources):
     optimizer = torch.optim.Adam(trainer.parameters(), 1e-2)
     losses = []
     for _ in range(60):
         losses.append(value_and_gradients(trainer, sources)[0].item())
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
+    old, _ = value_and_gradients(trainer, sources)
+    trainer.criterion.set_objective("a blurry dark image")
+    new, _ = value_and_gradients(trainer, sources)
+    options = {"regularizer": trainer.criterion.regularizer, "generator": None}
+    trainer.criterion = make_criterion(
+        trainer.criterion.encoder, objective="a blurry dark image", **options
+    )
+    assert old != new == value_and_gradients(trainer, sources)[0]
