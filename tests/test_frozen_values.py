@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import safetensors
+import torch
 from safetensors.torch import load_file
 
-from clip_fusion_loss import FrozenCLIP
-from frozen.make import CALLS, machine, make_encoder, measure
+from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP
+from frozen.make import BANK, CALLS, ENSEMBLE, machine, make_encoder, measure
 
-FILE = Path(__file__).parent / "frozen" / "values.safetensors"
+FOLDER = Path(__file__).parent / "frozen"
+FILE = FOLDER / "values.safetensors"
 
 # Relative to the largest entry. Between CPUs float32 differs by up to 4e-6 in the terms and 1.1e-5
 # in the gradients (AVX-512 against SSE); 16 bits by 7e-4 and 6.4e-3.
@@ -40,3 +42,13 @@ def test_all_calls_are_in_the_file():
     tensors = load_file(FILE)
     assert {name.rpartition("/")[0] for name in tensors} == CALLS.keys()
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize(("file", "objective"), [("one", ENSEMBLE), ("bank", BANK)])
+def test_saved_objectives(encoders, file, objective):
+    loaded = EmbeddedFusionModel.load(FOLDER / f"{file}.safetensors", encoders["drawn"])
+    again = EmbeddedFusionModel(objective, encoders["drawn"])
+    assert (loaded.objectives, loaded.names) == (again.objectives, again.names)
+    for name in ("visible_direction", "infrared_direction"):
+        actual, expected = getattr(loaded, name), getattr(again, name)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)

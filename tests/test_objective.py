@@ -780,6 +780,21 @@ class TestWithinAProgram:
         criterion(**named(images), objectives=chosen)
         assert reads == ["nonzero"]
 
+    def test_averages_and_casts_of_an_owner_leave_the_vectors_alone(self, encoder):
+        owner = nn.Sequential(nn.BatchNorm2d(1))
+        owner.criterion = make_criterion(encoder, objective="a dark image", generator=None)
+        averaged = torch.optim.swa_utils.AveragedModel(owner, use_buffers=True)
+        owner.criterion.objective = "a bright image"
+        averaged.update_parameters(owner)
+        averaged.update_parameters(owner)
+        assert_vectors_are_of_the_text(averaged.module.criterion, "a dark image")
+        assert_vectors_are_of_the_text(owner.double().criterion, "a bright image")
+        copied = pickle.loads(pickle.dumps(copy.deepcopy(owner)))
+        assert_vectors_are_of_the_text(copied.criterion, "a bright image")
+        vectors = owner.to("meta").criterion.fusion_model
+        assert vectors.visible_direction.is_meta
+        assert vectors.infrared_direction.is_meta
+
     @pytest.mark.slow
     def test_distributed(self, tmp_path):
         """Two processes with other texts each have the gradient of one with all of them."""
@@ -793,6 +808,14 @@ class TestWithinAProgram:
 
 
 TEXTS = ["a dark image", "a bright image", "a haze", "a sharp image"]
+
+
+def assert_vectors_are_of_the_text(criterion, text):
+    assert criterion.objective == FusionObjective(text)
+    expected = EmbeddedFusionModel(FusionObjective(text), criterion.encoder)
+    for name in ("visible_direction", "infrared_direction"):
+        assert getattr(criterion.fusion_model, name).dtype == torch.float32
+        assert torch.equal(getattr(criterion.fusion_model, name), getattr(expected, name))
 
 
 class Trainer(nn.Module):
@@ -821,12 +844,14 @@ def train_a_part(rank, folder):
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
     )
     trainer = nn.parallel.DistributedDataParallel(Trainer())
+    trainer.module.criterion.objective = TEXTS[2 * rank]
     sources = (source.chunk(2)[rank] for source in draw_images(batch=4)[1:])
-    # The second step sends the buffers of rank 0 to rank 1, whose texts are others.
+    # The second step would send the buffers of rank 0 to rank 1, whose texts are others.
     for _ in range(2):
         trainer.zero_grad()
         loss = trainer(*(sources := list(sources)), TEXTS[2 * rank : 2 * rank + 2])
         loss.backward()
+    assert_vectors_are_of_the_text(trainer.module.criterion, TEXTS[2 * rank])
     torch.save([parameter.grad for parameter in trainer.parameters()], folder / f"result{rank}")
     dist.destroy_process_group()
 

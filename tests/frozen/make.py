@@ -1,8 +1,8 @@
 """Losses, terms and gradients of some forty calls, which no later version may change.
 
-`values.safetensors` was written with version 0.2.0:
+The files beside this one were written with version 0.2.0:
 
-    python tests/frozen/make.py tests/frozen/values.safetensors
+    python tests/frozen/make.py tests/frozen
 
 Weights and images are drawn with fixed seeds. Gradients are kept at every third pixel, with the
 norm of the whole.
@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models.vgg import cfgs, make_layers
 
 from clip_fusion_loss import (
+    EmbeddedFusionModel,
     FrozenCLIP,
     FusionObjective,
     IntensityGradientLoss,
@@ -171,4 +172,7 @@ def machine() -> str:
 if __name__ == "__main__":
     warnings.simplefilter("error")
     results = {f"{call}/{name}": x for call, made in values() for name, x in made.items()}
-    save_file(results, sys.argv[1], {"machine": machine()})
+    folder = Path(sys.argv[1])
+    save_file(results, folder / "values.safetensors", {"machine": machine()})
+    EmbeddedFusionModel(ENSEMBLE, make_encoder()).save(folder / "one.safetensors")
+    EmbeddedFusionModel(BANK, make_encoder()).save(folder / "bank.safetensors")
