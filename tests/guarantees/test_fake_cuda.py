@@ -18,8 +18,7 @@ from clip_fusion_loss import (
     VGGMaxFeatureLoss,
     patches,
 )
-from clip_fusion_loss.patch_history import PatchHistory
-from conftest import TORCH_VERSION, draw_images, make_criterion
+from conftest import TORCH_VERSION, draw_images, make_criterion, named
 
 pytestmark = pytest.mark.skipif(
     TORCH_VERSION < (2, 10), reason="older releases ask the driver about fake CUDA tensors"
@@ -46,8 +45,6 @@ def fake(monkeypatch, encoder):
     )
     # Nor do values decide anything: no two texts are alike.
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda _: False)
-    # The host's own draws are compared with earlier ones.
-    monkeypatch.setattr(PatchHistory, "check_draw", lambda *_: None)
     # The gradient of a chunk, which the forward pass takes.
     monkeypatch.setattr(
         torch.autograd, "grad", lambda outputs, inputs, slopes: (torch.zeros_like(inputs),)
@@ -70,7 +67,7 @@ def fake(monkeypatch, encoder):
 @pytest.fixture
 def criterion(encoder):
     criterion = make_criterion(encoder, generator=None).to(CUDA)
-    criterion._source_values_checked = True  # a look at the data
+    criterion._values_checked = True  # a look at the data
     return criterion
 
 
@@ -81,7 +78,7 @@ def images():
 
 
 def check(criterion, images, **options):
-    terms = criterion.terms(*images, **options)
+    terms = criterion.terms(**named(images, **options))
     assert all(term.device == CUDA for term in terms)
     assert terms.total.requires_grad
     assert terms.total.dtype == torch.float32
@@ -120,7 +117,7 @@ def test_regularizers(criterion, images, regularizer, monkeypatch):
 
 
 def test_sources_embedded_once(criterion, images):
-    sources = criterion.embed_sources(*images[1:])
+    sources = criterion.embed_sources(visible=images[1], infrared=images[2])
     assert all(embedding.device == CUDA for embedding in sources)
     check(criterion, images, sources=sources)
 
@@ -128,7 +125,7 @@ def test_sources_embedded_once(criterion, images):
 @pytest.mark.parametrize("channels", [(3, 1, 3), (1, 3, 1)])
 def test_colour_other_sizes_and_ranges(criterion, channels):
     criterion.data_range = (-1, 1)
-    criterion._source_values_checked = True
+    criterion._values_checked = True
     images = [image.to(CUDA) for image in draw_images(channels=channels, size=(130, 97))]
     images[0].requires_grad_()
     check(criterion, images)
@@ -160,17 +157,17 @@ def test_an_objective_for_each_image(criterion, images, form):
 
 def test_moved_after_a_prompt_swap(encoder, images):
     criterion = make_criterion(encoder, objective="a blurry dark image", generator=None)
-    criterion.to(CUDA)._source_values_checked = True
+    criterion.to(CUDA)._values_checked = True
     check(criterion, images)
 
 
 def test_images_elsewhere_are_refused(criterion, images):
     with pytest.raises(ValueError, match="cuda:0"):
-        criterion(*(image.cpu() for image in images))
+        criterion(**named([image.cpu() for image in images]))
 
 
 def test_a_tensor_on_the_wrong_device_is_an_error(criterion, images):
     """That these tests can fail."""
     criterion.fusion_model.visible_direction = criterion.fusion_model.visible_direction.cpu()
     with pytest.raises(RuntimeError, match="device"):
-        criterion(*images)
+        criterion(**named(images))

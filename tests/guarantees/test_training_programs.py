@@ -99,7 +99,8 @@ def train_parts(rank, folder):
     for where in ("inside", "beside", "sharded"):
         trainer = distributed_trainer()
         if where == "inside":
-            nn.parallel.DistributedDataParallel(trainer)(visible, infrared).backward()
+            wrapped = nn.parallel.DistributedDataParallel(trainer)
+            wrapped(visible, infrared).backward()
         elif where == "beside":
             network = nn.parallel.DistributedDataParallel(trainer.network)
             fused = network(visible, infrared)
