@@ -53,20 +53,6 @@ Objective = FusionObjective | EmbeddedFusionModel | str | Sequence[str]
 Objectives = Sequence[str | FusionObjective] | EmbeddedFusionModel
 
 
-def _regularizer(name: str, value: Any) -> Any:
-    checks.check_type(name, value, nn.Module)
-    try:
-        inspect.signature(value.forward).bind("fused", "visible", "infrared")
-    except TypeError as error:
-        raise TypeError(
-            f"`{name}` must accept a call (fused, visible, infrared), got {type(value).__name__}, "
-            f"whose forward does not: {error}; wrap it in a module that does"
-        ) from None
-    except ValueError:  # compiled functions may have no signature
-        pass
-    return value
-
-
 def _patch_chunk(name: str, value: Any) -> Any:
     if isinstance(value, str) and value == "auto":
         return "auto"
@@ -83,7 +69,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "direction_weight": checks.check_number,
     "patch_weight": checks.check_number,
     "similarity_weight": checks.check_number,
-    "regularizer": _or_none(_regularizer),
+    "regularizer": _or_none(partial(checks.check_type, kind=nn.Module)),
     "regularizer_weight": checks.check_number,
     "num_patches": partial(checks.check_number, minimum=1, whole=True),
     "patch_scale": partial(checks.check_interval, minimum=0.05, maximum=1.0, empty=True),
@@ -120,12 +106,10 @@ class LanguageDrivenFusionLoss(nn.Module):
         objective: a `FusionObjective`; or a text, or several, for `FusionObjective(fused=texts)`;
             or an `EmbeddedFusionModel` made with this encoder, which needs no text tower.
         encoder: the CLIP; None loads the paper's ViT-B/32 (`FrozenCLIP.from_pretrained()`).
-        direction_weight: weight of the direction term, at least 0 (paper: 2).
-        patch_weight: weight of the patch term, at least 0 (paper: 10). At 0 no patches are encoded.
-        similarity_weight: weight of the similarity term, at least 0 (paper: 6).
+        direction_weight, patch_weight, similarity_weight, regularizer_weight: weights of the terms,
+            at least 0 (paper: 2, 10, 6, 10). At 0 no patches are encoded, no regularizer is called.
         regularizer: a module called ``(fused, visible, infrared) -> (B,)`` on float32 images in
             [0, 1]; the paper's is `VGGMaxFeatureLoss()`. None: no such term.
-        regularizer_weight: its weight, at least 0 (paper: 10). At 0 it is not called.
         num_patches: random patches per sample, at least 1 (paper: 32).
         patch_scale: range of a patch's side as a fraction of the image's short side, within
             [0.05, 1] (paper: 0.5 to 0.8).
@@ -146,9 +130,7 @@ class LanguageDrivenFusionLoss(nn.Module):
             always float32.
         compile: whether to compile the encoder's image tower with `torch.compile`.
 
-    Raises:
-        TypeError, ValueError: an argument is not as described; the message says what to do.
-        FileNotFoundError: with ``encoder=None``, see `FrozenCLIP.from_pretrained`.
+    A wrong argument is a TypeError or a ValueError that says what to do.
 
     Example:
 

@@ -110,15 +110,12 @@ class EmbeddedFusionModel(FrozenModule):
     ) -> None:
         super().__init__()
         checks.check_type("encoder", encoder, FrozenCLIP)
+        several = [objective] if isinstance(objective, FusionObjective) else objective
+        objectives, names = _as_objectives("objective", several, FusionObjective())
+        visible, infrared = text_directions(objectives, encoder)
         if isinstance(objective, FusionObjective):
-            visible, infrared = text_directions([objective], encoder)
-            self._set(
-                (objective,), None, encoder.name, encoder.fingerprint, visible[0], infrared[0]
-            )
-        else:
-            objectives, names = _as_objectives("objective", objective, FusionObjective())
-            directions = text_directions(objectives, encoder)
-            self._set(objectives, names, encoder.name, encoder.fingerprint, *directions)
+            visible, infrared = visible[0], infrared[0]
+        self._set(objectives, names, encoder.name, encoder.fingerprint, visible, infrared)
 
     def _set(
         self,
@@ -195,18 +192,17 @@ class EmbeddedFusionModel(FrozenModule):
         """
         one = isinstance(choice, (str, Integral))
         index, rows = self._index([choice] if one else choice)
-        objectives = self.objectives
-        if rows is not None:
-            objectives = tuple(objectives[row] for row in rows)
         directions = [
             torch.atleast_2d(direction).index_select(0, index)
             for direction in (self.visible_direction, self.infrared_direction)
         ]
         if one:
             directions = [direction[0] for direction in directions]
-        identity = self.encoder_name, self.encoder_fingerprint
-        model = self._of(objectives, None, *identity, *directions)
-        model._chosen = index.clone() if rows is None else None  # the caller may reuse its tensor
+        model = self._of(
+            self.objectives, None, self.encoder_name, self.encoder_fingerprint, *directions
+        )
+        # Looked up once they are asked for. A copy, as the caller may reuse its tensor.
+        model._chosen = index.clone() if rows is None else torch.tensor(rows, device="cpu")
         return model
 
     def _index(self, choice: Any) -> tuple[Tensor, list[int] | None]:
@@ -218,11 +214,6 @@ class EmbeddedFusionModel(FrozenModule):
                 raise TypeError(
                     f"`choice` must be integers of shape (B,), got {choice.dtype} of shape "
                     f"{tuple(choice.shape)}; convert it with .long() or .flatten()"
-                )
-            if choice.device.type != "cpu" and choice.device != device:
-                raise ValueError(
-                    f"`choice` must be on the CPU or on {device}, got {choice.device}; move one of "
-                    "them with .to(device)"
                 )
             rows = choice.tolist() if choice.device.type == "cpu" else None
         elif isinstance(choice, (bytes, Mapping)) or not hasattr(choice, "__getitem__"):

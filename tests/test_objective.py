@@ -348,7 +348,6 @@ class TestBank:
             (torch.tensor([[1]]), TypeError, r"shape \(B,\), got .* \(1, 1\)"),
             (torch.tensor([0.0]), TypeError, "got torch.float32 .*long"),
             (torch.tensor([True, False, True]), TypeError, "got torch.bool"),
-            (torch.tensor([0]).to("meta"), ValueError, "on the CPU or on cpu, got meta"),
             (True, TypeError, "names or indices, got True"),
             ([0.5], TypeError, "names or indices, got 0.5"),
             (0.5, TypeError, "be a name, an index"),
