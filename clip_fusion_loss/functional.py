@@ -80,14 +80,9 @@ def direction_loss(
 
         1/2 (1 - cos(dir(v_v, e), D_v)) + 1/2 (1 - cos(dir(v_r, e), D_r))
 
-    Args:
-        embedding: (..., D) embeddings e of fused images or of their patches.
-        visible_embedding, infrared_embedding: (..., D), v_v and v_r of the whole source images.
-        visible_direction, infrared_direction: text directions D_v and D_r from the source's text to
-            the fused image's; (D,), or (..., D) with one per embedding.
-
-    Returns:
-        (...) losses in [0, 2], differentiable in all arguments.
+    Embeddings are (..., D): e of fused images or of their patches, v_v and v_r of the whole source
+    images. D_v and D_r are the text directions from the source's text to the fused image's; (D,),
+    or (..., D) with one per embedding. Returns (...) losses in [0, 2].
     """
     # All vectors are unit, so cos is the plain inner product.
     from_visible = (direction(visible_embedding, embedding) * visible_direction).sum(-1)
@@ -121,10 +116,7 @@ def mean_over_patches(sums: Tensor, kept: Tensor, reduction: str = "all") -> Ten
         sums: (B,) sums of the losses of the patches that passed the entropy filter.
         kept: (B, N) boolean, True for patches that passed.
         reduction: "all" divides by N, so dropped patches count as zero (the paper's code);
-            "kept" divides by the number of kept patches.
-
-    Returns:
-        (B,) means; zero for a sample without kept patches.
+            "kept" divides by the number of kept patches; 0 without any.
     """
     return sums / (kept.shape[1] if reduction == "all" else kept.sum(1).clamp(min=1))
 
@@ -207,7 +199,7 @@ def structure_loss(
         fused, visible, infrared: (B, C, H, W) images in [0, 1], H and W at least 2.
         window: side of the windows w in pixels; larger than the image counts as the image's.
         flat_energy: e relative to the mean gradient energy of the image, which is 1; at least 1e-6.
-        layout_weight: weight of the layout part, at least 0.
+        layout_weight: weight of the layout part.
 
     Returns:
         (B,) losses, 0 to ``2 + 2 * layout_weight``; finite for constant images too.
@@ -281,9 +273,8 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 def shrink_images(images: Tensor, short_side: int) -> Tensor:
     """Downscale (N, C, H, W) images to a short side of `short_side` pixels, with anti-aliasing.
 
-    Use it before `sample_patches`, which takes one bilinear sample per output pixel and would
-    alias on images that are much larger than its output. Returns `images` itself if it is not
-    larger.
+    For `sample_patches`, which takes one bilinear sample per output pixel and would alias on images
+    that are much larger than its output. Returns `images` itself if it is not larger.
     """
     height, width = images.shape[-2:]
     factor = short_side / min(height, width)
@@ -307,14 +298,10 @@ def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
 
 
 def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
-    """Entropy of the grey-level histogram, in bits.
+    """Entropy of the grey-level histogram in bits, (..., H, W) to (...). Not differentiable.
 
-    Args:
-        patches: (..., H, W) grey levels in [0, 1]; values outside count in the first or last bin.
-        bins: number of equal bins on [0, 1] (256 in the paper's code).
-
-    Returns:
-        (...) entropies from 0 (constant) to ``log2(bins)``. Not differentiable.
+    From 0 (constant) to ``log2(bins)``. There are `bins` equal bins on [0, 1], 256 in the paper's
+    code; values outside count in the first or last one.
     """
     pixels = patches.detach().flatten(-2)
     levels = (pixels * bins).long().clamp(0, bins - 1)
@@ -344,12 +331,12 @@ def random_patch_transforms(
         patches: number of patches N per image.
         image_size: (H, W) in pixels.
         scale: range of the window's side as a fraction of the image's short side, within [0, 1].
-        generator: source of the random numbers; None uses torch's global CPU generator.
+        generator: of the random numbers; None uses torch's global CPU generator.
 
     Returns:
-        (B, N, 2, 3) float32 affine maps on the generator's device, for `sample_patches`. They map
-        patch coordinates to image coordinates, x before y, as `torch.nn.functional.affine_grid`
-        does with ``align_corners=False``: both run from -1 to 1 between the outer pixel edges.
+        (B, N, 2, 3) float32 maps from patch to image coordinates on the generator's device, x
+        before y, as in `torch.nn.functional.affine_grid` with ``align_corners=False``: both run
+        from -1 to 1 between the outer pixel edges.
     """
     device = generator.device if generator is not None else torch.device("cpu")
     draws = torch.rand(7, batch, patches, generator=generator, device=device, dtype=torch.float32)
@@ -382,13 +369,8 @@ def random_patch_transforms(
 def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) -> Tensor:
     """Crop and warp patches with one bilinear sampling; the image is reflected at its border.
 
-    Args:
-        images: (B, C, H, W).
-        transforms: (B, N, 2, 3) maps from `random_patch_transforms`, on the device of `images`.
-        size: (height, width) of the patches in pixels.
-
-    Returns:
-        (B, N, C, height, width), differentiable in `images`.
+    (B, C, H, W) images and (B, N, 2, 3) maps from `random_patch_transforms`, on one device, give
+    (B, N, C, height, width) patches, differentiable in the images.
     """
     count, (height, width) = transforms.shape[1], size
     # Not F.affine_grid: under autocast, TF32 or torch.set_float32_matmul_precision its matrix

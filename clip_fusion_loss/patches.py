@@ -100,10 +100,9 @@ def choose_patches(
     *,
     min_entropy: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose the patches with a grey-level entropy above `min_entropy` bits in both sources.
+    """The patches with a grey-level entropy above `min_entropy` bits in both sources; None: all.
 
-    Returns:
-        (B, N) True for chosen patches, and their (K,) indices b * N + n. None chooses all.
+    Returns (B, N) True for chosen patches, and their (K,) indices b * N + n.
     """
     if min_entropy is None:
         kept = torch.ones(transforms.shape[:2], dtype=torch.bool, device=visible.device)

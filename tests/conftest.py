@@ -77,6 +77,21 @@ def encoded_batches(encoder, monkeypatch) -> list[int]:
     return sizes
 
 
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """The names of methods by which the host read a tensor, but for the maps, drawn on the host."""
+    found: list[str] = []
+    for name in ("item", "__bool__", "__int__", "__float__", "nonzero", "tolist", "cpu"):
+
+        def read(tensor, *arguments, name=name, original=getattr(torch.Tensor, name)):
+            if tensor.shape != (6,):
+                found.append(name)
+            return original(tensor, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+    return found
+
+
 @pytest.fixture(scope="session")
 def real_pairs() -> Path:
     """A folder of real infrared-visible pairs beside the checkout, where there is one."""

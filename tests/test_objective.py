@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import os
 import pickle
 import warnings
 from typing import ClassVar
@@ -98,12 +97,6 @@ def test_directions_equal_the_reference(clip_model, tokenizer):
         torch.testing.assert_close(actual.double(), reference, atol=1e-5, rtol=0)
 
 
-def test_nothing_in_the_state_dict(encoder):
-    model = EmbeddedFusionModel(ENSEMBLE, encoder)
-    assert not model.state_dict()
-    assert not list(model.parameters())
-
-
 def test_equal_vectors_are_refused_with_both_texts(encoder):
     with pytest.raises(ValueError, match=r"An INFRARED image.*an infrared image"):
         EmbeddedFusionModel(FusionObjective("An INFRARED image"), encoder)
@@ -156,13 +149,6 @@ class TestTextsThatSayNothing:
             EmbeddedFusionModel.load(tmp_path / "nothing.safetensors")
 
 
-def test_directions_stay_float32(encoder):
-    model = EmbeddedFusionModel(ENSEMBLE, encoder)
-    before = model.visible_direction.clone()
-    model.half().double().to_empty(device="cpu")
-    assert torch.equal(model.visible_direction, before)
-
-
 def test_save_and_load(saved, encoder):
     model, loaded = EmbeddedFusionModel(ENSEMBLE, encoder), EmbeddedFusionModel.load(saved, encoder)
     assert loaded.objective == ENSEMBLE
@@ -184,65 +170,6 @@ def test_the_same_weights_in_half_precision_are_the_same_encoder(saved, encoder)
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         EmbeddedFusionModel.load(tmp_path / "none.safetensors")
-
-
-def damaged(path, how):
-    content = path.read_bytes()
-    if how == "empty":
-        return b""
-    if how == "truncated":
-        return content[:-10]
-    if how == "other file":
-        return b"not a safetensors file at all"
-    tensors = safetensors.torch.load(content)
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    if how == "no metadata":
-        metadata = None
-    if how == "other version":
-        metadata["format"] += "0"
-    if how == "texts gone":
-        metadata["objective"] = json.dumps({"fused": ""})
-    if how == "not json":
-        metadata["objective"] = "{"
-    if how == "no encoder":
-        del metadata["encoder_fingerprint"]
-    if how == "direction missing":
-        del tensors["visible_direction"]
-    if how == "not unit":
-        tensors["visible_direction"] *= 2
-    if how == "nan":
-        tensors["visible_direction"][0] = torch.nan
-    if how == "half":
-        tensors["visible_direction"] = tensors["visible_direction"].half()
-    if how == "other length":
-        tensors["visible_direction"] = torch.tensor([1.0])
-    return safetensors.torch.save(tensors, metadata)
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "empty", "truncated", "other file", "no metadata", "other version", "texts gone",
-        "not json", "no encoder", "direction missing", "not unit", "nan", "half", "other length",
-    ],
-)  # fmt: skip
-def test_damaged_files_are_refused(saved, how):
-    saved.write_bytes(damaged(saved, how))
-    with pytest.raises(ValueError, match="EmbeddedFusionModel.save"):
-        EmbeddedFusionModel.load(saved)
-
-
-def test_failed_save_leaves_the_old_file(saved, encoder, monkeypatch):
-    def fail(*_):
-        raise OSError("disk full")
-
-    before = saved.read_bytes()
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        EmbeddedFusionModel(FusionObjective(), encoder).save(saved)
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_home_folder(encoder, tmp_path, monkeypatch):
@@ -441,33 +368,6 @@ class TestBank:
         path.write_bytes(safetensors.torch.save(tensors, metadata))
         with pytest.raises(ValueError, match="EmbeddedFusionModel.save"):
             EmbeddedFusionModel.load(path)
-
-    def test_truncated_or_flipped_anywhere(self, bank, tmp_path):
-        path = tmp_path / "bank.safetensors"
-        bank.save(path)
-        content = path.read_bytes()
-        refused = 0
-        positions = range(0, len(content), 5)
-        for position in positions:
-            flipped = bytearray(content)
-            flipped[position] ^= 1 << position % 8
-            path.write_bytes(flipped)
-            try:
-                loaded = EmbeddedFusionModel.load(path)
-                assert same(loaded, bank)  # a blank, say
-            except ValueError as error:
-                refused += "EmbeddedFusionModel.save" in str(error)
-            path.write_bytes(content[:position])
-            with pytest.raises(ValueError, match="EmbeddedFusionModel.save"):
-                EmbeddedFusionModel.load(path)
-        assert refused > 0.95 * len(positions)
-
-    def test_directions_stay_float32_and_out_of_checkpoints(self, bank):
-        before = bank.visible_direction.clone()
-        bank.half().double().to_empty(device="cpu")
-        assert torch.equal(bank.visible_direction, before)
-        assert bank.state_dict() == {}
-        assert not list(bank.parameters())
 
 
 class TestTextDirection:
@@ -760,21 +660,11 @@ class TestWithinAProgram:
             torch.testing.assert_close(loss, step(index))
             assert all(slope.any() for slope in torch.autograd.grad(loss, network.parameters()))
 
-    def test_the_host_waits_for_nothing_more(self, encoder, monkeypatch):
+    def test_the_host_waits_for_nothing_more(self, encoder, reads):
         criterion = make_criterion(encoder)
         images = draw_images(batch=4)
         chosen = criterion.embed(BANK)[[0, 1, 2, 0]]
         criterion(**named(images), objectives=OBJECTIVES)
-        reads = []
-        for name in ("item", "__bool__", "__int__", "__float__", "nonzero", "tolist", "cpu"):
-            original = getattr(torch.Tensor, name)
-
-            def read(tensor, *arguments, name=name, original=original):
-                if tensor.shape != (6,):  # the maps are drawn on the host
-                    reads.append(name)
-                return original(tensor, *arguments)
-
-            monkeypatch.setattr(torch.Tensor, name, read)
         reads.clear()
         criterion(**named(images), objectives=chosen)
         assert reads == ["nonzero"]
@@ -788,6 +678,7 @@ class TestWithinAProgram:
         averaged.update_parameters(owner)
         assert_vectors_are_of_the_text(averaged.module.criterion, "a dark image")
         assert_vectors_are_of_the_text(owner.double().criterion, "a bright image")
+        assert_vectors_are_of_the_text(owner.to_empty(device="cpu").criterion, "a bright image")
         copied = pickle.loads(pickle.dumps(copy.deepcopy(owner)))
         assert_vectors_are_of_the_text(copied.criterion, "a bright image")
         vectors = owner.to("meta").criterion.fusion_model
