@@ -43,10 +43,9 @@ class FrozenCLIP(FrozenModule):
     """A frozen CLIP that embeds images and texts as unit vectors.
 
     `model` is changed in place: it is put into eval mode, its weights are frozen, and its image
-    tower gets faster layers with the same results, with batch norms folded into convolutions. It
-    does not appear in the `state_dict()`, `parameters()` or `buffers()` of a module that holds this
-    one, and `.train()` and `.apply()` do not reach it. Its image tower follows `.to()`, `.cuda()`
-    and `.half()`; its text tower stays where it is, usually on the CPU, as it runs once per text.
+    tower gets faster layers with the same results (`towers`). The image tower follows `.to()`,
+    `.cuda()` and `.half()`, but is hidden from everything else (`FrozenModule`). The text tower
+    stays where it is, usually on the CPU, as it runs once per text.
 
     Args:
         model: a model built by open_clip (`create_model`, or one of its classes).
@@ -92,14 +91,9 @@ class FrozenCLIP(FrozenModule):
                 f"`encode_text`, got {type(model).__name__}; build it with open_clip.create_model"
             )
         if not callable(tokenizer):
-            raise TypeError(
-                f"`tokenizer` must be callable, got {tokenizer!r}; get that of the model with "
-                "open_clip.get_tokenizer(name)"
-            )
+            raise TypeError(f"`tokenizer` must be callable, got {tokenizer!r}; open_clip has it")
         if isinstance(vocabulary, str):
-            raise TypeError(
-                f"`vocabulary` must be a collection of words, got {vocabulary!r}; split the text"
-            )
+            raise TypeError(f"`vocabulary` must hold words, got {vocabulary!r}; split the text")
         super().__init__()
         self.name = checks.check_type("name", name, str)
         self.keep_text = checks.check_flag("keep_text", keep_text)
@@ -110,7 +104,9 @@ class FrozenCLIP(FrozenModule):
         self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
         self._tokenizer = tokenizer
         # In a list, as it is not moved, cast or saved with the image tower. None once dropped.
-        self._text: list[Any] | None = [_without_image_tower(model)]
+        text = copy.copy(model)
+        text._modules = {name: part for name, part in model._modules.items() if name != "visual"}
+        self._text: list[Any] | None = [text.eval().requires_grad_(False)]
         self._text_embeddings: dict[str, Tensor] = {}
         # The fingerprint of the original weights, also if an earlier FrozenCLIP has folded them.
         fingerprint = _fingerprint(visual, self._text[0], self.image_size, mean, std)
@@ -262,10 +258,9 @@ class FrozenCLIP(FrozenModule):
         """(T, D) float32 unit vectors on the CPU."""
         if self._text is None:
             raise RuntimeError(
-                f"the text tower of {self.name!r} was dropped "
-                f"(keep_text=False), so these new texts cannot be embedded: {texts}; build the "
-                "encoder with keep_text=True, or embed the texts with another copy of it, save "
-                "them with EmbeddedFusionModel.save and load them here"
+                f"the text tower of {self.name!r} was dropped (keep_text=False), so new texts "
+                f"cannot be embedded: {texts}; build the encoder with keep_text=True, or load what "
+                "another copy of it has embedded with EmbeddedFusionModel.save"
             )
         (tower,) = self._text
         tokens = self._tokenize(texts).to(next(tower.parameters()).device)
@@ -304,14 +299,6 @@ class FrozenCLIP(FrozenModule):
         return f"{self.name!r}, image_size={self.image_size}, device={str(self.device)!r}"
 
 
-def _without_image_tower(model: nn.Module) -> nn.Module:
-    """A model that shares the text tower of `model`, for `encode_text`."""
-    text = copy.copy(model)
-    # A new dictionary, as copy.copy shares it: deleting from it would change `model`.
-    text._modules = {name: part for name, part in model._modules.items() if name != "visual"}
-    return text.eval().requires_grad_(False)
-
-
 def _known_words(texts: list[str], name: str, vocabulary: frozenset[str]) -> list[str]:
     """The texts with a space for everything that is not in `vocabulary`; warns of that."""
     unknown = sorted(set(WORDS.findall(" ".join(texts).lower())) - vocabulary)
@@ -334,8 +321,8 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
     size = config.get("size", getattr(visual, "image_size", None))
     if size is None:
         raise ValueError(
-            "`model.visual` must have its input size in `preprocess_cfg` or `image_size`, "
-            "got neither; build the model with open_clip.create_model"
+            "`model.visual` must have its input size in `preprocess_cfg` or `image_size`, got "
+            "neither"
         )
     height, width = (size, size) if isinstance(size, int) else size
     return (height, width), config.get("mean", CLIP_MEAN), config.get("std", CLIP_STD)

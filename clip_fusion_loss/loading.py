@@ -107,9 +107,8 @@ def load_bundled_clip() -> tuple[nn.Module, Callable[..., Tensor], frozenset[str
         _, model, tokenizer = load_clip(f"local-dir:{BUNDLED}")
         words = (BUNDLED / "vocabulary.txt").read_text(encoding="utf-8").split()
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the bundled CLIP in {BUNDLED} is damaged: {error}; install the package again"
-        ) from error
+        reason = f"the bundled CLIP in {BUNDLED} is damaged: {error}; install the package again"
+        raise ValueError(reason) from error
     return model, tokenizer, frozenset(words)
 
 
@@ -123,9 +122,8 @@ def _folder_of(model_name: str, cache_dir: str | None) -> Path | None:
         optional = (*PROCESSORS, *TOKENIZER_FILES)
         return _fetch(repository, (CONFIGS, WEIGHTS), optional, cache_dir, "all files", remedy)
     folder = Path(model_name.removeprefix("local-dir:")).expanduser()
-    if not model_name.startswith("local-dir:") and (
-        model_name in open_clip.list_models() or not folder.is_dir()
-    ):
+    named = model_name in open_clip.list_models() or not folder.is_dir()
+    if named and not model_name.startswith("local-dir:"):
         return None
     snapshots = sorted((folder / "snapshots").glob("*"))  # of the hub's cache
     main = folder / "refs" / "main"
@@ -187,19 +185,16 @@ def _named(
     return f"{name}/{pretrained}", path, config, {"mean": mean, "std": std}
 
 
-def _check_activation(
-    model_name: str, config: dict[str, Any], weights: str, quick_gelu: bool
-) -> None:
-    """Raise a ValueError if the weights were trained with another activation than the model's."""
-    if quick_gelu != bool(config.get("quick_gelu")):
-        activation, remedy = "GELU", model_name.removesuffix("-quickgelu")
-        if quick_gelu:
-            activation, remedy = "QuickGELU", f"{model_name}-quickgelu"
-        raise ValueError(
-            f"`model_name` must have the activation that {weights} was trained with "
-            f"({activation}), got {model_name!r}, which would silently give wrong embeddings; "
-            f"use {remedy!r}"
-        )
+def _check_activation(name: str, config: dict[str, Any], weights: str, quick_gelu: bool) -> None:
+    if quick_gelu == bool(config.get("quick_gelu")):
+        return
+    kind, remedy = "GELU", name.removesuffix("-quickgelu")
+    if quick_gelu:
+        kind, remedy = "QuickGELU", f"{name}-quickgelu"
+    raise ValueError(
+        f"`model_name` must have the activation that {weights} was trained with ({kind}), got "
+        f"{name!r}, which would silently give wrong embeddings; use {remedy!r}"
+    )
 
 
 def _read_state(weights: Path) -> dict[str, Tensor]:
@@ -265,13 +260,12 @@ def _build(config: dict[str, Any], name: str) -> Any:
 class _TransformersCLIP(nn.Module):
     """A CLIPModel of transformers with the image tower and the method of open_clip's CLIPs."""
 
-    def __init__(self, config: Any) -> None:
-        from transformers import CLIPModel
-
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        with _NoRandomNumbers():
-            model: Any = CLIPModel(config).float()
-        self.visual: Any = _TransformersTower(model)
+        self.visual: Any = _TransformersTower()
+        self.visual.vision_model = model.vision_model
+        self.visual.visual_projection = model.visual_projection
+        self.visual.image_size = model.config.vision_config.image_size
         self.text_model: Any = model.text_model
         self.text_projection = model.text_projection
 
@@ -280,22 +274,15 @@ class _TransformersCLIP(nn.Module):
 
 
 class _TransformersTower(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.vision_model: Any = model.vision_model
-        self.visual_projection = model.visual_projection
-        self.image_size = model.config.vision_config.image_size
+    vision_model: Any
+    visual_projection: nn.Linear
 
     def forward(self, images: Tensor) -> Tensor:
         return self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
 
 
 def _build_transformers(weights: Path, named: tuple[str, dict[str, Any]] | None) -> Any:
-    """The CLIPModel whose config.json is beside `weights`.
-
-    Args:
-        named: open_clip's name and model_cfg that it must agree with, if the caller named any.
-    """
+    """The CLIPModel whose config.json is beside `weights`; like open_clip's model `named`."""
     path = weights.parent / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -303,15 +290,14 @@ def _build_transformers(weights: Path, named: tuple[str, dict[str, Any]] | None)
             f"CLIPModel, got {weights}; copy it there"
         )
     content = _read_json(path)
-    try:
-        from transformers import CLIPConfig
+    from transformers import CLIPConfig, CLIPModel
 
+    try:
         if content.get("model_type") != "clip":
             raise ValueError(f"its type is {content.get('model_type')!r}, not 'clip'")
         config = CLIPConfig(**content)
-        model = _TransformersCLIP(config)
-    except ImportError as error:
-        raise ImportError(f"{weights} needs transformers; pip install transformers") from error
+        with _NoRandomNumbers():
+            model = _TransformersCLIP(CLIPModel(config).float())
     except Exception as error:  # transformers can raise nearly anything for a wrong config
         raise ValueError(
             f"`model_name` must be a transformers CLIPModel, got {path}: {error!r}"
@@ -319,11 +305,11 @@ def _build_transformers(weights: Path, named: tuple[str, dict[str, Any]] | None)
     vision: Any = config.vision_config
     if named:
         _check_activation(*named, str(weights), vision.hidden_act == "quick_gelu")
-        sizes = vision.hidden_size, vision.num_hidden_layers, vision.patch_size
-        if sizes != tuple(map(named[1]["vision_cfg"].get, ("width", "layers", "patch_size"))):
+        ours = named[1]["vision_cfg"]
+        if (vision.hidden_size, vision.patch_size) != (ours.get("width"), ours.get("patch_size")):
             raise ValueError(
-                f"`pretrained` must hold weights that fit {named[0]!r}, got {weights} with "
-                f"(width, layers, patch_size) = {sizes}; pass model_name='local-dir:FOLDER'"
+                f"`pretrained` must hold weights that fit {named[0]!r}, got {weights}, whose "
+                f"{path} has another width or patch size; pass model_name='local-dir:FOLDER'"
             )
     return model
 
@@ -396,22 +382,13 @@ def _tokenizer(
 
 
 def _fetch(
-    repository: str,
-    wanted: Sequence[Sequence[str]],
-    optional: Sequence[str],
-    cache_dir: str | None,
-    what: str,
-    remedy: str,
-) -> Path:
-    """The folder with files of a repository on the hub: from the hub's cache, or else downloaded.
+    repository: str, wanted: Sequence[Sequence[str]], optional: Sequence[str],
+    cache_dir: str | None, what: str, remedy: str,
+) -> Path:  # fmt: skip
+    """The folder with files of a repository: from the hub's cache, or else downloaded.
 
-    Args:
-        wanted: the first file of each list that exists is fetched.
-        optional: further files to fetch if they exist.
-        what: the files in words, and `remedy` the call that takes them, for the error.
-
-    Raises:
-        FileNotFoundError: the cache has them not, and the hub does not answer or has them not.
+    Of each list in `wanted` it has the first file that exists, and of `optional` all that exist.
+    The FileNotFoundError names the files as `what`, and `remedy`, the call that takes them.
     """
     from huggingface_hub import constants, get_session, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -419,19 +396,17 @@ def _fetch(
     def first(names: Sequence[str], local: bool) -> Path:
         for name in names:
             with suppress(EntryNotFoundError):
-                found = hf_hub_download(
-                    repository, name, cache_dir=cache_dir, local_files_only=local
-                )
-                return Path(found)
-        raise EntryNotFoundError(f"{repository} has none of {', '.join(names)}")
+                options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local}
+                return Path(hf_hub_download(repository, name, **options)).parent
+        raise FileNotFoundError(f"it has none of {', '.join(names)}")
 
     for local in (True, False):
         try:
             if not local and not constants.HF_HUB_OFFLINE:
                 get_session().head(constants.ENDPOINT, timeout=ANSWER_LIMIT)
-            folders = [first(names, local).parent for names in wanted]
+            folders = [first(names, local) for names in wanted]
             for name in optional:
-                with suppress(EntryNotFoundError):
+                with suppress(FileNotFoundError):
                     first([name], local)
             return folders[0]
         except Exception as error:  # of the client or the network
@@ -445,12 +420,9 @@ def _fetch(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
-    except ValueError as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"`model_name` must be a folder with valid JSON files, got {path}: {error}; copy or "
             "download it again"
         ) from error
-    return content

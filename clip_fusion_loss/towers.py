@@ -6,13 +6,14 @@ are faster. docs/performance.md has the gain of each.
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 __all__ = ["fold_batch_norms", "speed_up"]
 
@@ -56,15 +57,10 @@ def _without_statistics(norm: Any) -> nn.Module | None:
 
 def _fold(convolution: nn.Conv2d, norm: Any) -> bool:
     """Fold `norm` into `convolution`; False if the weights' dtype cannot hold the result."""
-    tensors = convolution.weight, convolution.bias, norm.running_mean, norm.running_var
-    affine = norm.weight, norm.bias
     # In float64, on the CPU, as not every device has it.
-    w, b, mean, variance, scale, shift = (
-        None if tensor is None else tensor.detach().to("cpu", torch.float64)
-        for tensor in (*tensors, *affine)
-    )
-    fused = fuse_conv_bn_weights(w, b, mean, variance, norm.eps, scale, shift)  # type: ignore
-    weight, bias = (tensor.detach().to(convolution.weight) for tensor in fused)
+    exact: Any = [copy.deepcopy(module).to("cpu", torch.float64) for module in (convolution, norm)]
+    fused: Any = fuse_conv_bn_eval(*exact)
+    weight, bias = (tensor.detach().to(convolution.weight) for tensor in (fused.weight, fused.bias))
     if not (weight.isfinite().all() and bias.isfinite().all()):  # beyond the range of float16
         return False
     convolution.weight, convolution.bias = (nn.Parameter(t, False) for t in (weight, bias))
@@ -83,7 +79,7 @@ def speed_up(network: nn.Module) -> None:
         kind = type(module)
         if kind is nn.MultiheadAttention and module.batch_first and module.bias_k is None:
             module.__class__ = _SelfAttention
-        elif kind is nn.Conv2d and _takes_apart(module):
+        elif kind is nn.Conv2d and _tiles(module):
             module.__class__ = _PatchProjection
         elif kind is nn.Conv2d and plain:
             module.__class__ = _Convolution
@@ -93,14 +89,11 @@ def speed_up(network: nn.Module) -> None:
             module.__class__ = _QuickGELU
 
 
-def _takes_apart(convolution: nn.Conv2d) -> bool:
+def _tiles(convolution: nn.Conv2d) -> bool:
     """Whether its windows tile the image. Windows of one pixel are fast already."""
-    return (
-        convolution.kernel_size == convolution.stride != (1, 1)
-        and convolution.padding == (0, 0)
-        and convolution.dilation == (1, 1)
-        and convolution.groups == 1
-    )
+    size, padding, dilation = convolution.kernel_size, convolution.padding, convolution.dilation
+    simple = (padding, dilation, convolution.groups) == ((0, 0), (1, 1), 1)
+    return simple and size == convolution.stride != (1, 1)
 
 
 class _SelfAttention(nn.MultiheadAttention):
@@ -114,9 +107,8 @@ class _SelfAttention(nn.MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         given = {name: option for name, option in options.items() if option is not None}
-        simple = not args and given == {"need_weights": False} and query.ndim == 3
-        simple = simple and self.in_proj_weight is not None and not self.add_zero_attn
-        if not simple or query is not key or key is not value:
+        plain = not args and given == {"need_weights": False} and not self.add_zero_attn
+        if not plain or query is not key or key is not value or query.ndim != 3:
             return super().forward(query, key, value, *args, **options)
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         heads = projected.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)

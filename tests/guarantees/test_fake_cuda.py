@@ -4,19 +4,15 @@ They have a device and no data, and an operation on tensors of two devices is an
 pass needs a real GPU.
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-import torchvision.models
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torchvision.models.vgg import cfgs, make_layers
 
 from clip_fusion_loss import (
     IntensityGradientLoss,
     StructureLoss,
     VGGMaxFeatureLoss,
-    patches,
 )
 from conftest import TORCH_VERSION, draw_images, make_criterion, named
 
@@ -45,6 +41,10 @@ def fake(monkeypatch, encoder):
     )
     # Nor do values decide anything: no two texts are alike.
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda _: False)
+    whole = FakeTensor.tolist
+    monkeypatch.setattr(
+        FakeTensor, "tolist", lambda x: [1.0] * len(x) if x.is_floating_point() else whole(x)
+    )
     # The gradient of a chunk, which the forward pass takes.
     monkeypatch.setattr(
         torch.autograd, "grad", lambda outputs, inputs, slopes: (torch.zeros_like(inputs),)
@@ -84,9 +84,10 @@ def check(criterion, images, **options):
     assert terms.total.dtype == torch.float32
 
 
-@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("entropy", [None, 6.0])
-@pytest.mark.parametrize("chunk", ["auto", None, 1])
+@pytest.mark.parametrize(
+    ("chunk", "entropy", "precision"),
+    [("auto", None, "auto"), (None, 6.0, "fp32"), (1, 6.0, "bf16"), ("auto", 6.0, "fp16")],
+)
 def test_forward(criterion, images, chunk, entropy, precision):
     criterion.patch_chunk, criterion.min_patch_entropy = chunk, entropy
     criterion.precision = precision
@@ -99,18 +100,12 @@ def test_generators(criterion, images, generator):
     check(criterion, images)
 
 
-def test_entropy_filter(images):
-    transforms = torch.zeros(2, 6, 2, 3, device=CUDA)
-    kept, _ = patches.choose_patches(*images[1:], transforms, (32, 32), min_entropy=6.0)
-    assert kept.device == CUDA
-
-
 @pytest.mark.parametrize("regularizer", [IntensityGradientLoss, StructureLoss, VGGMaxFeatureLoss])
 def test_regularizers(criterion, images, regularizer, monkeypatch):
-    def vgg(weights):
-        return SimpleNamespace(features=make_layers(cfgs["E"], batch_norm=False))
+    def features(_):
+        return make_layers(cfgs["E"][:14], batch_norm=False)[:23]
 
-    monkeypatch.setattr(torchvision.models, "vgg19", vgg)
+    monkeypatch.setattr("clip_fusion_loss.regularizers._vgg19_features", features)
     with unset_fake_temporarily():  # moving turns weights into fake ones, which cannot be moved
         criterion.regularizer = regularizer()
     check(criterion.to(CUDA), images)
@@ -152,12 +147,6 @@ def test_an_objective_for_each_image(criterion, images, form):
     check(criterion, images, objectives=objectives)
     assert bank.text_direction.device == CUDA
     criterion.objective = bank["a"]
-    check(criterion, images)
-
-
-def test_moved_after_a_prompt_swap(encoder, images):
-    criterion = make_criterion(encoder, objective="a blurry dark image", generator=None)
-    criterion.to(CUDA)._values_checked = True
     check(criterion, images)
 
 

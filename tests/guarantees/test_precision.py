@@ -69,17 +69,6 @@ def test_gradient_under_autocast(criterion, tokenizer, dtype, tolerance, scale):
     assert relative_error(fused.grad / scale, exact_slope(criterion, tokenizer, images)) < tolerance
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_network_of_reduced_precision_with_float32_sources(criterion, tokenizer, dtype):
-    images = draw_images()
-    images[0] = images[0].to(dtype).float()
-    expected = exact_slope(criterion, tokenizer, images)
-    fused = images[0].to(dtype).requires_grad_()
-    criterion(**named([fused, *images[1:]])).backward()
-    assert fused.grad.dtype == dtype
-    assert relative_error(fused.grad, expected) < 0.01
-
-
 def test_training_under_autocast_with_a_scaler(criterion):
     torch.manual_seed(0)
     network = nn.Conv2d(2, 1, 3, padding=1)

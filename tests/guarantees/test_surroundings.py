@@ -9,14 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.models import vgg
 
 from clip_fusion_loss import (
     EmbeddedFusionModel,
     FrozenCLIP,
     FusionObjective,
     LanguageDrivenFusionLoss,
-    VGGMaxFeatureLoss,
     functional,
 )
 from conftest import build_clip, draw_images, make_criterion, named
@@ -231,14 +229,3 @@ class TestLastingStateMadeInInferenceMode:
         with torch.inference_mode():
             criterion.double().float()
         torch.testing.assert_close(step(criterion, images), expected, rtol=0, atol=0)
-
-    def test_vgg(self, monkeypatch, images):
-        def features(_):
-            return vgg.make_layers(vgg.cfgs["E"][:14], batch_norm=False)[:23]
-
-        monkeypatch.setattr("clip_fusion_loss.regularizers._vgg19_features", features)
-        with torch.inference_mode():
-            regularizer = VGGMaxFeatureLoss()
-        fused = images[0].clone().requires_grad_()
-        regularizer(fused, *images[1:]).sum().backward()
-        assert fused.grad.isfinite().all()

@@ -86,63 +86,43 @@ def image_calls():
             yield pytest.param(call, error, f"`{name}`.*{words}", id=f"{name} {kind}")
 
 
-OPTIONS = [
-    ("direction_weight", -1, ValueError),
-    ("direction_weight", float("nan"), ValueError),
-    ("patch_weight", float("inf"), ValueError),
-    ("patch_weight", "10", TypeError),
-    ("similarity_weight", None, TypeError),
-    ("similarity_weight", nn.Parameter(torch.ones(())), TypeError),
-    ("similarity_weight", torch.ones(1), TypeError),
-    ("regularizer_weight", True, TypeError),
-    ("num_patches", 0, ValueError),
-    ("num_patches", 2.5, TypeError),
-    ("num_patches", torch.tensor(True), TypeError),
-    ("patch_scale", (0.8, 0.5), ValueError),
-    ("patch_scale", (0.0, 0.5), ValueError),
-    ("patch_scale", (0.5, 1.1), ValueError),
-    ("patch_scale", 0.5, TypeError),
-    ("patch_scale", "23", TypeError),
-    ("patch_scale", {0.5, 0.8}, TypeError),
-    ("patch_scale", torch.tensor(0.5), TypeError),
-    ("patch_scale", (0.5, 0.6, 0.7), TypeError),
-    ("min_patch_entropy", 9, ValueError),
-    ("min_patch_entropy", "6", TypeError),
-    ("patch_reduction", "mean", ValueError),
-    ("patch_chunk", 0, ValueError),
-    ("patch_chunk", 2.5, TypeError),
-    ("patch_chunk", "all", TypeError),
-    ("precision", "float16", ValueError),
-    ("precision", torch.float16, ValueError),
-    ("data_range", (1, 0), ValueError),
-    ("data_range", (0, 0), ValueError),
-    ("data_range", (0, float("inf")), ValueError),
-    ("data_range", 255, TypeError),
-    ("reduction", "average", ValueError),
-    ("reduction", None, ValueError),
-    ("reduction", torch.zeros(2), ValueError),
-    ("compile", "no", TypeError),
-    ("regularizer", lambda *images: 0, TypeError),
-    ("generator", 42, TypeError),
-    ("encoder", nn.Identity(), TypeError),
-    ("objective", 3, TypeError),
-]
+#: Wrong values of each option, those with a wrong type first.
+OPTIONS = {
+    "direction_weight": (["2", None, True], [-1, float("nan"), float("inf")]),
+    "similarity_weight": ([nn.Parameter(torch.ones(())), torch.ones(1)], []),
+    "num_patches": ([2.5, torch.tensor(True)], [0]),
+    "patch_scale": (
+        [0.5, "23", {0.5, 0.8}, torch.tensor(0.5), (0.5, 0.6, 0.7)],
+        [(0.8, 0.5), (0.0, 0.5), (0.5, 1.1)],
+    ),
+    "min_patch_entropy": (["6"], [9]),
+    "patch_reduction": ([], ["mean"]),
+    "patch_chunk": ([2.5, "all"], [0]),
+    "precision": ([], ["float16", torch.float16]),
+    "data_range": ([255], [(1, 0), (0, 0), (0, float("inf"))]),
+    "reduction": ([], ["average", None, torch.zeros(2)]),
+    "compile": (["no"], []),
+    "regularizer": ([lambda *images: 0, nn.L1Loss()], []),
+    "generator": ([42], []),
+    "encoder": ([nn.Identity()], []),
+    "objective": ([3], []),
+}
 
 
 def option_calls():
-    for name, value, error in OPTIONS:
+    for name, (types, values) in OPTIONS.items():
+        for value in (*types, *values):
+            error = TypeError if any(value is each for each in types) else ValueError
 
-        def call(here, name=name, value=value):
-            return LanguageDrivenFusionLoss(**{"encoder": here.encoder, name: value})
+            def call(here, name=name, value=value):
+                return LanguageDrivenFusionLoss(**{"encoder": here.encoder, name: value})
 
-        yield pytest.param(call, error, f"`{name}`", id=f"{name}={value!r:.20}")
-        if name in ("encoder", "compile"):  # settled at construction
-            continue
+            def assign(here, name=name, value=value):
+                setattr(here.criterion, name, value)
 
-        def assign(here, name=name, value=value):
-            setattr(here.criterion, name, value)
-
-        yield pytest.param(assign, error, f"`{name}`", id=f"assigned {name}={value!r:.20}")
+            yield pytest.param(call, error, f"`{name}`", id=f"{name}={value!r:.20}")
+            if name not in ("encoder", "compile"):  # settled at construction
+                yield pytest.param(assign, error, f"`{name}`", id=f"assigned {name}={value!r:.20}")
 
 
 D = torch.eye(4)  # (4, 4): embeddings and directions
