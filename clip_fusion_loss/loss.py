@@ -15,7 +15,14 @@ from torch.profiler import record_function
 from . import checks, functional
 from .encoder import PRECISIONS, FrozenCLIP
 from .frozen import drop_traces
-from .objective import EmbeddedFusionModel, FusionObjective, embed_all, embed_for_batch, embed_one
+from .objective import (
+    EmbeddedFusionModel,
+    FusionObjective,
+    Texts,
+    embed_all,
+    embed_for_batch,
+    embed_one,
+)
 from .patches import EmptySteps, patch_term
 from .regularizers import StructureLoss, VGGMaxFeatureLoss
 
@@ -50,7 +57,7 @@ class SourceEmbeddings(NamedTuple):
 
 
 Objective = FusionObjective | EmbeddedFusionModel | str | Sequence[str]
-Objectives = Sequence[str | FusionObjective] | EmbeddedFusionModel
+Objectives = Texts | EmbeddedFusionModel
 
 
 def _patch_chunk(name: str, value: Any) -> Any:
@@ -189,9 +196,7 @@ class LanguageDrivenFusionLoss(nn.Module):
 
     @classmethod
     def paper(
-        cls,
-        objective: Objective = FusionObjective(),
-        **options: Any,
+        cls, objective: Objective = FusionObjective(), **options: Any
     ) -> LanguageDrivenFusionLoss:
         """The paper's loss: CLIP ViT-B/32, VGG-19 regularizer, weights 2 / 10 / 6 / 10.
 
@@ -204,7 +209,7 @@ class LanguageDrivenFusionLoss(nn.Module):
             "regularizer": VGGMaxFeatureLoss,
         }
         problems = []
-        for name in networks.keys() - options.keys():
+        for name in [name for name in networks if name not in options]:
             try:
                 options[name] = networks[name]()
             except FileNotFoundError as error:
@@ -215,16 +220,13 @@ class LanguageDrivenFusionLoss(nn.Module):
                 "    encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
                 "    regularizer=VGGMaxFeatureLoss(VGG_FILE)\n"
                 "or, without the VGG file, regularizer=StructureLoss(). Without any file there is "
-                "LanguageDrivenFusionLoss.tiny() for a first try. Missing:"
-                + "".join(sorted(problems))
+                "LanguageDrivenFusionLoss.tiny() for a first try. Missing:" + "".join(problems)
             )
         return cls(objective, **options)
 
     @classmethod
     def tiny(
-        cls,
-        objective: Objective = FusionObjective(),
-        **options: Any,
+        cls, objective: Objective = FusionObjective(), **options: Any
     ) -> LanguageDrivenFusionLoss:
         """The loss with the bundled CLIP and suitable weights, without a download.
 
@@ -299,11 +301,8 @@ class LanguageDrivenFusionLoss(nn.Module):
     ) -> FusionLossTerms:
         """Compute the loss and its unweighted terms, for logging.
 
-        Arguments, errors and warnings are those of `forward`.
-
-        Returns:
-            A `FusionLossTerms`. `patch` and `kept` are 0 if `patch_weight` is 0, and `regularizer`
-            is 0 if its weight is 0: they are not computed then.
+        Arguments, errors and warnings are those of `forward`. `patch` and `kept` are 0 if
+        `patch_weight` is 0, and `regularizer` is 0 if its weight is 0: they are not computed then.
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
@@ -456,9 +455,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.fusion_model = embed_one(objective, self.encoder, self.objective)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def embed(
-        self, objectives: Sequence[str | FusionObjective] | Mapping[str, str | FusionObjective]
-    ) -> EmbeddedFusionModel:
+    def embed(self, objectives: Texts | Mapping[str, str | FusionObjective]) -> EmbeddedFusionModel:
         """Embed several objectives: one per image of a batch, or a bank to choose from.
 
         `objectives` are N texts or `FusionObjective`s, or a mapping of names to them. A text

@@ -67,6 +67,9 @@ class FusionObjective:
                 )
 
 
+Texts = Sequence[str | FusionObjective]
+
+
 class EmbeddedFusionModel(FrozenModule):
     """One or several embedded objectives: the text directions from each source to the fused image.
 
@@ -100,14 +103,14 @@ class EmbeddedFusionModel(FrozenModule):
     frozen = ("visible_direction", "infrared_direction")
     visible_direction: Tensor
     infrared_direction: Tensor
+    names: tuple[str, ...] | None
+    encoder_name: str
+    encoder_fingerprint: str
 
     def __init__(
-        self,
-        objective: FusionObjective
-        | Sequence[str | FusionObjective]
-        | Mapping[str, str | FusionObjective],
+        self, objective: FusionObjective | Texts | Mapping[str, str | FusionObjective],
         encoder: FrozenCLIP,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         checks.check_type("encoder", encoder, FrozenCLIP)
         several = [objective] if isinstance(objective, FusionObjective) else objective
@@ -117,20 +120,11 @@ class EmbeddedFusionModel(FrozenModule):
             visible, infrared = visible[0], infrared[0]
         self._set(objectives, names, encoder.name, encoder.fingerprint, visible, infrared)
 
-    def _set(
-        self,
-        objectives: tuple[FusionObjective, ...],
-        names: tuple[str, ...] | None,
-        encoder_name: str,
-        encoder_fingerprint: str,
-        visible_direction: Tensor,
-        infrared_direction: Tensor,
-    ) -> None:
+    def _set(self, objectives: tuple[FusionObjective, ...], *content: Any) -> None:
         self._objectives = objectives
-        self._chosen: Tensor | None = None
-        self.names = names
-        self.encoder_name, self.encoder_fingerprint = encoder_name, encoder_fingerprint
-        self.visible_direction, self.infrared_direction = visible_direction, infrared_direction
+        self._chosen: Tensor | None = None  # rows of `_objectives`
+        self.names, self.encoder_name, self.encoder_fingerprint, *directions = content
+        self.visible_direction, self.infrared_direction = directions
 
     @classmethod
     def _of(cls, *content: Any) -> EmbeddedFusionModel:

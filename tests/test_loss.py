@@ -298,15 +298,6 @@ def test_kept_as_plain_python_values(encoder, name, value, plain):
         assert torch.load(file, weights_only=True) == plain
 
 
-def test_they_compute_what_plain_ones_do(encoder):
-    images = draw_images()
-    given = {name: value for name, value, _ in CASES if name not in ("data_range", "reduction")}
-    plain = {name: value for name, _, value in CASES if name not in ("data_range", "reduction")}
-    assert make_criterion(encoder, **given)(**named(images)) == make_criterion(encoder, **plain)(
-        **named(images)
-    )
-
-
 def test_a_list_that_changes_later_does_not(encoder):
     scale = [0.5, 0.75]
     criterion = make_criterion(encoder, patch_scale=scale)
