@@ -1,6 +1,6 @@
 """Train the embedded CLIP from nothing to the folder that the package ships.
 
-    cd examples && python -m tiny_clip.train
+    cd docs && python -m tiny_clip.train
 
 renders the scenes, trains, and writes `open_clip_config.json`, `open_clip_model.safetensors` and
 `vocabulary.txt`. Stopped at any time, the same command goes on from its last checkpoint.
@@ -14,19 +14,17 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from parts.files import written_whole
-
 from . import losses
 from .captions import build_captions, truth
 from .data import Batch, SceneBank, Variant, draw_batch, load_bank
 from .degradations import ARTEFACTS, add_relief, odd_part
+from .files import atomic_write
 from .model import Config, Texts, build_model, encode_images, export
 
 _ASSETS = Path(__file__).parents[2] / "clip_fusion_loss" / "assets" / "tiny_clip"
@@ -45,8 +43,15 @@ class Trainer:
         self.model = build_model(config, self.texts)
         self.average = build_model(config, self.texts).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for parameter in self.model.parameters():
+            groups[parameter.ndim > 1].append(parameter)
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate
+            [
+                {"params": groups[True], "weight_decay": config.weight_decay},
+                {"params": groups[False], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
         )
 
     def run(self, until: int, report: Callable[[int, dict[str, float]], None]) -> None:
@@ -65,8 +70,8 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with written_whole(path) as temporary:
-            torch.save(state, temporary)
+        with atomic_write(path) as file:
+            torch.save(state, file)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of the same configuration."""
@@ -107,7 +112,9 @@ class Trainer:
         """Modes and learning rate for this step."""
         self.model.train()
         if step >= 0.8 * self.config.steps:  # from here on, train what will be shipped
-            _freeze_batch_norm(self.model)
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * _schedule(step, self.config.steps)
 
@@ -190,12 +197,8 @@ class Trainer:
         direction = losses.direction_losses(
             vectors, vectors[:, : Variant.FUSED], objectives, modalities
         )
-        true, false = (
-            answer.view(direction.shape)
-            for answer in truth(
-                batch.possible.flatten(0, 1), self.texts.allowed[self.texts.objectives]
-            )
-        )
+        answers = truth(batch.possible.flatten(0, 1), self.texts.allowed[self.texts.objectives])
+        true, false = (answer.view(direction.shape) for answer in answers)
         weights = torch.full((len(objectives),), self.config.objective_weight / len(objectives))
         weights[0] = self.config.paper_weight
         everyone = torch.arange(len(vectors))
@@ -214,9 +217,9 @@ class Trainer:
     def _update_average(self) -> None:
         # A young average forgets faster, else it would remember the random start.
         keep = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        for old, new in zip(
-            self.average.state_dict().values(), self.model.state_dict().values(), strict=True
-        ):
+        new_state = self.model.state_dict()
+        for name, old in self.average.state_dict().items():
+            new = new_state[name]
             if old.is_floating_point():
                 old.lerp_(new, 1 - keep)
             else:
@@ -228,23 +231,8 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    return [
-        {"params": matrices, "weight_decay": decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-
-
 def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.float(), dim=-1)
-
-
-def _freeze_batch_norm(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
 
 
 def main() -> None:
@@ -253,31 +241,15 @@ def main() -> None:
         prog="python -m tiny_clip.train",
         description="Train the embedded tiny CLIP. Run it again after a stop and it goes on.",
     )
-    parser.add_argument(
-        "--out", type=Path, default=_ASSETS, help="folder for the weights (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("tiny_clip_work"),
-        help="folder for rendered scenes and the checkpoint (default: ./%(default)s)",
-    )
-    parser.add_argument(
-        "--pairs",
-        type=Path,
-        help="also train on crops of real pairs, DIR/vi/NAME and DIR/ir/NAME; mind their licence",
-    )
-    parser.add_argument(
-        "--skip", action="append", default=[], metavar="NAME", help="pair to leave out; repeatable"
-    )
-    parser.add_argument("--steps", type=int, default=Config.steps, help="default: %(default)s")
-    parser.add_argument(
-        "--scenes", type=int, default=Config.scenes, help="scenes to render (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)"
-    )
+    add = parser.add_argument
+    add("--out", type=Path, default=_ASSETS, help="folder for the weights (default: %(default)s)")
+    add("--work", type=Path, default=Path("tiny_clip_work"), help="folder for scenes, checkpoint")
+    add("--pairs", type=Path, help="also crops of DIR/vi/NAME, DIR/ir/NAME; mind their licence")
+    add("--skip", action="append", default=[], metavar="NAME", help="pair to leave out; repeatable")
+    add("--steps", type=int, default=Config.steps, help="default: %(default)s")
+    add("--scenes", type=int, default=Config.scenes, help="to render (default: %(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bank = load_bank(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .captions import SLICES, Assertion, mask
+from .captions import SLICES, Assertion, assertion, mask
 
 Operation = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -183,52 +183,38 @@ def halo(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor
     return images + torch.where(dark_only, 1.5 * rim.clamp(max=0), rim)
 
 
+def _degradation(apply: Operation, asserts: str, forgets: str) -> Degradation:
+    return Degradation(apply, assertion(asserts), tuple(forgets.split()))
+
+
 # Quality losses that occur in photographs.
 QUALITY: dict[str, Degradation] = {
-    "blur": Degradation(
-        blur, {"sharpness": ("blurry",), "detail": ("plain",)}, ("noise", "salience")
+    "blur": _degradation(blur, "sharpness=blurry detail=plain", "noise salience"),
+    "noise": _degradation(noise, "noise=noisy", "detail salience"),
+    "low_contrast": _degradation(
+        low_contrast, "contrast=low salience=hidden", "detail exposure haze"
     ),
-    "noise": Degradation(noise, {"noise": ("noisy",)}, ("detail", "salience")),
-    "low_contrast": Degradation(
-        low_contrast,
-        {"contrast": ("low",), "salience": ("hidden",)},
-        ("detail", "exposure", "haze"),
-    ),
-    "dark": Degradation(dark, {"exposure": ("dark",)}, ("contrast", "detail", "haze", "salience")),
-    "haze": Degradation(
-        haze, {"haze": ("hazy",), "salience": ("hidden",)}, ("contrast", "detail", "exposure")
-    ),
-    "bright": Degradation(
-        bright, {"exposure": ("bright",)}, ("contrast", "detail", "haze", "salience")
-    ),
+    "dark": _degradation(dark, "exposure=dark", "contrast detail haze salience"),
+    "haze": _degradation(haze, "haze=hazy salience=hidden", "contrast detail exposure"),
+    "bright": _degradation(bright, "exposure=bright", "contrast detail haze salience"),
 }
 
 # What a fusion network can do to please a loss without fusing well.
+_ALL_ELSE = "sharpness noise contrast exposure haze detail salience"
 ARTEFACTS: dict[str, Degradation] = {
-    "harsh": Degradation(
-        harsh, {"contrast": ("harsh",)}, ("detail", "exposure", "haze", "noise", "salience")
-    ),
-    "oversharpen": Degradation(
+    "harsh": _degradation(harsh, "contrast=harsh", "detail exposure haze noise salience"),
+    "oversharpen": _degradation(
         oversharpen,
-        {"sharpness": ("oversharpened",)},
-        ("contrast", "detail", "exposure", "noise", "rendering", "haze", "salience"),
+        "sharpness=oversharpened",
+        "contrast detail exposure noise rendering haze salience",
     ),
     "noise": QUALITY["noise"],
-    **{
-        name: Degradation(
-            operation,
-            {"rendering": renderings},
-            ("sharpness", "noise", "contrast", "exposure", "haze", "detail", "salience"),
-        )
-        for name, operation, renderings in (
-            ("emboss", emboss, ("embossed",)),
-            ("high_pass", high_pass, ("embossed",)),
-            ("random_kernel", random_kernel, ("embossed", "halo")),
-            ("posterise", posterise, ("posterised",)),
-            ("invert", invert, ("inverted",)),
-            ("halo", halo, ("halo",)),
-        )
-    },
+    "emboss": _degradation(emboss, "rendering=embossed", _ALL_ELSE),
+    "high_pass": _degradation(high_pass, "rendering=embossed", _ALL_ELSE),
+    "random_kernel": _degradation(random_kernel, "rendering=embossed|halo", _ALL_ELSE),
+    "posterise": _degradation(posterise, "rendering=posterised", _ALL_ELSE),
+    "invert": _degradation(invert, "rendering=inverted", _ALL_ELSE),
+    "halo": _degradation(halo, "rendering=halo", _ALL_ELSE),
 }
 
 # The prompts on whose line a quality loss must move an image: (attribute, before, after).
@@ -251,13 +237,8 @@ def degrade(
 ) -> tuple[Tensor, Tensor]:
     """Apply to each image the degradation of its number, at a random strength.
 
-    Args:
-        images: (N, 1, H, W) in [0, 1].
-        possible: (N, WIDTH) boolean, what is known of each.
-        chosen: (N,) integer, index into `degradations`; -1 leaves the image alone.
-
-    Returns:
-        Images and masks of the same shapes.
+    `images` (N, 1, H, W) in [0, 1] and `possible` (N, WIDTH), what is known of each, come back
+    changed; `chosen` (N,) are indices into `degradations`, -1 leaves the image alone.
     """
     images, possible = images.clone(), possible.clone()
     strength = torch.rand(len(images), 1, 1, 1, generator=generator)
@@ -277,10 +258,8 @@ def vary_look(
     Without it a model tells infrared from visible by grain or contrast, which holds for
     renderings and not for cameras.
 
-    Args:
-        images: (N, 1, H, W) in [0, 1].
-        possible: (N, WIDTH) boolean.
-        probability: of each single change; a quarter of the images stay as they are.
+    A quarter of the images (N, 1, H, W) stay as they are; on the others each change falls with
+    this probability. `possible` is (N, WIDTH).
     """
     count, size = len(images), images.shape[-1]
     possible = possible.clone()

@@ -17,10 +17,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from parts.files import written_whole
-
-from .captions import SLICES, WIDTH, Assertion, mask
+from .captions import SLICES, WIDTH, assertion, mask
 from .degradations import ARTEFACTS, QUALITY, Degradation, degrade, vary_look
+from .files import atomic_write
 from .renderer import fuse_by_hand, render_scene, scene_seed
 
 SCENE_SIZE = 224
@@ -28,12 +27,8 @@ _QUALITY = list(QUALITY.values())
 _QUALITY_NAMES = list(QUALITY)
 _ARTEFACTS = list(ARTEFACTS.values())
 # What fusion networks actually do comes more often.
-_ARTEFACT_WEIGHTS = torch.tensor(
-    [
-        2.0 if name in ("harsh", "oversharpen", "noise", "emboss", "halo") else 1.0
-        for name in ARTEFACTS
-    ]
-)
+_FREQUENT = ("harsh", "oversharpen", "noise", "emboss", "halo")
+_ARTEFACT_WEIGHTS = torch.tensor([2.0 if name in _FREQUENT else 1.0 for name in ARTEFACTS])
 
 
 class Variant(IntEnum):
@@ -51,40 +46,15 @@ class Variant(IntEnum):
     INFRARED_LOOK = 9
 
 
-_CLEAN_FUSED: Assertion = {
-    "modality": ("fused",),
-    "sharpness": ("sharp",),
-    "noise": ("clean",),
-    "contrast": ("normal",),
-    "exposure": ("normal",),
-    "haze": ("clear",),
-    "detail": ("detailed",),
-    "salience": ("salient",),
-    "rendering": ("natural",),
-}
-_CLEAN_AVERAGE: Assertion = {
-    "modality": ("fused",),
-    "sharpness": ("sharp",),
-    "noise": ("clean",),
-    "contrast": ("low", "normal"),
-    "exposure": ("dark", "normal"),
-    "haze": ("clear",),
-    "detail": ("plain",),
-    "salience": ("hidden",),
-    "rendering": ("natural",),
-}
-_CLEAN_INFRARED: Assertion = {
-    "modality": ("infrared",),
-    "noise": ("clean",),
-    "haze": ("clear",),
-    "rendering": ("natural",),
-}
-_CLEAN_VISIBLE: Assertion = {
-    "modality": ("visible",),
-    "noise": ("clean",),
-    "rendering": ("natural",),
-}
-
+_FINE = "sharpness=sharp noise=clean haze=clear rendering=natural modality=fused"
+_CLEAN_FUSED = assertion(
+    f"{_FINE} contrast=normal exposure=normal detail=detailed salience=salient"
+)
+_CLEAN_AVERAGE = assertion(
+    f"{_FINE} contrast=low|normal exposure=dark|normal detail=plain salience=hidden"
+)
+_CLEAN_INFRARED = assertion("modality=infrared noise=clean haze=clear rendering=natural")
+_CLEAN_VISIBLE = assertion("modality=visible noise=clean rendering=natural")
 
 # From where to where BETWEEN may lie.
 _WAYS = (
@@ -132,11 +102,6 @@ class Batch:
     end: Tensor
 
 
-# --------------------------------------------------------------------------------------------
-# The bank
-# --------------------------------------------------------------------------------------------
-
-
 def load_bank(
     folder: Path,
     count: int,
@@ -148,28 +113,23 @@ def load_bank(
 ) -> SceneBank:
     """Scenes from the cache in `folder`, rendered first where there are none yet.
 
-    Args:
-        folder: the cache.
-        count: rendered scenes.
-        seed: series of the scenes.
-        workers: processes that render.
-        pairs: folder of real pairs, whose crops are added as one scene in five.
-        skip: names of pairs to leave out.
+    `count` scenes of the series `seed` are rendered by `workers` processes; crops of the real
+    `pairs`, but those to `skip`, are added as one scene in five.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"scenes-{count}-{seed}-{_code_version()}"
     images_path, flags_path = folder / f"{name}.npy", folder / f"{name}-flags.npy"
     if not (images_path.exists() and flags_path.exists()):
         images, flags = _render(count, seed, workers)
-        _save_array(images_path, images)
-        _save_array(flags_path, flags)
+        for path, array in ((images_path, images), (flags_path, flags)):
+            with atomic_write(path) as file:
+                np.save(file, array)
     bank = SceneBank(np.load(images_path, mmap_mode="r"), np.load(flags_path))
     if pairs is None:
         return bank
-    photo_images, photo_flags = _photographs(pairs, skip, max(1, count // 4), seed)
-    return SceneBank(
-        np.concatenate([bank.images, photo_images]), np.concatenate([bank.flags, photo_flags])
-    )
+    photographs = _photographs(pairs, skip, max(1, count // 4), seed)
+    both = zip((bank.images, bank.flags), photographs, strict=True)
+    return SceneBank(*(np.concatenate(arrays) for arrays in both))
 
 
 def _code_version() -> str:
@@ -200,11 +160,6 @@ def _to_bytes(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     return (image * 255 + 0.5).astype(np.uint8)
 
 
-def _save_array(path: Path, array: NDArray[np.generic]) -> None:
-    with written_whole(path) as temporary:
-        np.save(temporary, array)
-
-
 def _photographs(
     folder: Path, skip: Collection[str], count: int, seed: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -230,15 +185,9 @@ def _photographs(
             np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box), np.float32) / 255
             for image in pair
         )
-        images[index] = _to_bytes(
-            np.stack([visible, infrared, fuse_by_hand(visible, infrared, rng)])
-        )
+        fused = fuse_by_hand(visible, infrared, rng)
+        images[index] = _to_bytes(np.stack([visible, infrared, fused]))
     return images, np.tile(np.array([False, False, True, True]), (count, 1))
-
-
-# --------------------------------------------------------------------------------------------
-# Batches
-# --------------------------------------------------------------------------------------------
 
 
 def draw_batch(bank: SceneBank, scenes: int, size: int, generator: torch.Generator) -> Batch:
@@ -271,10 +220,8 @@ def draw_batch(bank: SceneBank, scenes: int, size: int, generator: torch.Generat
     put(Variant.FUSED, fused, mask(_CLEAN_FUSED))
     put(Variant.AVERAGE, average, mask(_CLEAN_AVERAGE))
 
-    for look, source in (
-        (Variant.VISIBLE_LOOK, Variant.VISIBLE),
-        (Variant.INFRARED_LOOK, Variant.INFRARED),
-    ):
+    looks = (Variant.VISIBLE_LOOK, Variant.INFRARED_LOOK)
+    for look, source in zip(looks, (Variant.VISIBLE, Variant.INFRARED), strict=True):
         image, described = vary_look(images[:, source, None], possible[:, source], generator)
         put(look, image[:, 0], described)
     # Only images of varied look teach the modality.

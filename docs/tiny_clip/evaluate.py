@@ -1,6 +1,6 @@
 """What the tiny CLIP understands of real infrared-visible pairs, zero-shot.
 
-    cd examples && python -m tiny_clip.evaluate --pairs DIR
+    cd docs && python -m tiny_clip.evaluate --pairs DIR
 
 reads `DIR/vi/NAME` and `DIR/ir/NAME` and prints three tables: whether a degraded image is told
 from its original, whether infrared is told from visible, and whether the direction loss that a
@@ -10,7 +10,6 @@ fusion network would be trained with prefers a good fusion to bad ones.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,8 @@ from torch import Tensor
 
 from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP, FusionObjective
 from clip_fusion_loss.functional import resize_images
-from parts.files import written_whole
 
+from .captions import PAPER_FUSED
 from .degradations import gaussian_blur
 
 Table = dict[str, dict[str, float]]
@@ -36,10 +35,7 @@ _QUALITY_TEXTS = {
     "dark": ("a well exposed image", "a dark image"),
     "haze": ("a haze free image", "a hazy image"),
 }
-_PROMPTS = (
-    "a clear image with detailed background and salient objects",
-    "a blurry dark image",
-)
+_PROMPTS = (PAPER_FUSED, "a blurry dark image")
 
 
 def load_pairs(folder: Path) -> list[tuple[Tensor, Tensor]]:
@@ -101,13 +97,12 @@ def quality_table(encoder: FrozenCLIP, visible: Tensor, infrared: Tensor) -> Tab
     """Fraction of images whose degraded version ranks below the original, by source."""
     texts = encoder.encode_text([text for pair in _QUALITY_TEXTS.values() for text in pair])
     good_fusion = fusions(visible, infrared)["good"]
+    kinds = {"visible": visible, "infrared": infrared, "fused": good_fusion}
     table: Table = {}
     for row, (name, degrade) in enumerate(degradations().items()):
         towards_good = texts[2 * row] - texts[2 * row + 1]
         table[name] = {}
-        for kind, images in (
-            ("visible", visible), ("infrared", infrared), ("fused", good_fusion)
-        ):  # fmt: skip
+        for kind, images in kinds.items():
             before = encoder.encode_image(images) @ towards_good
             after = encoder.encode_image(degrade(images).clamp(0, 1)) @ towards_good
             table[name][kind] = (after < before).float().mean().item()
@@ -122,18 +117,17 @@ def modality_table(encoder: FrozenCLIP, visible: Tensor, infrared: Tensor) -> Ta
     images of a pair.
     """
     texts = encoder.encode_text([FusionObjective().visible[0], FusionObjective().infrared[0]])
-    scores = [encoder.encode_image(x) @ (texts[1] - texts[0]) for x in (visible, infrared)]
-    of_visible, of_infrared = scores
-    return {
-        "infrared vs visible": {
-            "accuracy": ((of_visible < 0).float().mean() + (of_infrared > 0).float().mean()).item()
-            / 2,
-            "visible right": (of_visible < 0).float().mean().item(),
-            "infrared right": (of_infrared > 0).float().mean().item(),
-            "AUC": (of_infrared[:, None] > of_visible).float().mean().item(),
-            "paired": (of_infrared > of_visible).float().mean().item(),
-        }
+    of_visible, of_infrared = (
+        encoder.encode_image(images) @ (texts[1] - texts[0]) for images in (visible, infrared)
+    )
+    right = {
+        "accuracy": torch.cat([of_visible < 0, of_infrared > 0]),
+        "visible right": of_visible < 0,
+        "infrared right": of_infrared > 0,
+        "AUC": of_infrared[:, None] > of_visible,
+        "paired": of_infrared > of_visible,
     }
+    return {"infrared vs visible": {k: v.float().mean().item() for k, v in right.items()}}
 
 
 @torch.no_grad()
@@ -181,21 +175,15 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=Path, required=True, help="folder with vi/ and ir/")
     parser.add_argument("--model", type=Path, help="folder of weights (default: the shipped ones)")
-    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args()
-    if arguments.model is None:
-        encoder = FrozenCLIP.tiny()
-    else:
-        encoder = FrozenCLIP.from_pretrained(f"local-dir:{arguments.model}")
+    model = arguments.model
+    encoder = FrozenCLIP.from_pretrained(f"local-dir:{model}") if model else FrozenCLIP.tiny()
     pairs = load_pairs(arguments.pairs)
     tables = evaluate(encoder, pairs)
     print(f"{len(pairs)} pairs of {arguments.pairs}; standard error of a fraction at most "
           f"{0.5 / math.sqrt(len(pairs)):.2f}")  # fmt: skip
     for title, table in tables.items():
         _print(title, table)
-    if arguments.json is not None:
-        with written_whole(arguments.json) as temporary:
-            temporary.write_text(json.dumps(tables, indent=2))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
 from torch import Tensor
-
-from parts.files import written_whole
 
 from .captions import (
     OBJECTIVES,
@@ -28,6 +25,7 @@ from .captions import (
     vocabulary,
 )
 from .degradations import QUALITY_PROMPTS
+from .files import atomic_write
 
 MEAN, STD = 0.45, 0.25
 
@@ -98,10 +96,11 @@ class Texts:
         self.prompts = torch.tensor([rows[text] for texts in PROMPTS.values() for text in texts])
         self.objectives = torch.tensor([rows[text] for text in OBJECTIVES])
         self.modalities = torch.tensor([rows[PAPER_VISIBLE], rows[PAPER_INFRARED]])
+        starts = {attribute: columns.start for attribute, columns in SLICES.items()}
         self.quality_steps = torch.tensor(
             [
-                (SLICES[attribute].start + before, SLICES[attribute].start + after)
-                for attribute, before, after in QUALITY_PROMPTS.values()
+                (starts[a] + before, starts[a] + after)
+                for a, before, after in QUALITY_PROMPTS.values()
             ]
         )
 
@@ -131,7 +130,6 @@ def encode_images(model: CLIP, images: Tensor) -> Tensor:
 
 def export(model: CLIP, config: Config, captions: tuple[Caption, ...], folder: Path) -> None:
     """Write the folder that open_clip loads as `local-dir:FOLDER`; each file whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
@@ -147,19 +145,14 @@ def export(model: CLIP, config: Config, captions: tuple[Caption, ...], folder: P
             "resize_mode": "squash",
         },
     }
-    writers: dict[str, Callable[[Path], object]] = {
-        "open_clip_model.safetensors": lambda path: path.write_bytes(save(state)),
-        "open_clip_config.json": lambda path: path.write_text(json.dumps(description, indent=2)),
-        "vocabulary.txt": lambda path: path.write_text("\n".join(vocabulary(captions)) + "\n"),
+    files = {
+        "open_clip_model.safetensors": save(state),
+        "open_clip_config.json": json.dumps(description, indent=2).encode(),
+        "vocabulary.txt": ("\n".join(vocabulary(captions)) + "\n").encode(),
     }
-    for name, write in writers.items():
-        with written_whole(folder / name) as temporary:
-            write(temporary)
-    with written_whole(folder / "SHA256SUMS") as temporary:
-        temporary.write_text(_checksums(folder, list(writers)))
-
-
-def _checksums(folder: Path, names: list[str]) -> str:
-    """What `sha256sum` prints; the package checks it when it loads the files."""
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    # What `sha256sum` prints.
+    sums = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+    files["SHA256SUMS"] = "".join(sums).encode()
+    for name, content in files.items():
+        with atomic_write(folder / name) as file:
+            file.write(content)

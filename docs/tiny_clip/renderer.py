@@ -21,6 +21,7 @@ from torch import Tensor
 
 Array = NDArray[np.float32]
 Points = list[tuple[float, float]]  # (x, y), the image spans [0, 1] x [0, 1]
+Lines = list[tuple[Points, float]]  # poly-lines, each with its width
 
 _SUPERSAMPLE = 2  # shapes are drawn this much larger, so that their edges are anti-aliased
 _TEXT = "ABCDEFGHKLMNPRSTUVXYZ0123456789"
@@ -48,14 +49,7 @@ class Scene:
 
 
 def render_scene(seed: int, size: int = 224) -> Scene:
-    """Render one scene.
-
-    Args:
-        seed: any non-negative integer; equal seeds give equal scenes.
-        size: side of the square images in pixels, at least 32.
-    """
-    if size < 32:
-        raise ValueError(f"`size` must be at least 32 pixels, got {size}")
+    """Render one scene, `size` pixels square; equal seeds give equal scenes."""
     rng = np.random.default_rng(seed)
     painter = _Painter(rng, size)
     _KINDS[rng.choice(len(_KINDS), p=_KIND_WEIGHTS)](painter)
@@ -70,16 +64,10 @@ def render_scene(seed: int, size: int = 224) -> Scene:
 
 
 def render_pairs(count: int, *, size: int = 224, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Render aligned pairs, ready for a fusion network.
-
-    Returns:
-        `(visible, infrared)`, each (count, 1, size, size), float32 in [0, 1].
-    """
-    if count < 1:
-        raise ValueError(f"`count` must be at least 1, got {count}")
+    """`(visible, infrared)`, each (count, 1, size, size), float32 in [0, 1]."""
     scenes = [render_scene(scene_seed(seed, index), size) for index in range(count)]
-    visible = torch.from_numpy(np.stack([scene.visible for scene in scenes]))[:, None]
-    infrared = torch.from_numpy(np.stack([scene.infrared for scene in scenes]))[:, None]
+    stacks = np.stack([[s.visible for s in scenes], [s.infrared for s in scenes]])[:, :, None]
+    visible, infrared = torch.from_numpy(stacks)
     return visible, infrared
 
 
@@ -94,17 +82,10 @@ def fuse_by_hand(
     """The fused image a person would ask for: visible texture, hot targets, good exposure.
 
     The base mixes both sources, detail is the larger-magnitude *signed* detail of the two (so
-    that no edge is inverted), somewhat amplified, hot targets come from the infrared image.
-
-    Args:
-        visible: (H, W) in [0, 1].
-        infrared: (H, W) in [0, 1].
-        rng: draws the taste: how much of the base is infrared, how strong the detail is.
-        targets: (H, W) in [0, 1], where hot targets are; None takes what is hotter than its
-            surroundings.
-
-    Returns:
-        (H, W) float32 in [0, 1].
+    that no edge is inverted), somewhat amplified, hot targets come from the infrared image. All
+    images are (H, W) in [0, 1]. `rng` draws the taste: how much of the base is infrared, how
+    strong the detail is. `targets` is where hot targets are; None takes what is hotter than its
+    surroundings.
     """
     exposed = _auto_expose(visible)
     sigma = visible.shape[0] / rng.uniform(24, 48)
@@ -124,11 +105,6 @@ def fuse_by_hand(
     fine = fused - _blur(fused, visible.shape[0] * rng.uniform(0.006, 0.014))
     fused = _auto_expose(fused + rng.uniform(0.2, 0.7) * fine, spread=rng.uniform(0.15, 0.2))
     return np.clip(fused, 0, 1)
-
-
-# --------------------------------------------------------------------------------------------
-# Painting
-# --------------------------------------------------------------------------------------------
 
 
 class _Painter:
@@ -181,7 +157,7 @@ class _Painter:
             draw.ellipse(box, fill=255)
         return self._mask(image)
 
-    def lines(self, segments: list[tuple[Points, float]]) -> Array:
+    def lines(self, segments: Lines) -> Array:
         """Mask of poly-lines, each with its width."""
         image, draw, scale = self._sheet()
         for points, width in segments:
@@ -251,15 +227,11 @@ def _paint_hills(p: _Painter) -> None:
 
 def _paint_foliage(p: _Painter, x: float, y: float, width: float, height: float) -> None:
     """A leafy crown: dark and finely textured in the visible, warm against the sky."""
-    blobs = [
-        (
-            x + width * p.rng.uniform(-0.4, 0.4),
-            y + height * p.rng.uniform(-0.4, 0.4),
-            width * p.rng.uniform(0.15, 0.35),
-            height * p.rng.uniform(0.15, 0.35),
-        )
-        for _ in range(9)
-    ]
+    blobs = []
+    for _ in range(9):
+        centre = x + width * p.rng.uniform(-0.4, 0.4), y + height * p.rng.uniform(-0.4, 0.4)
+        radii = width * p.rng.uniform(0.15, 0.35), height * p.rng.uniform(0.15, 0.35)
+        blobs.append((*centre, *radii))
     crown = _blur(p.ellipses(*blobs), p.size * 0.012)
     mask = np.clip(12 * (crown - 0.5 + 0.18 * p.noise(0.9)), 0, 1)
     paint, heat = p.texture(p.rng.uniform(0.4, 0.9), p.rng.uniform(0.07, 0.14), 0.05)
@@ -269,7 +241,7 @@ def _paint_foliage(p: _Painter, x: float, y: float, width: float, height: float)
 
 def _paint_bare_tree(p: _Painter, x: float, foot: float, height: float) -> None:
     """Trunk and branches: dark lines in the visible, warm ones in the infrared."""
-    segments: list[tuple[Points, float]] = []
+    segments: Lines = []
 
     def grow(x0: float, y0: float, angle: float, length: float, width: float) -> None:
         x1, y1 = x0 + length * np.sin(angle), y0 - length * np.cos(angle)
@@ -288,12 +260,12 @@ def _paint_poles(p: _Painter, count: int) -> None:
     tops = p.rng.uniform(0.03, 0.35, count)
     bottoms = np.clip(p.horizon + p.rng.uniform(0.03, 0.3, count), 0.3, 1)
     width = p.rng.uniform(0.006, 0.022)
-    posts: list[tuple[Points, float]] = [
+    posts: Lines = [
         ([(x, top), (x, bottom)], width) for x, top, bottom in zip(feet, tops, bottoms, strict=True)
     ]
     p.paint(p.lines(posts), p.rng.uniform(0.2, 0.75), p.rng.uniform(0.5, 0.75))
     if count > 1 and p.rng.random() < 0.6:
-        wires: list[tuple[Points, float]] = [
+        wires: Lines = [
             ([(feet[i], tops[i] + d), (feet[i + 1], tops[i + 1] + d)], 0.004)
             for i in range(count - 1)
             for d in (0.0, 0.03)
@@ -314,7 +286,7 @@ def _paint_building(p: _Painter, x: float, y: float, width: float, height: float
     if p.rng.random() < 0.4:  # bricks: seen by paint alone
         step = p.rng.uniform(0.012, 0.03)
         rows = np.arange(y, min(y + height, 1.0), step)
-        joints: list[tuple[Points, float]] = [([(x, r), (x + width, r)], 0.003) for r in rows]
+        joints: Lines = [([(x, r), (x + width, r)], 0.003) for r in rows]
         p.albedo -= p.rng.uniform(0.04, 0.12) * p.lines(joints)
     columns, rows_count = int(p.rng.integers(2, 7)), int(p.rng.integers(2, 6))
     cell_x, cell_y = width / columns, height / rows_count
@@ -326,15 +298,12 @@ def _paint_building(p: _Painter, x: float, y: float, width: float, height: float
     ]
     if panes:
         p.paint(p.polygons(*panes), p.rng.uniform(0.05, 0.35), wall_heat - p.rng.uniform(0.1, 0.35))
-        frames: list[tuple[Points, float]] = [([*pane, pane[0]], 0.005) for pane in panes]
+        frames: Lines = [([*pane, pane[0]], 0.005) for pane in panes]
         p.paint(p.lines(frames), p.rng.uniform(0.5, 0.95), wall_heat)
         lit = panes[int(p.rng.integers(len(panes)))]
         p.lamps.append((lit[0][0] + cell_x / 4, lit[0][1] + cell_y / 4, 0.01))
-    roof = [
-        (x - 0.01, y + 0.01),
-        (x + width / 2, y - p.rng.uniform(0, 0.08)),
-        (x + width, y + 0.01),
-    ]
+    ridge = (x + width / 2, y - p.rng.uniform(0, 0.08))
+    roof = [(x - 0.01, y + 0.01), ridge, (x + width, y + 0.01)]
     p.paint(p.polygons(roof), p.rng.uniform(0.15, 0.5), p.rng.uniform(0.3, 0.65))
 
 
@@ -383,7 +352,7 @@ def _paint_fence(p: _Painter) -> None:
     step = p.rng.uniform(0.018, 0.04)
     xs = np.arange(p.rng.uniform(0, 0.4), p.rng.uniform(0.6, 1.0), step)
     lean = p.rng.choice([0.0, height * 0.6])
-    wires: list[tuple[Points, float]] = [([(x, y), (x + lean, y + height)], 0.005) for x in xs]
+    wires: Lines = [([(x, y), (x + lean, y + height)], 0.005) for x in xs]
     wires += [([(x + lean, y), (x, y + height)], 0.005) for x in xs]
     p.paint(p.lines(wires), p.rng.choice([0.15, 0.85]), p.rng.uniform(0.4, 0.6))
 
@@ -393,22 +362,17 @@ def _paint_person(p: _Painter, x: float, foot: float, height: float) -> None:
     stride = p.rng.uniform(-0.12, 0.12) * height
     head = p.ellipses((x, foot - 0.92 * height, 0.07 * height, 0.085 * height))
     shoulder, hip = foot - 0.82 * height, foot - 0.45 * height
-    torso = p.polygons(
-        [
-            (x - 0.13 * height, shoulder),
-            (x + 0.13 * height, shoulder),
-            (x + 0.1 * height, hip),
-            (x - 0.1 * height, hip),
-        ]
-    )
-    limbs = p.lines(
-        [
-            ([(x - 0.05 * height, hip), (x - 0.06 * height - stride, foot)], 0.1 * height),
-            ([(x + 0.05 * height, hip), (x + 0.06 * height + stride, foot)], 0.1 * height),
-            ([(x - 0.14 * height, shoulder), (x - 0.18 * height - stride, hip)], 0.06 * height),
-            ([(x + 0.14 * height, shoulder), (x + 0.18 * height + stride, hip)], 0.06 * height),
-        ]
-    )
+    chest, waist = 0.13 * height, 0.1 * height
+    corners = [(x - chest, shoulder), (x + chest, shoulder), (x + waist, hip), (x - waist, hip)]
+    torso = p.polygons(corners)
+    segments: Lines = []
+    for sign in (-1, 1):
+        ankle = x + sign * (0.06 * height + stride)
+        segments.append(([(x + sign * 0.05 * height, hip), (ankle, foot)], 0.1 * height))
+    for sign in (-1, 1):
+        hand = x + sign * (0.18 * height + stride)
+        segments.append(([(x + sign * 0.14 * height, shoulder), (hand, hip)], 0.06 * height))
+    limbs = p.lines(segments)
     heat = p.rng.uniform(0.82, 1.0)
     folds = 0.05 * p.noise(1.0)
     p.paint(limbs, p.rng.uniform(0.08, 0.45), heat - p.rng.uniform(0, 0.12))
@@ -548,10 +512,6 @@ def _closeup_scene(p: _Painter) -> None:
 _KINDS = (_road_scene, _urban_scene, _nature_scene, _texture_scene, _closeup_scene)
 _KIND_WEIGHTS = (0.38, 0.2, 0.2, 0.1, 0.12)
 
-# --------------------------------------------------------------------------------------------
-# Cameras
-# --------------------------------------------------------------------------------------------
-
 
 def _visible_camera(p: _Painter, night: bool) -> Array:
     """Light falls on the albedo; the sensor compresses what comes back."""
@@ -561,9 +521,8 @@ def _visible_camera(p: _Painter, night: bool) -> Array:
     if night:
         light = np.full((size, size), rng.uniform(0.06, 0.55), np.float32)
         bloom = np.zeros((size, size), np.float32)
-        street = [
-            (rng.uniform(0, 1), rng.uniform(0, 0.6), rng.uniform(0.004, 0.015)) for _ in "123"
-        ]
+        ranges = (0, 1), (0, 0.6), (0.004, 0.015)
+        street = [tuple(rng.uniform(*limits) for limits in ranges) for _ in range(3)]
         for x, y, radius in p.lamps + street:
             square = (axis[None] - x) ** 2 + (axis[:, None] - y) ** 2
             light += rng.uniform(0.2, 0.6) * np.exp(-square / (2 * rng.uniform(0.08, 0.25) ** 2))
@@ -575,9 +534,8 @@ def _visible_camera(p: _Painter, night: bool) -> Array:
         if rng.random() < 0.5:  # shadows cast by what stands outside the picture
             edge = _sigmoid(20 * (p.noise(1.8) - rng.uniform(0.2, 1.2)))
             shade = np.maximum(shade, rng.uniform(0.3, 0.6) * edge * (1 - p.sky))
-        light = (
-            1 + rng.uniform(-0.2, 0.2) * (axis[None] - 0.5) + rng.uniform(-0.2, 0.2) * axis[:, None]
-        )
+        light = 1 + rng.uniform(-0.2, 0.2) * (axis[None] - 0.5)
+        light = light + rng.uniform(-0.2, 0.2) * axis[:, None]
         image = albedo * light * (1 - shade) * rng.uniform(0.8, 1.1)
         lift = rng.uniform(0, 0.35)
     image = np.clip(image, 0, None) ** rng.uniform(0.6, 1.2)

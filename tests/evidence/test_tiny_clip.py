@@ -1,4 +1,4 @@
-"""The recipe of the embedded CLIP: scenes, truths, degradations, and a resumable training."""
+"""The recipe of the bundled CLIP: scenes, truths, degradations, and a resumable training."""
 
 import hashlib
 import re
@@ -53,12 +53,7 @@ def test_render_pairs_shape_range_and_seed():
     assert torch.equal(visible, again[0])
     assert torch.equal(infrared, again[1])
     assert not torch.equal(visible, render_pairs(3, size=48, seed=6)[0])
-    assert not torch.equal(visible, infrared)
-
-
-def test_render_pairs_is_a_prefix_of_a_longer_series():
-    few, many = render_pairs(1, size=32, seed=2), render_pairs(2, size=32, seed=2)
-    assert torch.equal(few[0], many[0][:1])
+    assert torch.equal(visible[:1], render_pairs(1, size=48, seed=5)[0])  # a prefix of the series
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -71,13 +66,6 @@ def test_scenes_of_all_kinds_are_finite_images(seed):
         assert image.min() >= 0
         assert image.max() <= 1
         assert image.std() > 0.005
-
-
-def test_renderer_refuses_what_it_cannot_draw():
-    with pytest.raises(ValueError, match="at least 32"):
-        render_scene(0, 8)
-    with pytest.raises(ValueError, match="at least 1"):
-        render_pairs(0)
 
 
 def test_hand_fusion_takes_texture_from_visible_and_targets_from_infrared():

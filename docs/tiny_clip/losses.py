@@ -14,11 +14,7 @@ def contrastive(
 ) -> Tensor:
     """InfoNCE with many positives; pairs of unknown truth take no part.
 
-    Args:
-        images: (N, D) unit vectors.
-        texts: (M, D) unit vectors.
-        true, false: (N, M) boolean.
-        scale: the inverse temperature.
+    Unit vectors (N, D) and (M, D), booleans (N, M), and the inverse temperature.
     """
     logits = scale * images @ texts.T
     return (_multi_positive(logits, true, false) + _multi_positive(logits.T, true.T, false.T)) / 2
@@ -37,11 +33,8 @@ def prompt_cross_entropy(
 ) -> Tensor:
     """Classify every attribute by its prompts; partly known images count by what is possible.
 
-    Args:
-        images: (N, D) unit vectors.
-        prompts: (WIDTH, D) unit vectors, one text for each attribute value.
-        possible: (N, WIDTH) boolean.
-        modality_weight: weight of infrared against visible; the other attributes have 1.
+    `prompts` (WIDTH, D) has one text for each attribute value, `possible` is (N, WIDTH). Infrared
+    against visible has the weight `modality_weight`, the other attributes 1.
     """
     logits = scale * images @ prompts.T
     total = logits.new_zeros(())
@@ -55,27 +48,16 @@ def prompt_cross_entropy(
 
 
 def step_along(before: Tensor, after: Tensor, text_before: Tensor, text_after: Tensor) -> Tensor:
-    """The step from one image to another must go along the step between two texts.
-
-    Args:
-        before, after: (N, D) unit vectors of image pairs.
-        text_before, text_after: (N, D) or (D,) unit vectors.
-    """
+    """The step between two images (N, D) must go along the step between two texts."""
     along = F.normalize(text_after - text_before, dim=-1)
     return F.softplus(15 * (0.25 - ((after - before) * along).sum(-1))).mean() / 3
 
 
 def direction_losses(images: Tensor, sources: Tensor, objectives: Tensor, texts: Tensor) -> Tensor:
-    """The direction loss that a fusion network will be trained with.
+    """The direction loss that a fusion network will be trained with: (B, K, O) in [0, 2].
 
-    Args:
-        images: (B, K, D) unit vectors of fused images.
-        sources: (B, 2, D) unit vectors of their visible and infrared sources.
-        objectives: (O, D) unit vectors of the objective texts.
-        texts: (2, D) unit vectors of the texts for visible and infrared.
-
-    Returns:
-        (B, K, O), 0 where the image steps go exactly the texts' way, 2 where the opposite way.
+    Of fused images (B, K, D), their visible and infrared sources (B, 2, D), objective texts (O, D)
+    and the texts for visible and infrared (2, D), all unit vectors.
     """
     image_steps = _direction(images[:, :, None] - sources[:, None])  # (B, K, 2, D)
     text_steps = _direction(objectives[:, None] - texts)  # (O, 2, D)
@@ -89,10 +71,7 @@ def _direction(step: Tensor) -> Tensor:
 def ranking(losses: Tensor, true: Tensor, false: Tensor, weights: Tensor, margin: float) -> Tensor:
     """Images of which an objective is true must have less direction loss than others.
 
-    Args:
-        losses: (B, K, O) direction losses.
-        true, false: (B, K, O) boolean.
-        weights: (O,) weight of each objective.
+    `losses`, `true` and `false` are (B, K, O), the weights of the objectives (O,).
     """
     gap = losses[:, :, None] - losses[:, None]  # (B, good, bad, O)
     pairs = (true[:, :, None] & false[:, None]).float()
@@ -108,11 +87,8 @@ def order_between(
 
     It makes the *gradient* of the direction loss point along changes that a person would call
     sharper, darker, ..., which is all that a fusion network sees of it.
-
-    Args:
-        start, middle, end: (B, O) direction losses.
-        sign: (B, O), 1 where the end fulfils the objective, -1 where the start does, 0 where
-            neither is known.
+    All are (B, O); `sign` is 1 where the end fulfils the objective, -1 where the start does, 0
+    where neither is known.
     """
     rises = torch.stack([middle - start, end - middle])
     penalty = F.softplus(10 * (sign * rises + margin)) / 10
