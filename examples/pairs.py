@@ -1,0 +1,550 @@
+"""Pairs of aligned infrared and visible images: found, read, cropped, written.
+
+Images are uint8 tensors, (1, H, W) if grey and (3, H, W) if coloured.
+"""
+
+import os
+import sys
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, TiffImagePlugin
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from options import atomic_write, note, progress, some
+
+Values = NDArray[Any]
+
+#: The five pairs that come with the examples.
+TNO = Path(__file__).parent / "data" / "tno"
+
+#: Names of the two folders in --pairs, in lower case.
+INFRARED = ("ir", "infrared", "thermal", "lwir", "thermal_8_bit", "cropinfrared")
+VISIBLE = ("vi", "vis", "visible", "rgb", "crop_lr_visible")
+
+LAYOUT = """\
+DIR must hold a folder of infrared and one of visible images; files of the same name, extensions
+aside, are a pair, also in subfolders:
+    DIR/ir/street.png   DIR/vi/street.jpg   (or infrared, thermal, lwir; vis, visible, rgb)
+Folders with other names: --infrared DIR --visible DIR."""
+
+#: Images with a shorter side are skipped: there is nothing to crop from them.
+MIN_SIDE = 32
+#: An image with fewer grey levels after stretching is named.
+FEW_LEVELS = 8
+
+Image.init()
+READABLE = frozenset(
+    extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN
+)
+# Pillow's own decoder for uncompressed files scrambles images with a rotation by 90 degrees;
+# libtiff does not.
+TiffImagePlugin.READ_LIBTIFF = True
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+#: Formats whose further frames are previews or layers of the one image that is meant.
+ONE_IMAGE_OF_SEVERAL_FRAMES = ("MPO", "PSD", "TIFF")
+EXIF_ORIENTATION, GDAL_NODATA = 0x0112, 42113
+
+
+class Pair(NamedTuple):
+    """One scene: uint8 `visible` (1 or 3, H, W) and `infrared` (1, H, W) of the same size."""
+
+    name: str
+    visible: Tensor
+    infrared: Tensor
+
+
+class PairFiles(NamedTuple):
+    """The files of a pair; `name` is the visible one's path in its folder without extension."""
+
+    name: str
+    visible: Path
+    infrared: Path
+
+
+class Folders(NamedTuple):
+    """Where the images of both kinds are."""
+
+    infrared: Path
+    visible: Path
+
+
+class UnusableImageError(ValueError):
+    """An image or pair that cannot be used; the message names the file."""
+
+
+class PairFolder(Sequence[Pair]):
+    """Pairs on disk; up to `memory` bytes are kept in memory, others are read at each access."""
+
+    def __init__(self, memory: int = 2**30) -> None:
+        self._files: list[PairFiles] = []
+        self._kept: dict[int, Pair] = {}
+        self._memory_left = memory
+
+    def add(self, files: PairFiles) -> None:
+        """Append a pair; raises `UnusableImageError` where it cannot be read or does not match."""
+        pair = read_pair(files)
+        size = pair.visible.nbytes + pair.infrared.nbytes
+        if size <= self._memory_left:
+            self._memory_left -= size
+            self._kept[len(self._files)] = pair
+        self._files.append(files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # single pairs only
+        return self._kept[index] if index in self._kept else read_pair(self._files[index])
+
+
+# Finding
+
+
+def folders_of(
+    pairs: Path | None, infrared: Path | None = None, visible: Path | None = None
+) -> Folders:
+    """The folders that --pairs, or --infrared and --visible, name; without any those of `TNO`.
+
+    Raises:
+        OSError, ValueError: there are no such folders, or the options do not go together.
+    """
+    if infrared is not None or visible is not None:
+        if pairs is not None or infrared is None or visible is None:
+            raise ValueError("--infrared and --visible must be given together, without --pairs")
+        folders = Folders(infrared, visible)
+    else:
+        pairs = pairs or TNO
+        folders = Folders(*(_subfolder(pairs, words) for words in (INFRARED, VISIBLE)))
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"there is no folder {folder}; check the path")
+    if os.path.samefile(*folders):
+        raise ValueError(f"--infrared and --visible must be two folders, got {visible} for both")
+    return folders
+
+
+def _subfolder(root: Path, words: Sequence[str]) -> Path:
+    if not root.is_dir():
+        raise NotADirectoryError(f"there is no folder {root}; check the path")
+    found = sorted(path for path in root.iterdir() if path.name.lower() in words and path.is_dir())
+    if len(found) != 1:
+        inside = some(sorted(path.name for path in root.iterdir())) or "nothing"
+        several = " and ".join(path.name for path in found)
+        raise ValueError(
+            f"--pairs {root} must hold one folder named {' or '.join(words[:4])}, got "
+            f"{several or inside}\n{LAYOUT}"
+        )
+    return found[0]
+
+
+def find_pairs(folders: Folders) -> tuple[list[PairFiles], list[str]]:
+    """The pairs of files with the same name, unopened; and which files are not used, and why.
+
+    Names may differ in letter case and in how accents are stored (Unicode's NFC and NFD).
+    """
+    infrared, visible = (_images_below(folder) for folder in folders)
+    skipped = [*infrared.pop("", []), *visible.pop("", [])]
+    pairs = []
+    for same in (str, str.casefold):  # equal names first
+        theirs = defaultdict(list)
+        for name in infrared:
+            theirs[same(name)].append(name)
+        for name in sorted(visible):
+            partners = theirs[same(name)]
+            if len(partners) == 1 and partners[0] in infrared:
+                both = visible.pop(name), infrared.pop(partners[0])
+                if len(both[0]) == len(both[1]) == 1:
+                    pairs.append(PairFiles(name, both[0][0], both[1][0]))
+                else:
+                    several = ", ".join(str(path) for path in (*both[0], *both[1]))
+                    skipped.append(f"{name}: several images have this name: {several}")
+    for kind, left in (("visible", infrared), ("infrared", visible)):
+        skipped += [f"{path}: has no {kind} partner" for files in left.values() for path in files]
+    return sorted(pairs), skipped
+
+
+def _images_below(root: Path) -> dict[str, list[Path]]:
+    """Images by name, in subfolders and behind links too; under "" what cannot be read."""
+    images = defaultdict(list)
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was seen
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+            if path.suffix.lower() in READABLE:
+                name = path.relative_to(root).with_suffix("").as_posix()
+                images[unicodedata.normalize("NFC", name)].append(path)
+            else:
+                images[""].append(f"{path}: is of no type that is read; save it as PNG or TIFF")
+    return images
+
+
+def find_and_report_pairs(folders: Folders) -> list[PairFiles]:
+    """`find_pairs`, and print to stderr what is skipped and how many pairs there are.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found, skipped = find_pairs(folders)
+    _report(skipped)
+    print(
+        f"{len(found)} pairs; infrared in {folders.infrared}, visible in {folders.visible}",
+        file=sys.stderr,
+    )
+    if not found:
+        raise ValueError(
+            f"no image in {folders.infrared} has the name of one in {folders.visible}\n{LAYOUT}"
+        )
+    return found
+
+
+def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:
+    """The usable pairs, at most `limit` of them, spread evenly over the folder.
+
+    Each is read once, so that a broken file is found now and not during the training. Prints to
+    stderr which files are skipped.
+
+    Raises:
+        OSError, ValueError: there is no usable pair.
+    """
+    folders = folders if isinstance(folders, Folders) else folders_of(folders)
+    found = find_and_report_pairs(folders)
+    pairs, unusable = PairFolder(), []
+    for index in progress(spread(len(found), limit), "reading pairs", "pair", leave=False):
+        try:
+            pairs.add(found[index])
+        except UnusableImageError as problem:
+            unusable.append(str(problem))
+    _report(unusable)
+    if not pairs:
+        raise ValueError(f"none of the {len(found)} pairs can be used; the reasons are above")
+    if limit is not None and len(found) > limit:
+        note(f"{limit} of {len(found)} pairs are used; change it by --max-pairs")
+    return pairs
+
+
+def _report(skipped: Sequence[str], limit: int = 20) -> None:
+    for line in skipped[:limit]:
+        print(f"skipped {line}", file=sys.stderr)
+    if len(skipped) > limit:
+        print(f"skipped {len(skipped) - limit} more files", file=sys.stderr)
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """At most `limit` of the numbers 0 to `total` - 1, evenly spread."""
+    count = total if limit is None else min(total, limit)
+    return [i * total // count for i in range(count)]
+
+
+def keep_apart(out: Path, folders: Folders) -> None:
+    """Raise a ValueError if `out` lies in a folder of the sources, whatever links lead there."""
+    out = out.resolve()
+    for parent in (out, *out.parents):
+        for folder in folders:
+            if parent.exists() and os.path.samefile(parent, folder):
+                raise ValueError(
+                    f"--out {out} must not lie among the sources in {folder}; choose another folder"
+                )
+
+
+# Reading
+
+
+def read_pair(files: PairFiles) -> Pair:
+    """Read both images; raises `UnusableImageError` if one is broken or they do not match."""
+    visible, infrared = read_or_explain(files.visible), read_or_explain(files.infrared)
+    if infrared.shape[0] == 3:
+        note(f"infrared images are in colours, such as {files.infrared}; their luminance is used")
+        infrared = to_8bit(luminance(infrared))
+    if infrared.shape[1:] != visible.shape[1:]:
+        raise UnusableImageError(
+            f"{files.infrared}: is {_size(infrared)} pixels, its visible image {_size(visible)}; "
+            "a pair must be aligned and of one size"
+        )
+    if min(visible.shape[1:]) < MIN_SIDE:
+        least = f"at least {MIN_SIDE} x {MIN_SIDE}"
+        raise UnusableImageError(f"{files.visible}: is {_size(visible)} pixels, needed are {least}")
+    return Pair(files.name, visible, infrared)
+
+
+def read_or_explain(path: Path, *, stretch: bool = True) -> Tensor:
+    """`read_image`, but whatever goes wrong is an `UnusableImageError`."""
+    try:
+        return read_image(path, stretch=stretch)
+    except Exception as error:  # a broken file makes decoders raise nearly anything
+        raise UnusableImageError(f"{path}: cannot be read: {error}") from error
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[2]} x {image.shape[1]}"
+
+
+def read_image(path: Path, *, stretch: bool = True) -> Tensor:
+    """Read an image of any format, depth and colour mode.
+
+    The camera's orientation is applied, transparency is dropped, and an image with equal channels
+    becomes grey. Pixels with the value that a TIFF names as missing are black. `stretch` is for
+    images of more than 8 bits: True for those of a sensor, see `deep_to_8bit`; False for results,
+    which must not change, see `saved_to_8bit`.
+
+    Raises:
+        OSError, ValueError, ...: the file is broken, has several images, or more than 8 bits in a
+            format or with values that are not supported; decoders can raise nearly anything.
+    """
+    values, missing = decode(path)
+    if values.dtype != np.uint8:
+        values = deep_to_8bit(values, missing) if stretch else saved_to_8bit(values)
+        levels = len(np.unique(values))
+        if stretch and levels < FEW_LEVELS:
+            note(f"{path}: only {levels} grey levels are left after stretching; are there pixels "
+                 "with a value for missing data?")  # fmt: skip
+    if missing is not None and missing.any():
+        note(f"{path}: {missing.mean():.1%} of the pixels are marked as missing; they are black")
+        values[missing] = 0
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(planes))
+
+
+def decode(path: Path) -> tuple[Values, Values | None]:
+    """An image as (H, W) if grey or (H, W, 3) if coloured, in the dtype of the file.
+
+    Pillow decodes images of 8 bits; tifffile and imagecodecs those that it would reduce to 8 bits.
+    With it comes which pixels (H, W) a TIFF marks as missing; None in other formats.
+    """
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start in TIFF_STARTS:
+        return _decode_tiff(path)
+    with Image.open(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format not in ONE_IMAGE_OF_SEVERAL_FRAMES:
+            raise _several_images(frames)
+        deep = _cut_by_pillow(path, image)
+        if deep is not None:
+            return _upright(_opaque(deep), image.getexif().get(EXIF_ORIENTATION, 1)), None
+        return _decode_by_pillow(image), None
+
+
+def _decode_by_pillow(image: Image.Image) -> Values:
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode == "F" or turned.mode.startswith("I"):
+        return np.array(turned)
+    if turned.has_transparency_data:  # Pillow warns if a palette's transparency is just dropped
+        turned = turned.convert("RGBA")
+    return np.array(turned if turned.mode == "L" else turned.convert("RGB"))
+
+
+def _decode_tiff(path: Path) -> tuple[Values, Values | None]:
+    import tifffile  # imported here, as it is slow to load
+
+    with tifffile.TiffFile(path) as tiff:
+        pages = [page for page in tiff.pages if not page.is_reduced and not page.is_mask]
+        if len(pages) > 1:
+            raise _several_images(len(pages))
+        page = pages[0]
+        nodata = float(page.tags[GDAL_NODATA].value) if GDAL_NODATA in page.tags else None
+        colours = getattr(page.photometric, "name", str(page.photometric))
+        if page.dtype is not None and page.dtype in (np.uint8, np.bool_):
+            with Image.open(path) as image:
+                values = _decode_by_pillow(image)
+        elif (
+            colours not in ("MINISBLACK", "MINISWHITE", "RGB")
+            or page.axes not in ("YX", "YXS", "SYX")
+            or page.samplesperpixel > 4
+        ):
+            raise ValueError(
+                f"it holds {colours} of {page.samplesperpixel} x {page.bitspersample} bits, "
+                "expected grey or RGB; save it as a grey or RGB image"
+            )
+        else:
+            values = page.asarray()
+            values = _opaque(np.moveaxis(values, 0, -1) if page.axes == "SYX" else values)
+            orientation = page.tags.get(EXIF_ORIENTATION)
+            values = _upright(values, 1 if orientation is None else int(orientation.value))
+    missing = None
+    if nodata is not None:
+        if values.dtype.kind == "f":
+            nodata = values.dtype.type(nodata)  # the text in the file may have fewer digits
+        missing = np.isnan(values) if np.isnan(nodata) else values == nodata
+        missing = missing.all(-1) if missing.ndim == 3 else missing
+    if colours == "MINISWHITE" and values.dtype.kind == "u" and values.dtype != np.uint8:
+        values = np.iinfo(values.dtype).max - values
+    return values, missing
+
+
+def _several_images(count: int) -> ValueError:
+    return ValueError(f"it holds {count} images; save the one that is meant as a file of its own")
+
+
+def _cut_by_pillow(path: Path, image: Image.Image) -> Values | None:
+    """The image where Pillow would cut its channels to 8 bits; None where it would not."""
+    if image.format == "AVIF":
+        content = path.read_bytes()
+        flags = content[content.find(b"av1C") + 6]  # of the codec's configuration
+        depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+        if depth == 8:
+            return None
+        import imagecodecs
+
+        white = 2**depth - 1
+        return (imagecodecs.avif_decode(content) * (65535 / white)).round().astype(np.uint16)
+    if image.format == "JPEG2000":  # whose header Pillow does not tell
+        import imagecodecs
+
+        values = imagecodecs.jpeg2k_decode(path.read_bytes())
+        return None if values.dtype == np.uint8 else values
+    if image.mode.startswith("I") or not image.tile:
+        return None
+    details = image.tile[0][3]
+    details = details if isinstance(details, tuple) else (details,)
+    layout = str(details[0])  # of the file's bytes, such as RGB;16B. BGR;16 is 5, 6 and 5 bits.
+    is_deep = ";16" in layout and not layout.startswith("BGR")
+    if image.format == "PPM":
+        is_deep = layout == "RGB" and details[1] > 255
+    if not is_deep:
+        return None
+    if image.format == "PNG":
+        import imagecodecs
+
+        return imagecodecs.png_decode(path.read_bytes())
+    raise ValueError(
+        f"it has more than 8 bits per channel, which are not read from {image.format} files; save "
+        "it as PNG or TIFF"
+    )
+
+
+def _opaque(values: Values) -> Values:
+    """(H, W, 2) -> (H, W) and (H, W, 4) -> (H, W, 3)."""
+    if values.ndim == 2:
+        return values
+    return values[..., 0] if values.shape[2] < 3 else values[..., :3]
+
+
+def _upright(values: Values, orientation: int) -> Values:
+    """Apply the orientation that Exif and TIFF number 1 to 8; other numbers mean nothing."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
+
+
+def deep_to_8bit(values: Values, missing: Values | None = None) -> Values:
+    """Integers up to 65535, or floats up to 1 -> uint8 of the same shape, channels alike.
+
+    An image that covers less than a quarter of that range, or exceeds it, has raw sensor counts.
+    Without scaling it would look uniformly grey, so it is stretched from its 0.1 to its 99.9
+    percentile, which ignores dead pixels. `missing` pixels do not count.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    there = values if missing is None or missing.all() else values[~missing]
+    if not np.isfinite(there).all():
+        raise ValueError("it holds values that are not finite")
+    is_fraction = values.dtype.kind == "f" and there.max() <= 1
+    white = 1.0 if is_fraction else 65535.0
+    low, high = np.percentile(there.astype(np.float64), (0.1, 99.9))
+    if high - low >= white / 4 and there.min() >= 0 and there.max() <= white:
+        low, high = 0.0, white
+    scaled = (np.nan_to_num(values.astype(np.float64)) - low) / max(high - low, 1e-12)
+    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def saved_to_8bit(values: Values) -> Values:
+    """The same grey levels in 8 bits; white is the dtype's maximum, or 1 for floats.
+
+    Raises:
+        ValueError: the values show that the image was saved with another range.
+    """
+    white = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
+    if values.dtype.kind == "i":  # what Pillow makes of 16 bits in some formats
+        white = 65535
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):  # nor NaN
+        raise ValueError(
+            f"its values must be from 0 to {white}, got {low:g} to {high:g}; scale them"
+        )
+    if white > 255 and 0 < high <= 255:
+        raise ValueError(
+            f"its values go up to {high} of {white}: these are 8-bit levels in a deeper dtype, "
+            "which viewers show as black; save it with 8 bits"
+        )
+    return (values.astype(np.float64) / white * 255).round().astype(np.uint8)
+
+
+# Grey levels, crops, writing
+
+
+def to_8bit(image: Tensor) -> Tensor:
+    """[0, 1] -> uint8, clipped and rounded; not stretched, which would raise the metrics."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def luminance(image: Tensor) -> Tensor:
+    """uint8 (1 or 3, H, W) -> float (1, H, W) in [0, 1]: the Y of ITU-R BT.601."""
+    image = image / 255
+    if image.shape[0] == 1:
+        return image
+    red, green, blue = image.split(1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def with_chroma_of(visible: Tensor, grey: Tensor) -> Tensor:
+    """Give the uint8 image `grey` (1, H, W) the colours of `visible`, if it has any.
+
+    That is Cb and Cr of `visible` with `grey` as Y. In BT.601 a change of Y alone adds the same
+    amount to red, green and blue, so no conversion to YCbCr and back is needed.
+    """
+    if visible.shape[0] == 1:
+        return grey
+    return to_8bit(visible / 255 + grey / 255 - luminance(visible))
+
+
+def average(pair: Pair) -> Tensor:
+    """The mean of both sources, as uint8 (1, H, W)."""
+    return to_8bit((luminance(pair.visible) + luminance(pair.infrared)) / 2)
+
+
+def random_crops(
+    pairs: Sequence[Pair], generator: torch.Generator, count: int, side: int
+) -> tuple[Tensor, Tensor]:
+    """A batch of grey crops, visible and infrared, each (N, 1, S, S) in [0, 1].
+
+    S is `side`, or less where one of the images drawn is smaller.
+    """
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    drawn = [pairs[below(len(pairs))] for _ in range(count)]
+    side = min(side, *(min(pair.infrared.shape[1:]) for pair in drawn))
+    visible, infrared = [], []
+    for pair in drawn:
+        height, width = pair.infrared.shape[1:]
+        top, left = below(height - side + 1), below(width - side + 1)
+        window = (slice(None), slice(top, top + side), slice(left, left + side))
+        visible.append(luminance(pair.visible[window]))
+        infrared.append(luminance(pair.infrared[window]))
+    return torch.stack(visible), torch.stack(infrared)
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Write a uint8 image, replacing the file only when the new one is complete."""
+    with atomic_write(path) as temporary:
+        to_pil_image(image).save(temporary)
