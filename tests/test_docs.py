@@ -151,7 +151,14 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
-def test_every_page_has_a_link_in_the_readme_or_in_the_menu_of_the_site():
+@pytest.mark.parametrize("page", titled(page for page in PAGES if page.stem != "adapters"))
+def test_files_that_are_named_exist(page):
+    folders = [ROOT, *(ROOT / name for name in ("clip_fusion_loss", "docs", "examples", "tests"))]
+    for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
+        assert any((folder / name).is_file() for folder in folders), name
+
+
+def test_the_menu_of_the_site_has_every_page():
     menu = (ROOT / "docs" / "index.md").read_text()
     listed = set(re.findall(r"^(\w+)$", menu, re.MULTILINE))
     assert listed == {page.stem for page in DOCS} - {"index"}
