@@ -56,7 +56,7 @@ default_role = "py:obj"
 # Names of other packages lead nowhere: the site is built without a network.
 nitpick_ignore_regex = [
     ("py:obj", r".*"),
-    ("py:class", r"Tensor|clip_fusion_loss\.presets\.Loss"),
+    ("py:class", r"Tensor"),
     ("py:.*", r"(torch|nn|np|typing|collections|pathlib)\..*"),
 ]
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models import vgg
+from torchvision.models.vgg import cfgs, make_layers
 
 import clip_fusion_loss
 from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, __version__
@@ -32,18 +32,25 @@ def titled(pages):
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
 
 
+def small_clip():
+    """The bundled CLIP, but no word is refused."""
+    encoder = FrozenCLIP.tiny()
+    encoder.vocabulary = None
+    return encoder
+
+
 @pytest.fixture
 def weights(monkeypatch, tmp_path):
-    """The bundled CLIP, and VGG-19 with random weights, in place of those to be downloaded."""
-
-    def vgg19(**_):
-        return SimpleNamespace(features=vgg.make_layers(vgg.cfgs["E"], batch_norm=False))
-
-    monkeypatch.setattr(FrozenCLIP, "from_pretrained", lambda *_, **__: FrozenCLIP.tiny())
-    monkeypatch.setattr("torchvision.models.vgg19", vgg19)
-    monkeypatch.chdir(tmp_path)
-    state = {f"features.{name}": value for name, value in vgg19().features.state_dict().items()}
-    torch.save(state, "vgg19-dcbb9e9d.pth")
+    """The bundled CLIP, and a VGG-19 of equal weights, in place of those to be downloaded."""
+    monkeypatch.setattr(FrozenCLIP, "from_pretrained", lambda *_, **__: small_clip())
+    with torch.device("meta"):
+        shapes = make_layers(cfgs["E"]).state_dict()
+    state = {name: torch.full((), 0.01).expand(value.shape) for name, value in shapes.items()}
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(state, cache / "vgg19-dcbb9e9d.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.chdir(cache)  # pages pass the file too
 
 
 @pytest.fixture
@@ -81,8 +88,8 @@ def readers_names():
         "visible": visible,
         "infrared": infrared,
         "fused": fused.requires_grad_(),
-        "encoder": FrozenCLIP.tiny(),
-        "criterion": LanguageDrivenFusionLoss(encoder=FrozenCLIP.tiny(), num_patches=4),
+        "encoder": small_clip(),
+        "criterion": LanguageDrivenFusionLoss(encoder=small_clip(), num_patches=4),
         "reconstruction_loss": torch.nn.functional.mse_loss,
         "fusion_loss_vif": OriginalLoss,
         "labels": torch.tensor([1, 0]),
