@@ -6,6 +6,7 @@ import re
 import secrets
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -170,15 +171,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def make_writable(folder: Path) -> Path:
+def make_writable(folder: Path, option: str = "--out") -> Path:
     """Make the folder if it does not exist; raises an OSError if it is not writable."""
     try:
-        with atomic_write(folder / ".writable"):
-            pass
-        (folder / ".writable").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
     except OSError as error:
-        raise OSError(f"cannot write to --out {folder}: {error.strerror}") from error
-    return folder
+        raise OSError(f"cannot write to {option} {folder}: {error.strerror}") from error
 
 
 def readable_name(text: str, length: int = 40) -> str:

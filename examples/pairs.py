@@ -81,27 +81,29 @@ class UnusableImageError(ValueError):
 
 
 class PairFolder(Sequence[Pair]):
-    """Pairs on disk; up to `memory` bytes are kept in memory, others are read at each access."""
+    """Pairs on disk; up to `memory` bytes are kept in memory, others are read at each access.
 
-    def __init__(self, memory: int = 2**30) -> None:
-        self._files: list[PairFiles] = []
-        self._kept: dict[int, Pair] = {}
+    ``folder[i]`` raises `UnusableImageError` where a file is broken or a pair does not match.
+    """
+
+    def __init__(self, files: Sequence[PairFiles], memory: int = 2**30) -> None:
+        self.files = list(files)
+        self._kept: dict[PairFiles, Pair] = {}
         self._memory_left = memory
 
-    def add(self, files: PairFiles) -> None:
-        """Append a pair; raises `UnusableImageError` where it cannot be read or does not match."""
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # single pairs only
+        files = self.files[index]
+        if files in self._kept:
+            return self._kept[files]
         pair = read_pair(files)
         size = pair.visible.nbytes + pair.infrared.nbytes
         if size <= self._memory_left:
             self._memory_left -= size
-            self._kept[len(self._files)] = pair
-        self._files.append(files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # single pairs only
-        return self._kept[index] if index in self._kept else read_pair(self._files[index])
+            self._kept[files] = pair
+        return pair
 
 
 # Finding
@@ -149,34 +151,32 @@ def find_pairs(folders: Folders) -> tuple[list[PairFiles], list[str]]:
 
     Names may differ in letter case and in how accents are stored (Unicode's NFC and NFD).
     """
-    infrared, visible = (_images_below(folder) for folder in folders)
-    skipped = [*infrared.pop("", []), *visible.pop("", [])]
+    (infrared, skipped), (visible, others) = map(images_below, folders)
+    skipped += others
     pairs = []
     for same in (str, str.casefold):  # equal names first
-        theirs = defaultdict(list)
+        partners = defaultdict(list)
         for name in infrared:
-            theirs[same(name)].append(name)
+            partners[same(name)].append(name)
         for name in sorted(visible):
-            partners = theirs[same(name)]
-            if len(partners) == 1 and partners[0] in infrared:
-                both = visible.pop(name), infrared.pop(partners[0])
-                if len(both[0]) == len(both[1]) == 1:
-                    pairs.append(PairFiles(name, both[0][0], both[1][0]))
+            if len(partners[same(name)]) == 1:
+                files = visible.pop(name), infrared.pop(partners.pop(same(name))[0])
+                if [len(side) for side in files] == [1, 1]:
+                    pairs.append(PairFiles(name, files[0][0], files[1][0]))
                 else:
-                    several = ", ".join(str(path) for path in (*both[0], *both[1]))
+                    several = ", ".join(map(str, (*files[0], *files[1])))
                     skipped.append(f"{name}: several images have this name: {several}")
     for kind, left in (("visible", infrared), ("infrared", visible)):
-        skipped += [f"{path}: has no {kind} partner" for files in left.values() for path in files]
+        skipped += [f"{path}: has no {kind} partner" for paths in left.values() for path in paths]
     return sorted(pairs), skipped
 
 
-def _images_below(root: Path) -> dict[str, list[Path]]:
-    """Images by name, in subfolders and behind links too; under "" what cannot be read."""
-    images = defaultdict(list)
-    seen = set()
+def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """Images by name, in subfolders and behind links too; and what is of no type that is read."""
+    images, others, seen = defaultdict(list), [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was seen
+        if (status.st_dev, status.st_ino) in seen:  # links may lead in circles
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -186,8 +186,8 @@ def _images_below(root: Path) -> dict[str, list[Path]]:
                 name = path.relative_to(root).with_suffix("").as_posix()
                 images[unicodedata.normalize("NFC", name)].append(path)
             else:
-                images[""].append(f"{path}: is of no type that is read; save it as PNG or TIFF")
-    return images
+                others.append(f"{path}: is of no type that is read; save it as PNG or TIFF")
+    return images, others
 
 
 def find_and_report_pairs(folders: Folders) -> list[PairFiles]:
@@ -220,17 +220,18 @@ def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:
     """
     folders = folders if isinstance(folders, Folders) else folders_of(folders)
     found = find_and_report_pairs(folders)
-    pairs, unusable = PairFolder(), []
-    for index in progress(spread(len(found), limit), "reading pairs", "pair", leave=False):
+    chosen = [found[index] for index in spread(len(found), limit)]
+    pairs, unusable = PairFolder(chosen), []
+    for index in progress(range(len(chosen)), "reading pairs", "pair", leave=False):
         try:
-            pairs.add(found[index])
+            _ = pairs[index]
         except UnusableImageError as problem:
             unusable.append(str(problem))
+            pairs.files[index] = None
+    pairs.files = [files for files in pairs.files if files is not None]
     _report(unusable)
     if not pairs:
-        raise ValueError(f"none of the {len(found)} pairs can be used; the reasons are above")
-    if limit is not None and len(found) > limit:
-        note(f"{limit} of {len(found)} pairs are used; change it by --max-pairs")
+        raise ValueError(f"none of the {len(chosen)} pairs can be used; the reasons are above")
     return pairs
 
 
@@ -325,17 +326,20 @@ def decode(path: Path) -> tuple[Values, Values | None]:
     With it comes which pixels (H, W) a TIFF marks as missing; None in other formats.
     """
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start in TIFF_STARTS:
-        return _decode_tiff(path)
+        if file.read(4) in TIFF_STARTS:
+            return _decode_tiff(path)
     with Image.open(path) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in ONE_IMAGE_OF_SEVERAL_FRAMES:
             raise _several_images(frames)
         deep = _cut_by_pillow(path, image)
-        if deep is not None:
-            return _upright(_opaque(deep), image.getexif().get(EXIF_ORIENTATION, 1)), None
-        return _decode_by_pillow(image), None
+        if deep is None:
+            return _decode_by_pillow(image), None
+        return _upright(_opaque(deep), image.getexif().get(EXIF_ORIENTATION, 1)), None
+
+
+def _several_images(count: int) -> ValueError:
+    return ValueError(f"it holds {count} images; save the one that is meant as a file of its own")
 
 
 def _decode_by_pillow(image: Image.Image) -> Values:
@@ -355,75 +359,64 @@ def _decode_tiff(path: Path) -> tuple[Values, Values | None]:
         if len(pages) > 1:
             raise _several_images(len(pages))
         page = pages[0]
-        nodata = float(page.tags[GDAL_NODATA].value) if GDAL_NODATA in page.tags else None
         colours = getattr(page.photometric, "name", str(page.photometric))
         if page.dtype is not None and page.dtype in (np.uint8, np.bool_):
             with Image.open(path) as image:
                 values = _decode_by_pillow(image)
         elif (
-            colours not in ("MINISBLACK", "MINISWHITE", "RGB")
-            or page.axes not in ("YX", "YXS", "SYX")
-            or page.samplesperpixel > 4
+            colours in ("MINISBLACK", "MINISWHITE", "RGB")
+            and page.axes in ("YX", "YXS", "SYX")
+            and page.samplesperpixel <= 4
         ):
+            values = page.asarray()
+            values = _opaque(np.moveaxis(values, 0, -1) if page.axes == "SYX" else values)
+            tag = page.tags.get(EXIF_ORIENTATION)
+            values = _upright(values, 1 if tag is None else int(tag.value))
+        else:
             raise ValueError(
                 f"it holds {colours} of {page.samplesperpixel} x {page.bitspersample} bits, "
                 "expected grey or RGB; save it as a grey or RGB image"
             )
-        else:
-            values = page.asarray()
-            values = _opaque(np.moveaxis(values, 0, -1) if page.axes == "SYX" else values)
-            orientation = page.tags.get(EXIF_ORIENTATION)
-            values = _upright(values, 1 if orientation is None else int(orientation.value))
-    missing = None
-    if nodata is not None:
-        if values.dtype.kind == "f":
-            nodata = values.dtype.type(nodata)  # the text in the file may have fewer digits
-        missing = np.isnan(values) if np.isnan(nodata) else values == nodata
-        missing = missing.all(-1) if missing.ndim == 3 else missing
+        missing = None
+        if GDAL_NODATA in page.tags:
+            nodata = float(page.tags[GDAL_NODATA].value)
+            if values.dtype.kind == "f":
+                nodata = values.dtype.type(nodata)  # the text may have fewer or more digits
+            missing = np.isnan(values) if np.isnan(nodata) else values == nodata
+            missing = missing.all(-1) if missing.ndim == 3 else missing
     if colours == "MINISWHITE" and values.dtype.kind == "u" and values.dtype != np.uint8:
         values = np.iinfo(values.dtype).max - values
     return values, missing
 
 
-def _several_images(count: int) -> ValueError:
-    return ValueError(f"it holds {count} images; save the one that is meant as a file of its own")
-
-
 def _cut_by_pillow(path: Path, image: Image.Image) -> Values | None:
     """The image where Pillow would cut its channels to 8 bits; None where it would not."""
-    if image.format == "AVIF":
+    import imagecodecs
+
+    if image.format in ("PNG", "JPEG2000", "AVIF"):
         content = path.read_bytes()
-        flags = content[content.find(b"av1C") + 6]  # of the codec's configuration
-        depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-        if depth == 8:
+        if image.format == "PNG":  # whose header tells the depth
+            return imagecodecs.png_decode(content) if content[24] == 16 else None
+        decoder = imagecodecs.avif_decode if image.format == "AVIF" else imagecodecs.jpeg2k_decode
+        values = decoder(content)
+        if values.dtype == np.uint8:
             return None
-        import imagecodecs
-
-        white = 2**depth - 1
-        return (imagecodecs.avif_decode(content) * (65535 / white)).round().astype(np.uint16)
-    if image.format == "JPEG2000":  # whose header Pillow does not tell
-        import imagecodecs
-
-        values = imagecodecs.jpeg2k_decode(path.read_bytes())
-        return None if values.dtype == np.uint8 else values
-    if image.mode.startswith("I") or not image.tile:
-        return None
-    details = image.tile[0][3]
+        if image.format == "AVIF":  # 10 or 12 bits, as the configuration of its codec says
+            white = 4095 if content[content.find(b"av1C") + 6] & 0x20 else 1023
+            values = (values * (65535 / white)).round().astype(np.uint16)
+        return values
+    details = image.tile[0][3] if image.tile else ""
     details = details if isinstance(details, tuple) else (details,)
     layout = str(details[0])  # of the file's bytes, such as RGB;16B. BGR;16 is 5, 6 and 5 bits.
     is_deep = ";16" in layout and not layout.startswith("BGR")
     if image.format == "PPM":
         is_deep = layout == "RGB" and details[1] > 255
-    if not is_deep:
-        return None
-    if image.format == "PNG":
-        import imagecodecs
-
-        return imagecodecs.png_decode(path.read_bytes())
-    raise ValueError(
-        f"it has more than 8 bits per channel, which are not read from {image.format} files; save "
-        "it as PNG or TIFF"
-    )
+    if is_deep and not image.mode.startswith("I"):
+        raise ValueError(
+            f"it has more than 8 bits per channel, which are not read from {image.format} files; "
+            "save it as PNG or TIFF"
+        )
+    return None
 
 
 def _opaque(values: Values) -> Values:
@@ -472,18 +465,12 @@ def saved_to_8bit(values: Values) -> Values:
     Raises:
         ValueError: the values show that the image was saved with another range.
     """
-    white = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
-    if values.dtype.kind == "i":  # what Pillow makes of 16 bits in some formats
-        white = 65535
+    white = 1 if values.dtype.kind == "f" else 65535
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= white):  # nor NaN
+    if not (low >= 0 and high <= white) or (white > 1 and 0 < high <= 255):  # nor NaN
         raise ValueError(
-            f"its values must be from 0 to {white}, got {low:g} to {high:g}; scale them"
-        )
-    if white > 255 and 0 < high <= 255:
-        raise ValueError(
-            f"its values go up to {high} of {white}: these are 8-bit levels in a deeper dtype, "
-            "which viewers show as black; save it with 8 bits"
+            f"its values must be from 0 to {white}, got {low:g} to {high:g}; scale them, or save "
+            "it with 8 bits"
         )
     return (values.astype(np.float64) / white * 255).round().astype(np.uint8)
 

@@ -1,13 +1,16 @@
-"""The loss by the name of its CLIP, a short training without files, and fusing whole pairs."""
+"""What trainings need: loss, crops, sentences; a short training; and fusing whole pairs."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from clip_fusion_loss import (
     EmbeddedFusionModel,
@@ -17,6 +20,7 @@ from clip_fusion_loss import (
     LanguageDrivenFusionLoss,
     StructureLoss,
     VGGMaxFeatureLoss,
+    functional,
 )
 from options import progress
 from pairs import Pair, luminance, random_crops, to_8bit
@@ -108,6 +112,95 @@ def load_clip(name: str) -> FrozenCLIP:
         raise FileNotFoundError(f"{error}\n(here: --encoder MODEL=FILE or FOLDER)") from error
 
 
+@dataclass(frozen=True)
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Grey crops of pairs, visible and infrared at the same place, each (1, side, side) in [0, 1].
+
+    Crop n is the same at any time and in any process. An epoch has `per_pair` crops of each pair
+    in random order, and numbers continue over the epochs.
+
+    Args:
+        pairs: where to crop from; a pair smaller than `side` is enlarged.
+        side: height and width of a crop in pixels.
+        per_pair: crops of a pair in an epoch (paper: 10).
+        augment: whether to rotate, shift, zoom and shear both crops a little, as the paper does.
+        seed: determines order, positions and augmentation.
+    """
+
+    pairs: Sequence[Pair]
+    side: int
+    per_pair: int
+    augment: bool
+    seed: int
+
+    def __len__(self) -> int:
+        """Crops in an epoch."""
+        return len(self.pairs) * self.per_pair
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        epoch, place = divmod(number, len(self))
+        order = torch.randperm(len(self), generator=self._generator(0, epoch))
+        pair = self.pairs[int(order[place]) // self.per_pair]
+        generator = self._generator(1, number)
+        both = torch.cat([luminance(pair.visible), luminance(pair.infrared)])
+        height, width = both.shape[1:]
+        if min(height, width) < self.side:
+            factor = self.side / min(height, width)
+            height, width = round(height * factor), round(width * factor)
+            both = functional.resize_images(both[None], (height, width))[0]
+        if self.augment:
+            # As the loss draws its patches: a window is cropped and warped in one sampling.
+            share = self.side / min(height, width)
+            transforms = functional.random_patch_transforms(
+                1, 1, (height, width), scale=(share, share), generator=generator
+            )
+            size = (self.side, self.side)
+            both = functional.sample_patches(both[None], transforms, size)[0, 0]
+        else:
+            top = int(torch.randint(height - self.side + 1, (), generator=generator))
+            left = int(torch.randint(width - self.side + 1, (), generator=generator))
+            both = both[:, top : top + self.side, left : left + self.side]
+        return both[:1], both[1:]
+
+    def _generator(self, *numbers: int) -> torch.Generator:
+        """A CPU generator with a seed of its own for each choice of whole numbers."""
+        seed = np.random.SeedSequence((self.seed, *numbers)).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+def read_sentences(path: Path) -> dict[str, float]:
+    """The sentences in a file of train.py's --prompts, with their weights.
+
+    Each line has one sentence, optionally after a weight above 0 and a bar, as in
+    ``2.5 | a dark image``. Empty lines and lines that begin with # are ignored.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, has no sentence, or a line is wrong.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts {path} must be text in UTF-8 ({error}); save it so") from error
+    sentences: dict[str, float] = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        weight, _, sentence = line.rpartition("|")
+        sentence = sentence.strip()
+        try:
+            sentences[sentence] = float(weight or 1)
+        except ValueError:
+            sentences[sentence] = math.nan
+        if not sentence or not 0 < sentences[sentence] <= 1e6:
+            raise ValueError(
+                f"--prompts {path}, line {number}: must be a sentence, or a weight above 0, a bar "
+                f"and a sentence, as in 2.5 | a dark image; got {line!r}"
+            )
+    if not sentences:
+        raise ValueError(f"--prompts {path} must hold a sentence a line, got none")
+    return sentences
+
+
 class DrawnSentences:
     """Draws a sentence for each image of a batch, as a bank with one row per image.
 
@@ -126,18 +219,13 @@ class DrawnSentences:
         sums = torch.tensor(weights or [1.0] * len(bank), dtype=torch.float64).cumsum(0)
         self._shares = sums / sums[-1]
         self._first = torch.rand((), dtype=torch.float64)
-        self._calls = 0
+        self.calls = 0
+        """Batches so far; a resumed training sets it."""
 
     def __call__(self, count: int) -> EmbeddedFusionModel:
-        steps = torch.arange(count) + (self._first + self._calls * GOLDEN_RATIO) % 1
-        self._calls += 1
+        steps = torch.arange(count) + (self._first + self.calls * GOLDEN_RATIO) % 1
+        self.calls += 1
         return self.bank[torch.searchsorted(self._shares, steps / count)]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"first": self._first, "calls": self._calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._first, self._calls = state["first"], state["calls"]
 
 
 def train(
