@@ -5,7 +5,8 @@ returns and in the range of grey levels. Swapping visible and infrared hardly ch
 it is easily missed. Therefore each adapter names its arguments, in the order of its code base, and
 passes them on by keyword.
 
-`docs/adapters.md` shows the lines to change in each code base.
+Copy this file into the root of the code base; it needs only PyTorch and `clip_fusion_loss`.
+`docs/adapters.md` shows the lines to change there.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def parts_of(
     """
     if isinstance(criterion, Mixed):
         return criterion.parts(fused=fused, visible=visible, infrared=infrared)
-    terms = criterion.terms(fused, visible, infrared)
+    terms = criterion.terms(fused=fused, visible=visible, infrared=infrared)
     return Parts(
         total=terms.total,
         direction=criterion.direction_weight * terms.direction,
@@ -74,14 +75,7 @@ class Mixed(nn.Module):
 
         language_weight * language + original_weight * original
 
-    The criteria of most code bases take arguments by position; wrap them to take keywords::
-
-        swinfusion_loss = fusion_loss_vif().to(device)          # from the code base
-        criterion = Mixed(
-            LanguageDrivenFusionLoss.paper(),
-            lambda *, fused, visible, infrared: swinfusion_loss(infrared, visible, fused)[0],
-            original_weight=0.1,
-        )
+    Most code bases call their criterion by position; `docs/adapters.md` wraps one in keywords.
 
     Args:
         language: the language-driven loss.
@@ -106,7 +100,7 @@ class Mixed(nn.Module):
         self.language_weight = language_weight
         self.original_weight = original_weight
 
-    def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def forward(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         return self.parts(fused=fused, visible=visible, infrared=infrared).total
 
     def parts(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> Parts:

@@ -1,21 +1,18 @@
 """Stands in for SwinFusion: (A infrared, B visible Y, E fused), four values, [0, 1]."""
 
+from functools import partial
+
 import torch
-from common import Network, luminance, own_loss, scenes
+from common import Network, OwnLoss, draw_scenes, luminance
 from torch import nn
 
-
-class fusion_loss_vif(nn.Module):  # noqa: N801
-    def forward(self, A, B, E):  # noqa: N803
-        loss = own_loss(A, B, E)
-        return loss, loss, loss, loss
+fusion_loss_vif = partial(OwnLoss, 4)
 
 
 class ModelPlain:
     def __init__(self):
         self.device = torch.device("cpu")
         self.netG = nn.DataParallel(Network()).to(self.device)
-        self.log_dict = {}
 
     def init_train(self):
         self.netG.train()
@@ -25,9 +22,8 @@ class ModelPlain:
     def define_loss(self):
         G_lossfn_type = "loe"  # noqa: N806
         if G_lossfn_type == "loe":
+            # line 119
             self.G_lossfn = fusion_loss_vif().to(self.device)
-        else:
-            raise NotImplementedError(G_lossfn_type)
 
     def optimize_parameters(self):
         self.G_optimizer.zero_grad()
@@ -35,17 +31,12 @@ class ModelPlain:
         total_loss, loss_text, loss_int, loss_ssim = self.G_lossfn(self.A, self.B, self.E)
         total_loss.backward()
         self.G_optimizer.step()
-        self.log_dict["Text_loss"] = loss_text.item()
-        self.log_dict["Int_loss"] = loss_int.item()
-        self.log_dict["SSIM_loss"] = loss_ssim.item()
-        self.log_dict["G_loss"] = total_loss.item()
+        self.log = [loss.item() for loss in (total_loss, loss_text, loss_int, loss_ssim)]
 
 
 model = ModelPlain()
 model.init_train()
-for visible, model.A in scenes():
+for visible, model.A in draw_scenes():
     model.B = luminance(visible)
     model.optimize_parameters()
-NETWORK = model.netG
-TRUTH = {"fused": model.E, "visible": model.B, "infrared": model.A}
-LOGGED = [model.log_dict[name] for name in ("G_loss", "Text_loss", "Int_loss", "SSIM_loss")]
+NETWORK, FUSED, LOGGED = model.netG, model.E, model.log
