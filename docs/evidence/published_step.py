@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchvision.transforms import RandomAffine, RandomCrop, Resize
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -46,23 +45,18 @@ class PublishedStep:
 
     def __call__(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
         """One step on (B, 1, H, W) images in [0, 1]; leaves the gradient in ``fused.grad``."""
-        with record_function("benchmark.encode"):
-            v_f, v_v, v_r = (self.encode(self.resize(x)) for x in (fused, visible, infrared))
+        v_f, v_v, v_r = (self.encode(self.resize(x)) for x in (fused, visible, infrared))
         patches, kept = [], []
         for _ in range(self.patches):
-            with record_function("benchmark.crop"):
-                images = self.crop(torch.cat([fused, visible, infrared], 1))
+            images = self.crop(torch.cat([fused, visible, infrared], 1))
             patches.append(images[:, :1])
-            with record_function("benchmark.filter"):
-                kept.append([min(entropy(v), entropy(r)) > 6 for _, v, r in images])
-        with record_function("benchmark.encode"):
-            v_p = self.encode(torch.cat(patches)).unflatten(0, (self.patches, len(fused)))
+            kept.append([min(entropy(v), entropy(r)) > 6 for _, v, r in images])
+        v_p = self.encode(torch.cat(patches)).unflatten(0, (self.patches, len(fused)))
         kept = torch.tensor(kept, device=fused.device)
         patch = (kept * self.direction(v_p, v_v, v_r)).mean(0)
         similarity = 1 - ((v_f * v_v).sum(-1) + (v_f * v_r).sum(-1)) / 2
         loss = 2 * self.direction(v_f, v_v, v_r) + 10 * patch + 6 * similarity
-        with record_function("benchmark.backward"):
-            loss.mean().backward()
+        loss.mean().backward()
 
     def encode(self, images: Tensor) -> Tensor:
         images = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
