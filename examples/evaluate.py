@@ -38,19 +38,16 @@ CONVENTION = (
 )
 
 
+#: By method, name of the image and measure.
+Rows = dict[str, dict[str, dict[str, float]]]
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = options.new_parser(__doc__, f"{metrics.DEFINITIONS}\n{LAYOUT}")
-    parser.add_argument(
-        "--fused",
-        required=True,
-        type=Path,
-        nargs="+",
-        metavar="FUSED",
-        help="folders of fused images, one per method",
-    )
-    options.add_pairs(parser)
+    text = "folders of fused images, one per method"
+    options.add(parser, "--fused", text, type=Path, nargs="+", required=True, metavar="FUSED")
     text = "write the measures of each image to this .csv or .json file"
-    parser.add_argument("--per-image", type=Path, metavar="FILE", help=text)
+    options.add(parser, "--per-image", text, type=Path)
     chosen = parser.parse_args(arguments)
     if chosen.per_image and chosen.per_image.suffix.lower() not in (".csv", ".json"):
         parser.error(f"argument --per-image: must end in .csv or .json, got {chosen.per_image}")
@@ -66,63 +63,52 @@ def evaluate_folders(chosen: argparse.Namespace) -> None:
     """Print the means over the pairs that all methods have fused."""
     if chosen.per_image is not None:  # before the work, which may take an hour
         options.make_writable(chosen.per_image.parent, "--per-image")
-    methods = labels(chosen.fused)
     images = {}
-    for method, folder in zip(methods, chosen.fused, strict=True):
+    for folder in chosen.fused:
         if not folder.is_dir():
             raise NotADirectoryError(f"there is no folder {folder}; check the path")
-        images[method], _ = images_below(folder)
+        images[str(folder)], _ = images_below(folder)
     found = find_and_report_pairs(folders_of(chosen.pairs, chosen.infrared, chosen.visible))
     common = fused_by_all(found, images)
-    rows: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
-    names = []
+    rows: Rows = {method: {} for method in images}
     for files in options.progress(common, "measuring", "pair"):
         try:
             pair = read_pair(files)
-            new = {method: measure(images[method][files.name], pair) for method in methods}
+            new = {method: measure(there[key(files)], pair) for method, there in images.items()}
         except UnusableImageError as problem:
             tqdm.write(f"left out {files.name}: {problem}", file=sys.stderr)
             continue
-        names.append(files.name)
         for method, row in new.items():
-            rows[method].append(row)
-    if not names:
+            rows[method][files.name] = row
+    if not any(rows.values()):
         raise ValueError("no image could be measured; the reasons are above")
-    report(rows, names)
+    report(rows)
     if chosen.per_image is not None:
-        save_rows(rows, names, chosen.per_image)
+        save_rows(rows, chosen.per_image)
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that are all different."""
-    paths = [folder.resolve().parts for folder in folders]
-    for length in range(1, max(map(len, paths)) + 1):
-        ends = ["/".join(parts[-length:]) for parts in paths]
-        if len(set(ends)) == len(ends):
-            return ends
-    raise ValueError("two of the folders of --fused are the same folder; leave one out")
+def key(files: PairFiles) -> str:
+    """The name of a pair as in `images_below`."""
+    return files.name.casefold()
 
 
 def fused_by_all(
     found: Sequence[PairFiles], images: Mapping[str, Mapping[str, object]]
 ) -> list[PairFiles]:
     """The pairs of which every folder has an image; prints which are left out."""
-    common = list(found)
-    for method, of_method in images.items():
-        missing = [files.name for files in found if files.name not in of_method]
-        common = [files for files in common if files.name in of_method]
+    for method, there in images.items():
+        missing = [files.name for files in found if key(files) not in there]
         if len(missing) == len(found):
-            example = next(iter(of_method), "no image at all")
             raise ValueError(
                 f"no image in {method} has the name of a pair: expected a name such as "
-                f"{found[0].name}, got {example}; name fused images like their sources"
+                f"{found[0].name}, got {next(iter(there), 'no image at all')}; name fused images "
+                "like their sources"
             )
         if missing:
             print(f"not in {method}, left out: {options.some(missing)}", file=sys.stderr)
+    common = [files for files in found if all(key(files) in there for there in images.values())]
     if not common:
         raise ValueError("no pair has a fused image in all folders; measure fewer folders")
-    if len(common) < len(found):
-        print(f"{len(found) - len(common)} of {len(found)} pairs left out: not in all folders")
     return common
 
 
@@ -135,9 +121,8 @@ def measure(paths: Sequence[Path], pair: Pair) -> dict[str, float]:
     path, *others = paths
     if others:
         raise UnusableImageError(f"{path}: {others[0].name} has the same name; remove one of them")
-    fused, visible = (
-        to_8bit(luminance(image)) for image in (read_or_explain(path, stretch=False), pair.visible)
-    )
+    images = read_or_explain(path, stretch=False), pair.visible
+    fused, visible = (to_8bit(luminance(image)) for image in images)
     if fused.shape != visible.shape:
         (height, width), (rows, columns) = fused.shape[1:], visible.shape[1:]
         raise UnusableImageError(
@@ -146,14 +131,15 @@ def measure(paths: Sequence[Path], pair: Pair) -> dict[str, float]:
     return metrics.evaluate(fused, visible, pair.infrared, further=True)
 
 
-def report(rows: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str]) -> None:
+def report(rows: Rows) -> None:
     """Print means and standard deviations.
 
     An image for which a measure is not defined is left out of that measure for all methods.
     """
+    names = list(next(iter(rows.values())))
     lines = [["", *rows]]
-    for measure in next(iter(rows.values()))[0]:
-        values = np.array([[row[measure] for row in of_method] for of_method in rows.values()])
+    for measure in rows[lines[0][1]][names[0]]:
+        values = np.array([[row[measure] for row in of.values()] for of in rows.values()])
         defined = np.isfinite(values).all(0)
         if not defined.all():
             missing = [name for name, there in zip(names, defined, strict=True) if not there]
@@ -162,8 +148,7 @@ def report(rows: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[st
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(f"means ± standard deviations over {len(names)} images")
     for line in lines:
-        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
     print(CONVENTION)
 
 
@@ -175,15 +160,13 @@ def mean_and_spread(values: np.ndarray) -> str:
     return f"{values.mean():.{digits}f}{spread}"
 
 
-def save_rows(
-    rows: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str], path: Path
-) -> None:
+def save_rows(rows: Rows, path: Path) -> None:
     """Write one row per image and method; measures that are not defined are null or empty."""
     table = [
         {"method": method, "image": name}
-        | {key: None if math.isnan(value) else value for key, value in row.items()}
+        | {measure: None if math.isnan(value) else value for measure, value in row.items()}
         for method, of_method in rows.items()
-        for name, row in zip(names, of_method, strict=True)
+        for name, row in of_method.items()
     ]
     with (
         options.atomic_write(path) as temporary,

@@ -14,11 +14,11 @@ densefuse-port, U2Fusion's model.pth with u2fusion-port. Checkpoints of TensorFl
 """
 
 import argparse
-import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ from networks import NETWORKS, PORTS
 from networks.weights import Trained, load_published, load_trained
 from pairs import (
     LAYOUT,
+    Pair,
     PairFiles,
     UnusableImageError,
     find_and_report_pairs,
@@ -44,7 +45,7 @@ from pairs import (
     save_image,
     with_chroma_of,
 )
-from training import ENCODERS, fuse_with, load_clip
+from training import fuse_with, load_clip
 
 #: A fused image with a mean beyond these levels, of sources that are not, is said.
 NEARLY_BLACK, NEARLY_WHITE = 5, 240
@@ -60,30 +61,23 @@ class Job(NamedTuple):
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = options.new_parser(__doc__, LAYOUT)
+    add = partial(options.add, parser)
     trained = parser.add_mutually_exclusive_group(required=True)
-    text = "the --out folder of train.py"
-    trained.add_argument("--checkpoint", type=Path, metavar="DIR", help=text)
-    text = "published weights; need --network"
-    trained.add_argument("--weights", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--network", choices=[*NETWORKS, *PORTS], help="the network of --weights")
-    options.add_pairs(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the images")
-    text = "description of the fused image; repeat it for one folder each"
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
-    text = "interpolate between two sentences"
-    parser.add_argument("--blend", nargs=3, metavar=("A", "B", "STEPS"), help=text)
-    text = f"for new sentences (default: that of the training): {ENCODERS}"
-    parser.add_argument("--encoder", metavar="CLIP", help=text)
-    parser.add_argument("--grey", action="store_true", help="write grey images")
-    parser.add_argument("--overwrite", action="store_true", help="replace images in --out")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    options.add(trained, "--checkpoint", "the --out of train.py", type=Path, metavar="DIR")
+    options.add(trained, "--weights", "published weights; need --network", type=Path)
+    add("--network", "the network of --weights", choices=[*NETWORKS, *PORTS])
+    add("--out", required=True)
+    add("--prompt", "; repeat it for one folder each", default=[])
+    add("--blend", "interpolate between two sentences", nargs=3, metavar=("A", "B", "STEPS"))
+    add("--encoder", "; for new sentences (default: that of the training)")
+    add("--grey", "write grey images", action="store_true")
+    add("--overwrite", "replace images in --out", action="store_true")
+    add("--device")
     chosen = parser.parse_args(arguments)
     if (chosen.weights is None) != (chosen.network is None):
         parser.error("--weights and --network must be given together; add the missing one")
-    if chosen.blend:
-        steps = chosen.blend[2]
-        if not steps.isdecimal() or not 2 <= int(steps) <= 101:
-            parser.error(f"argument --blend: STEPS must be from 2 to 101, got {steps}")
+    if chosen.blend and chosen.blend[2] not in map(str, range(2, 102)):
+        parser.error(f"argument --blend: STEPS must be from 2 to 101, got {chosen.blend[2]}")
     return chosen
 
 
@@ -108,11 +102,10 @@ def fuse_folder(chosen: argparse.Namespace) -> None:
         for folder, vector in vectors.items()
         for files in found
     ]
-    sources = {(s.st_dev, s.st_ino) for files in found for s in map(os.stat, existing(files[1:]))}
+    sources = {path.resolve() for files in found for path in files[1:]}
     for job in jobs:
-        for status in map(os.stat, existing([job.path])):
-            if (status.st_dev, status.st_ino) in sources:
-                raise ValueError(f"{job.path} is a link to a source; choose another --out")
+        if job.path.resolve() in sources:
+            raise ValueError(f"{job.path} is a link to a source; choose another --out")
     left = [job for job in jobs if chosen.overwrite or not job.path.exists()]
     written = 0
     for job in options.progress(left, "fusing", "image"):
@@ -133,10 +126,6 @@ def fuse_folder(chosen: argparse.Namespace) -> None:
     print(f"{written} fused, {there} there already, {bad} unusable; see {chosen.out}")
     if written + there == 0:
         raise ValueError("no pair could be fused; the reasons are above")
-
-
-def existing(paths: Sequence[Path]) -> Iterator[Path]:
-    return (path for path in paths if path.exists())
 
 
 def open_network(chosen: argparse.Namespace) -> Trained:
@@ -177,9 +166,8 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
     by_folder: dict[str, Tensor | None] = {}
     for text in chosen.prompt:
         folder = options.readable_name(text)
-        number = 2
-        while folder in by_folder:  # of two sentences that differ in symbols only
-            folder, number = f"{options.readable_name(text)}-{number}", number + 1
+        if folder in by_folder:
+            raise ValueError(f"two sentences of --prompt have the folder {folder}; pass one a call")
         by_folder[folder] = vectors[text]
     if chosen.blend:
         folder = "_".join(map(options.readable_name, ends))
@@ -214,15 +202,16 @@ def vectors_of(texts: Sequence[str], bank: EmbeddedFusionModel, encoder: str) ->
     return known
 
 
-def warn_of_extremes(fused: Tensor, pair, chosen: argparse.Namespace) -> None:
+def warn_of_extremes(fused: Tensor, pair: Pair, chosen: argparse.Namespace) -> None:
     """Say once that published weights make images that no sources explain."""
-    level, *sources = (image.float().mean().item() for image in (fused, *pair[1:]))
-    for name, is_extreme in (("white", level > NEARLY_WHITE), ("black", level < NEARLY_BLACK)):
-        if is_extreme and chosen.weights and NEARLY_BLACK < sum(sources) / 2 < NEARLY_WHITE:
-            options.note(
-                f"fused images are nearly {name}: are the weights those of --network "
-                f"{chosen.network}? There are also {', '.join(PORTS)}"
-            )
+    levels = [image.float().mean().item() for image in (fused, pair.visible, pair.infrared)]
+    dark, bright = min(levels[1:]), max(levels[1:])
+    extreme = levels[0] > NEARLY_WHITE >= bright or levels[0] < NEARLY_BLACK <= dark
+    if chosen.weights and extreme:
+        options.note(
+            f"fused images have a mean grey level of {levels[0]:.0f}: are these the weights of "
+            f"--network {chosen.network}? There are also {', '.join(PORTS)}"
+        )
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ PROMPT, STEPS, CROP = "a dark image", 100, 96
 
 torch.manual_seed(0)
 folder = Path(__file__).parent / "data" / "tno"
-images = (Image.open(folder / kind / "3.png").convert("L") for kind in ("vi", "ir"))
+images = (Image.open(folder / kind / "4.png").convert("L") for kind in ("vi", "ir"))
 visible, infrared = (to_tensor(image)[None] for image in images)  # (1, 1, H, W) in [0, 1]
 
 network = FusionUNet()  # starts as an average of the sources
-criterion = LanguageDrivenFusionLoss.tiny(PROMPT)  # for research: .paper(PROMPT).to(device)
+criterion = LanguageDrivenFusionLoss.tiny(PROMPT, min_patch_entropy=None)  # keep dark patches
+# For research: LanguageDrivenFusionLoss.paper(PROMPT).to(device)
 optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
 with torch.no_grad():
     before = network(visible, infrared)

@@ -11,6 +11,7 @@ cores with the small CLIP that comes with the package. The --out folder then hol
 import argparse
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -24,7 +25,7 @@ import sheets
 from clip_fusion_loss import FusionObjective
 from networks.unet import FusionUNet
 from pairs import LAYOUT, folders_of, keep_apart, luminance, open_pairs, spread, to_8bit
-from training import ENCODERS, build_criterion, fuse_with, train
+from training import build_criterion, fuse_with, train
 
 PROMPTS = (
     *FusionObjective().fused,
@@ -41,26 +42,16 @@ BLEND_STEPS = 7
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = options.new_parser(__doc__, LAYOUT)
-    options.add_pairs(parser, " (default: five pairs of the TNO data set, A. Toet, CC BY 4.0)")
-    text = "use at most N pairs, spread over the folder (default: 200)"
-    parser.add_argument(
-        "--max-pairs", type=options.whole_number, default=200, metavar="N", help=text
-    )
-    text = "a sentence to train for; repeat it (default: six)"
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help=text)
+    add = partial(options.add, parser)
+    add("--max-pairs", default=200)
+    add("--prompt", "; repeat it for more sentences (default: six)")
     text = "sentences to interpolate between; new ones are allowed (default: dark to bright)"
-    parser.add_argument("--blend", nargs=2, default=BLEND, metavar=("A", "B"), help=text)
-    text = "folder for the results (default: many_sentences_output)"
-    parser.add_argument(
-        "--out", type=Path, default=Path("many_sentences_output"), metavar="DIR", help=text
-    )
-    text = "training steps of one crop; more have a stronger effect (default: 900)"
-    parser.add_argument("--steps", type=options.whole_number, default=900, metavar="N", help=text)
-    text = "random seed of network, crops, patches and drawn sentences (default: 0)"
-    parser.add_argument("--seed", type=options.natural, default=0, metavar="N", help=text)
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    text = f"all but tiny are slow without a GPU (default: tiny): {ENCODERS}"
-    parser.add_argument("--encoder", default="tiny", metavar="CLIP", help=text)
+    add("--blend", text, BLEND, nargs=2, metavar=("A", "B"))
+    add("--out", default=Path("many_sentences_output"))
+    add("--steps", " of one crop; more have a stronger effect", default=900)
+    add("--seed", " of network, crops, patches and drawn sentences", default=0)
+    add("--device")
+    add("--encoder", "; all but tiny are slow without a GPU", default="tiny")
     return parser.parse_args(arguments)
 
 

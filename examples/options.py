@@ -1,6 +1,7 @@
 """What the command lines of the examples share: options, messages, files written whole."""
 
 import argparse
+import math
 import os
 import re
 import secrets
@@ -17,14 +18,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-#: Parts of the messages of errors that are no OSError, and what the user can do.
-REMEDIES = (
-    ("out of memory", "there is not enough memory; use a smaller --batch, --crop or --patches"),
-    ("not enough memory", "there is not enough memory; use a smaller --batch, --crop or --patches"),
-    ("PytorchStreamWriter", "a file could not be written; is the disk full?"),
-    ("No space left on device", "the disk is full; free some space and use the same command again"),
-)
-
 
 def whole_number(text: str, minimum: int = 1) -> int:
     """A whole number of at least `minimum`; raises an error that argparse prints."""
@@ -38,8 +31,8 @@ def number(text: str, *, positive: bool = False) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf") or (positive and value == 0):
+        value = math.nan
+    if not 0 <= value < math.inf or (positive and value == 0):
         least = "above" if positive else "of at least"
         raise argparse.ArgumentTypeError(f"must be a number {least} 0, got {text}")
     return value
@@ -48,40 +41,80 @@ def number(text: str, *, positive: bool = False) -> float:
 natural = partial(whole_number, minimum=0)
 positive_number = partial(number, positive=True)
 
+CLIP_MODEL = "ViT-B-32-quickgelu"
+ENCODERS = (
+    "the CLIP of the loss: tiny, a small one for demonstrations that comes with the package; "
+    f"MODEL/TAG with names of open_clip, such as {CLIP_MODEL}/openai, downloaded once; "
+    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FILE "
+    f"with weights of {CLIP_MODEL}; FOLDER of open_clip or of a transformers CLIPModel; "
+    "hf-hub:ORG/REPO"
+)
+#: Options that several programs have.
+SHARED: dict[str, dict[str, Any]] = {
+    "--pairs": {"type": Path, "metavar": "DIR", "help": "folder with ir/ and vi/ in it, see below"},
+    "--infrared": {"type": Path, "metavar": "DIR", "help": "infrared images, if not in --pairs"},
+    "--visible": {"type": Path, "metavar": "DIR", "help": "visible images, if not in --pairs"},
+    "--max-pairs": {"type": whole_number, "help": "use at most N pairs, spread over the folder"},
+    "--out": {"type": Path, "metavar": "DIR", "help": "folder for the results"},
+    "--prompt": {"action": "append", "metavar": "TEXT", "help": "the fused image in words"},
+    "--encoder": {"metavar": "CLIP", "help": ENCODERS},
+    "--steps": {"type": whole_number, "help": "training steps"},
+    "--seed": {"type": natural, "help": "random seed"},
+    "--device": {"help": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"},
+}
+#: Placeholders in the help for values of these types.
+METAVARS = {Path: "FILE", whole_number: "N", natural: "N", number: "X", positive_number: "X"}
 
-def new_parser(overview: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser that prints both texts without wrapping their lines."""
-    return argparse.ArgumentParser(
-        description=overview,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+
+def new_parser(overview: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with --pairs, --infrared and --visible that prints both texts as they are."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=overview, epilog=epilog, formatter_class=layout)
+    for name in ("--pairs", "--infrared", "--visible"):
+        add(parser, name)
+    return parser
 
 
-def add_pairs(parser: argparse.ArgumentParser, default: str = "") -> None:
-    """--pairs, or --infrared with --visible; see `pairs.folders_of`."""
-    parser.add_argument(
-        "--pairs", type=Path, metavar="DIR", help=f"folder with ir/ and vi/ in it{default}"
-    )
-    for kind in ("infrared", "visible"):
-        text = f"the {kind} images, if they are elsewhere"
-        parser.add_argument(f"--{kind}", type=Path, metavar="DIR", help=text)
+def add(parser: Any, name: str, text: str = "", default: Any = None, **settings: Any) -> None:
+    """Add an option; `text` is added to the help in `SHARED`, and so is the default."""
+    settings = SHARED.get(name, {}) | settings
+    text = settings.pop("help", "") + text
+    if default is not None and "(default: " not in text:
+        text += " (default: %(default)s)"
+    if settings.get("type") in METAVARS:
+        settings = {"metavar": METAVARS[settings["type"]]} | settings
+    parser.add_argument(name, help=text, default=default, **settings)
+
+
+#: Parts of the messages of errors that are no OSError, and what the user can do.
+REMEDIES = {
+    "out of memory": "there is not enough memory; use a smaller --batch, --crop or --patches",
+    "not enough memory": "there is not enough memory; use a smaller --batch, --crop or --patches",
+    "PytorchStreamWriter": "a file could not be written; is the disk full?",
+    "No space left on device": "the disk is full; free some space and run it again",
+}
+
+
+def remedy_for(error: Exception) -> str | None:
+    """What to do about a full disk or memory, which libraries tell in many ways; or None."""
+    text = f"out of memory {error}" if isinstance(error, MemoryError) else str(error)
+    return next((remedy for part, remedy in REMEDIES.items() if part in text), None)
 
 
 @contextmanager
 def errors_as_messages(program: str) -> Iterator[None]:
     """Exit with one line instead of a traceback for errors that the user can mend.
 
-    Inside, the standard streams exist even where a service or pythonw has none, and print names
-    that are not Unicode escaped.
+    Inside, the standard streams exist even where a service or pythonw has none, and names that are
+    not Unicode are printed escaped.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="backslashreplace")
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `quiet_interrupts`
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as it was while PyTorch was loaded
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -90,16 +123,9 @@ def errors_as_messages(program: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         sys.exit(f"{program}: error: {error}")
     except Exception as error:
-        remedy = remedy_for(error)
-        if remedy is None:
+        if (remedy := remedy_for(error)) is None:
             raise
-        sys.exit(f"{program}: error: {remedy} ({str(error).strip().splitlines()[0]})")
-
-
-def remedy_for(error: Exception) -> str | None:
-    """What to do about a full disk or memory, which libraries tell in many ways; or None."""
-    text = f"{error or 'out of memory'}" if isinstance(error, MemoryError) else str(error)
-    return next((remedy for part, remedy in REMEDIES if part in text), None)
+        sys.exit(f"{program}: error: {remedy} ({str(error).partition(chr(10))[0]})")
 
 
 @contextmanager
@@ -119,17 +145,12 @@ def note(text: str) -> None:
     tqdm.write(f"note: {text}", file=sys.stderr)
 
 
-def progress(things: Iterable[Any], title: str, unit: str, **options: Any) -> tqdm:
+def progress(things: Iterable[Any] | None, title: str, unit: str, **options: Any) -> tqdm:
     """A progress bar around `things`; one line every five seconds if stderr is not a terminal."""
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(
-        things,
-        desc=title,
-        unit=unit,
-        mininterval=0.1 if on_terminal else 5,
-        dynamic_ncols=True,
-        **{"disable": sys.stderr is None} | options,
-    )
+    seconds = 0.1 if on_terminal else 5
+    options = {"disable": sys.stderr is None, "dynamic_ncols": True} | options
+    return tqdm(things, desc=title, unit=unit, mininterval=seconds, **options)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -184,17 +205,6 @@ def make_writable(folder: Path, option: str = "--out") -> Path:
 def readable_name(text: str, length: int = 40) -> str:
     """A file name from `text`, safe on all systems: "A dark image." -> a-dark-image."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-")
-
-
-def text_table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows of figures, one column a measure, as text."""
-    names = list(next(iter(rows.values())))
-    labels = [label if len(label) <= 40 else f"{label[:36]} ..." for label in rows]
-    width = max(map(len, labels))
-    lines = [" " * width + "".join(f"{name:>9}" for name in names)]
-    for label, row in zip(labels, rows.values(), strict=True):
-        lines.append(f"{label:<{width}}" + "".join(f"{row[name]:9.3f}" for name in names))
-    return "\n".join(lines)
 
 
 def some(names: Sequence[str], limit: int = 10) -> str:

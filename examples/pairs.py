@@ -7,7 +7,8 @@ import os
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from options import atomic_write, note, progress, some
 
-Values = NDArray[Any]
-
 #: The five pairs that come with the examples.
 TNO = Path(__file__).parent / "data" / "tno"
 
@@ -30,20 +29,16 @@ INFRARED = ("ir", "infrared", "thermal", "lwir", "thermal_8_bit", "cropinfrared"
 VISIBLE = ("vi", "vis", "visible", "rgb", "crop_lr_visible")
 
 LAYOUT = """\
-DIR must hold a folder of infrared and one of visible images; files of the same name, extensions
-aside, are a pair, also in subfolders:
+--pairs DIR must hold a folder of infrared and one of visible images; files of the same name,
+extensions aside, are a pair, also in subfolders:
     DIR/ir/street.png   DIR/vi/street.jpg   (or infrared, thermal, lwir; vis, visible, rgb)
-Folders with other names: --infrared DIR --visible DIR."""
+Folders elsewhere, or with other names: --infrared DIR --visible DIR."""
 
 #: Images with a shorter side are skipped: there is nothing to crop from them.
 MIN_SIDE = 32
-#: An image with fewer grey levels after stretching is named.
-FEW_LEVELS = 8
 
 Image.init()
-READABLE = frozenset(
-    extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN
-)
+READABLE = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 # Pillow's own decoder for uncompressed files scrambles images with a rotation by 90 degrees;
 # libtiff does not.
 TiffImagePlugin.READ_LIBTIFF = True
@@ -51,6 +46,8 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: Formats whose further frames are previews or layers of the one image that is meant.
 ONE_IMAGE_OF_SEVERAL_FRAMES = ("MPO", "PSD", "TIFF")
 EXIF_ORIENTATION, GDAL_NODATA = 0x0112, 42113
+
+Values = NDArray[Any]
 
 
 class Pair(NamedTuple):
@@ -62,7 +59,7 @@ class Pair(NamedTuple):
 
 
 class PairFiles(NamedTuple):
-    """The files of a pair; `name` is the visible one's path in its folder without extension."""
+    """The files of a pair; `name` is the path in their folders, without extension."""
 
     name: str
     visible: Path
@@ -81,32 +78,16 @@ class UnusableImageError(ValueError):
 
 
 class PairFolder(Sequence[Pair]):
-    """Pairs on disk; up to `memory` bytes are kept in memory, others are read at each access.
+    """Pairs on disk; those used last are kept in memory."""
 
-    ``folder[i]`` raises `UnusableImageError` where a file is broken or a pair does not match.
-    """
-
-    def __init__(self, files: Sequence[PairFiles], memory: int = 2**30) -> None:
+    def __init__(self, files: Iterable[PairFiles]) -> None:
         self.files = list(files)
-        self._kept: dict[PairFiles, Pair] = {}
-        self._memory_left = memory
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # single pairs only
-        files = self.files[index]
-        if files in self._kept:
-            return self._kept[files]
-        pair = read_pair(files)
-        size = pair.visible.nbytes + pair.infrared.nbytes
-        if size <= self._memory_left:
-            self._memory_left -= size
-            self._kept[files] = pair
-        return pair
-
-
-# Finding
+        return _kept_pair(self.files[index])
 
 
 def folders_of(
@@ -117,19 +98,17 @@ def folders_of(
     Raises:
         OSError, ValueError: there are no such folders, or the options do not go together.
     """
-    if infrared is not None or visible is not None:
-        if pairs is not None or infrared is None or visible is None:
-            raise ValueError("--infrared and --visible must be given together, without --pairs")
-        folders = Folders(infrared, visible)
-    else:
+    if infrared is None and visible is None:
         pairs = pairs or TNO
-        folders = Folders(*(_subfolder(pairs, words) for words in (INFRARED, VISIBLE)))
-    for folder in folders:
+        return Folders(_subfolder(pairs, INFRARED), _subfolder(pairs, VISIBLE))
+    if pairs is not None or infrared is None or visible is None:
+        raise ValueError("--infrared and --visible must be given together, without --pairs")
+    for folder in (infrared, visible):
         if not folder.is_dir():
             raise NotADirectoryError(f"there is no folder {folder}; check the path")
-    if os.path.samefile(*folders):
+    if os.path.samefile(infrared, visible):
         raise ValueError(f"--infrared and --visible must be two folders, got {visible} for both")
-    return folders
+    return Folders(infrared, visible)
 
 
 def _subfolder(root: Path, words: Sequence[str]) -> Path:
@@ -137,11 +116,10 @@ def _subfolder(root: Path, words: Sequence[str]) -> Path:
         raise NotADirectoryError(f"there is no folder {root}; check the path")
     found = sorted(path for path in root.iterdir() if path.name.lower() in words and path.is_dir())
     if len(found) != 1:
-        inside = some(sorted(path.name for path in root.iterdir())) or "nothing"
-        several = " and ".join(path.name for path in found)
+        got = found or sorted(root.iterdir())
         raise ValueError(
             f"--pairs {root} must hold one folder named {' or '.join(words[:4])}, got "
-            f"{several or inside}\n{LAYOUT}"
+            f"{some([path.name for path in got]) or 'nothing'}\n{LAYOUT}"
         )
     return found[0]
 
@@ -154,25 +132,21 @@ def find_pairs(folders: Folders) -> tuple[list[PairFiles], list[str]]:
     (infrared, skipped), (visible, others) = map(images_below, folders)
     skipped += others
     pairs = []
-    for same in (str, str.casefold):  # equal names first
-        partners = defaultdict(list)
-        for name in infrared:
-            partners[same(name)].append(name)
-        for name in sorted(visible):
-            if len(partners[same(name)]) == 1:
-                files = visible.pop(name), infrared.pop(partners.pop(same(name))[0])
-                if [len(side) for side in files] == [1, 1]:
-                    pairs.append(PairFiles(name, files[0][0], files[1][0]))
-                else:
-                    several = ", ".join(map(str, (*files[0], *files[1])))
-                    skipped.append(f"{name}: several images have this name: {several}")
-    for kind, left in (("visible", infrared), ("infrared", visible)):
-        skipped += [f"{path}: has no {kind} partner" for paths in left.values() for path in paths]
-    return sorted(pairs), skipped
+    for name in sorted(infrared.keys() | visible.keys()):
+        files = [*visible.get(name, []), *infrared.get(name, [])]
+        if name not in infrared or name not in visible:
+            kind = "visible" if name in infrared else "infrared"
+            skipped += [f"{path}: has no {kind} partner" for path in files]
+        elif len(files) > 2:
+            skipped.append(f"{name}: several images have this name: {some(list(map(str, files)))}")
+        else:
+            path = files[0].relative_to(folders.visible).with_suffix("")
+            pairs.append(PairFiles(unicodedata.normalize("NFC", path.as_posix()), *files))
+    return pairs, skipped
 
 
 def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Images by name, in subfolders and behind links too; and what is of no type that is read."""
+    """Images by name in one letter case, in subfolders and behind links too; and other files."""
     images, others, seen = defaultdict(list), [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -184,7 +158,7 @@ def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             if path.suffix.lower() in READABLE:
                 name = path.relative_to(root).with_suffix("").as_posix()
-                images[unicodedata.normalize("NFC", name)].append(path)
+                images[unicodedata.normalize("NFC", name).casefold()].append(path)
             else:
                 others.append(f"{path}: is of no type that is read; save it as PNG or TIFF")
     return images, others
@@ -197,15 +171,12 @@ def find_and_report_pairs(folders: Folders) -> list[PairFiles]:
         ValueError: there is none.
     """
     found, skipped = find_pairs(folders)
-    _report(skipped)
-    print(
-        f"{len(found)} pairs; infrared in {folders.infrared}, visible in {folders.visible}",
-        file=sys.stderr,
-    )
+    for line in skipped:
+        print(f"skipped {line}", file=sys.stderr)
+    infrared, visible = folders
+    print(f"{len(found)} pairs; infrared in {infrared}, visible in {visible}", file=sys.stderr)
     if not found:
-        raise ValueError(
-            f"no image in {folders.infrared} has the name of one in {folders.visible}\n{LAYOUT}"
-        )
+        raise ValueError(f"no image in {infrared} has the name of one in {visible}\n{LAYOUT}")
     return found
 
 
@@ -220,26 +191,16 @@ def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:
     """
     folders = folders if isinstance(folders, Folders) else folders_of(folders)
     found = find_and_report_pairs(folders)
-    chosen = [found[index] for index in spread(len(found), limit)]
-    pairs, unusable = PairFolder(chosen), []
-    for index in progress(range(len(chosen)), "reading pairs", "pair", leave=False):
+    usable = []
+    for index in progress(spread(len(found), limit), "reading pairs", "pair", leave=False):
         try:
-            _ = pairs[index]
+            _kept_pair(found[index])
+            usable.append(found[index])
         except UnusableImageError as problem:
-            unusable.append(str(problem))
-            pairs.files[index] = None
-    pairs.files = [files for files in pairs.files if files is not None]
-    _report(unusable)
-    if not pairs:
-        raise ValueError(f"none of the {len(chosen)} pairs can be used; the reasons are above")
-    return pairs
-
-
-def _report(skipped: Sequence[str], limit: int = 20) -> None:
-    for line in skipped[:limit]:
-        print(f"skipped {line}", file=sys.stderr)
-    if len(skipped) > limit:
-        print(f"skipped {len(skipped) - limit} more files", file=sys.stderr)
+            note(f"skipped {problem}")
+    if not usable:
+        raise ValueError("none of the pairs can be used; the reasons are above")
+    return PairFolder(usable)
 
 
 def spread(total: int, limit: int | None) -> list[int]:
@@ -251,32 +212,32 @@ def spread(total: int, limit: int | None) -> list[int]:
 def keep_apart(out: Path, folders: Folders) -> None:
     """Raise a ValueError if `out` lies in a folder of the sources, whatever links lead there."""
     out = out.resolve()
-    for parent in (out, *out.parents):
+    for parent in (path for path in (out, *out.parents) if path.exists()):
         for folder in folders:
-            if parent.exists() and os.path.samefile(parent, folder):
+            if os.path.samefile(parent, folder):
                 raise ValueError(
                     f"--out {out} must not lie among the sources in {folder}; choose another folder"
                 )
-
-
-# Reading
 
 
 def read_pair(files: PairFiles) -> Pair:
     """Read both images; raises `UnusableImageError` if one is broken or they do not match."""
     visible, infrared = read_or_explain(files.visible), read_or_explain(files.infrared)
     if infrared.shape[0] == 3:
-        note(f"infrared images are in colours, such as {files.infrared}; their luminance is used")
+        note(f"infrared images in {files.infrared.parent} are coloured; their luminance is used")
         infrared = to_8bit(luminance(infrared))
-    if infrared.shape[1:] != visible.shape[1:]:
+    sizes = [f"{image.shape[2]} x {image.shape[1]}" for image in (infrared, visible)]
+    if sizes[0] != sizes[1]:
         raise UnusableImageError(
-            f"{files.infrared}: is {_size(infrared)} pixels, its visible image {_size(visible)}; "
-            "a pair must be aligned and of one size"
+            f"{files.infrared}: is {sizes[0]} pixels, its visible image {sizes[1]}; a pair must be "
+            "aligned and of one size"
         )
     if min(visible.shape[1:]) < MIN_SIDE:
-        least = f"at least {MIN_SIDE} x {MIN_SIDE}"
-        raise UnusableImageError(f"{files.visible}: is {_size(visible)} pixels, needed are {least}")
+        raise UnusableImageError(f"{files.visible}: is {sizes[1]} pixels, smaller than {MIN_SIDE}")
     return Pair(files.name, visible, infrared)
+
+
+_kept_pair = lru_cache(maxsize=512)(read_pair)
 
 
 def read_or_explain(path: Path, *, stretch: bool = True) -> Tensor:
@@ -287,29 +248,28 @@ def read_or_explain(path: Path, *, stretch: bool = True) -> Tensor:
         raise UnusableImageError(f"{path}: cannot be read: {error}") from error
 
 
-def _size(image: Tensor) -> str:
-    return f"{image.shape[2]} x {image.shape[1]}"
-
-
 def read_image(path: Path, *, stretch: bool = True) -> Tensor:
     """Read an image of any format, depth and colour mode.
 
     The camera's orientation is applied, transparency is dropped, and an image with equal channels
-    becomes grey. Pixels with the value that a TIFF names as missing are black. `stretch` is for
-    images of more than 8 bits: True for those of a sensor, see `deep_to_8bit`; False for results,
-    which must not change, see `saved_to_8bit`.
+    becomes grey. Pixels with the value that a TIFF names as missing are black.
+
+    Args:
+        path: the file.
+        stretch: what to do with more than 8 bits. True, for images of a sensor: those that cover
+            less than a quarter of the range, or exceed it, are stretched, see `to_grey_levels`.
+            False, for results, which must not change.
 
     Raises:
-        OSError, ValueError, ...: the file is broken, has several images, or more than 8 bits in a
-            format or with values that are not supported; decoders can raise nearly anything.
+        OSError, ValueError, ...: the file is broken, has several images, or values or a format
+            that are not supported; decoders can raise nearly anything.
     """
     values, missing = decode(path)
     if values.dtype != np.uint8:
-        values = deep_to_8bit(values, missing) if stretch else saved_to_8bit(values)
+        values = to_grey_levels(values, missing, stretch)
         levels = len(np.unique(values))
-        if stretch and levels < FEW_LEVELS:
-            note(f"{path}: only {levels} grey levels are left after stretching; are there pixels "
-                 "with a value for missing data?")  # fmt: skip
+        if stretch and levels < 8:
+            note(f"{path}: has only {levels} grey levels when stretched; is a value in it no data?")
     if missing is not None and missing.any():
         note(f"{path}: {missing.mean():.1%} of the pixels are marked as missing; they are black")
         values[missing] = 0
@@ -317,6 +277,35 @@ def read_image(path: Path, *, stretch: bool = True) -> Tensor:
         values = values[..., 0]
     planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(planes))
+
+
+def to_grey_levels(values: Values, missing: Values | None, stretch: bool) -> Values:
+    """Integers up to 65535, or floats up to 1 -> uint8 of the same shape, channels alike.
+
+    Raw counts of a sensor cover little of the range, and would look uniformly grey. With `stretch`
+    they are scaled from their 0.1 to their 99.9 percentile, which ignores dead pixels; `missing`
+    pixels do not count.
+
+    Raises:
+        ValueError: a value is not finite, or without `stretch` beyond the range.
+    """
+    there = values if missing is None or missing.all() else values[~missing]
+    if not np.isfinite(there).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = there.min(), there.max()
+    white = 1.0 if values.dtype.kind == "f" and (high <= 1 or not stretch) else 65535.0
+    fits = low >= 0 and high <= white
+    if not stretch and (not fits or (white > 1 and 0 < high <= 255)):
+        raise ValueError(
+            f"its values must be from 0 to {white:g}, got {low:g} to {high:g}; scale them, or save "
+            "it with 8 bits"
+        )
+    if stretch:
+        low, high = np.percentile(there.astype(np.float64), (0.1, 99.9))
+    if not stretch or (fits and high - low >= white / 4):
+        low, high = 0.0, white
+    scaled = (np.nan_to_num(values.astype(np.float64)) - low) / max(high - low, 1e-12)
+    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def decode(path: Path) -> tuple[Values, Values | None]:
@@ -391,20 +380,19 @@ def _decode_tiff(path: Path) -> tuple[Values, Values | None]:
 
 def _cut_by_pillow(path: Path, image: Image.Image) -> Values | None:
     """The image where Pillow would cut its channels to 8 bits; None where it would not."""
-    import imagecodecs
-
     if image.format in ("PNG", "JPEG2000", "AVIF"):
+        import imagecodecs  # imported here, as it is slow to load
+
         content = path.read_bytes()
         if image.format == "PNG":  # whose header tells the depth
             return imagecodecs.png_decode(content) if content[24] == 16 else None
         decoder = imagecodecs.avif_decode if image.format == "AVIF" else imagecodecs.jpeg2k_decode
         values = decoder(content)
-        if values.dtype == np.uint8:
-            return None
-        if image.format == "AVIF":  # 10 or 12 bits, as the configuration of its codec says
+        if image.format == "AVIF" and values.dtype != np.uint8:
+            # 10 or 12 bits, as the configuration of its codec says.
             white = 4095 if content[content.find(b"av1C") + 6] & 0x20 else 1023
             values = (values * (65535 / white)).round().astype(np.uint16)
-        return values
+        return None if values.dtype == np.uint8 else values
     details = image.tile[0][3] if image.tile else ""
     details = details if isinstance(details, tuple) else (details,)
     layout = str(details[0])  # of the file's bytes, such as RGB;16B. BGR;16 is 5, 6 and 5 bits.
@@ -412,10 +400,7 @@ def _cut_by_pillow(path: Path, image: Image.Image) -> Values | None:
     if image.format == "PPM":
         is_deep = layout == "RGB" and details[1] > 255
     if is_deep and not image.mode.startswith("I"):
-        raise ValueError(
-            f"it has more than 8 bits per channel, which are not read from {image.format} files; "
-            "save it as PNG or TIFF"
-        )
+        raise ValueError(f"it has more than 8 bits in {image.format}; save it as PNG or TIFF")
     return None
 
 
@@ -435,47 +420,6 @@ def _upright(values: Values, orientation: int) -> Values:
     if orientation in (2, 3, 6, 7):
         values = values[:, ::-1]
     return values
-
-
-def deep_to_8bit(values: Values, missing: Values | None = None) -> Values:
-    """Integers up to 65535, or floats up to 1 -> uint8 of the same shape, channels alike.
-
-    An image that covers less than a quarter of that range, or exceeds it, has raw sensor counts.
-    Without scaling it would look uniformly grey, so it is stretched from its 0.1 to its 99.9
-    percentile, which ignores dead pixels. `missing` pixels do not count.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
-    there = values if missing is None or missing.all() else values[~missing]
-    if not np.isfinite(there).all():
-        raise ValueError("it holds values that are not finite")
-    is_fraction = values.dtype.kind == "f" and there.max() <= 1
-    white = 1.0 if is_fraction else 65535.0
-    low, high = np.percentile(there.astype(np.float64), (0.1, 99.9))
-    if high - low >= white / 4 and there.min() >= 0 and there.max() <= white:
-        low, high = 0.0, white
-    scaled = (np.nan_to_num(values.astype(np.float64)) - low) / max(high - low, 1e-12)
-    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def saved_to_8bit(values: Values) -> Values:
-    """The same grey levels in 8 bits; white is the dtype's maximum, or 1 for floats.
-
-    Raises:
-        ValueError: the values show that the image was saved with another range.
-    """
-    white = 1 if values.dtype.kind == "f" else 65535
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= white) or (white > 1 and 0 < high <= 255):  # nor NaN
-        raise ValueError(
-            f"its values must be from 0 to {white}, got {low:g} to {high:g}; scale them, or save "
-            "it with 8 bits"
-        )
-    return (values.astype(np.float64) / white * 255).round().astype(np.uint8)
-
-
-# Grey levels, crops, writing
 
 
 def to_8bit(image: Tensor) -> Tensor:
@@ -506,29 +450,6 @@ def with_chroma_of(visible: Tensor, grey: Tensor) -> Tensor:
 def average(pair: Pair) -> Tensor:
     """The mean of both sources, as uint8 (1, H, W)."""
     return to_8bit((luminance(pair.visible) + luminance(pair.infrared)) / 2)
-
-
-def random_crops(
-    pairs: Sequence[Pair], generator: torch.Generator, count: int, side: int
-) -> tuple[Tensor, Tensor]:
-    """A batch of grey crops, visible and infrared, each (N, 1, S, S) in [0, 1].
-
-    S is `side`, or less where one of the images drawn is smaller.
-    """
-
-    def below(limit: int) -> int:
-        return int(torch.randint(limit, (), generator=generator))
-
-    drawn = [pairs[below(len(pairs))] for _ in range(count)]
-    side = min(side, *(min(pair.infrared.shape[1:]) for pair in drawn))
-    visible, infrared = [], []
-    for pair in drawn:
-        height, width = pair.infrared.shape[1:]
-        top, left = below(height - side + 1), below(width - side + 1)
-        window = (slice(None), slice(top, top + side), slice(left, left + side))
-        visible.append(luminance(pair.visible[window]))
-        infrared.append(luminance(pair.infrared[window]))
-    return torch.stack(visible), torch.stack(infrared)
 
 
 def save_image(image: Tensor, path: Path) -> None:

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -54,7 +55,6 @@ from pairs import (
     with_chroma_of,
 )
 from training import (
-    ENCODERS,
     MANY_MAX_NORM,
     REGULARIZERS,
     Crops,
@@ -87,59 +87,44 @@ SAMPLED_PAIRS, SAMPLED_SENTENCES = 3, 4
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = options.new_parser(__doc__, EXAMPLES)
-    whole, number = options.whole_number, options.number
-
-    def add(name: str, help: str, **settings: Any) -> None:
-        if settings.get("default") is not None:
-            help += " (default: %(default)s)"
-        if "type" in settings:
-            settings = {"metavar": "FILE" if settings["type"] is Path else "N"} | settings
-        parser.add_argument(name, help=help, **settings)
-
-    add("--network", "the network", choices=NETWORKS, default="unet")
-    options.add_pairs(parser)
-    add("--max-pairs", "use at most N pairs, spread over the folder", type=whole)
-    add("--out", "folder for the results", type=Path, required=True, metavar="DIR")
+    add, whole, number = partial(options.add, parser), options.whole_number, options.number
+    add("--network", "the network", "unet", choices=NETWORKS)
+    add("--max-pairs")
+    add("--out", required=True)
     add("--resume", "continue the training in --out", action="store_true")
-    repeated = {"action": "append", "metavar": "TEXT"}
-    add("--prompt", "the fused image (default: the paper's); repeat it for an ensemble", **repeated)
+    add("--prompt", "; repeat it for an ensemble (default: the paper's)")
     text = (
         "train one unet for all sentences of this file, one a line; fuse.py --prompt chooses one. "
         "`2.5 | a dark image` is drawn 2.5 times as often as others; # begins a comment line"
     )
     add("--prompts", text, type=Path)
     for role in ("visible", "infrared"):
-        add(f"--{role}-text", f"the {role} image (default: the paper's)", **repeated)
-    add("--encoder", ENCODERS, metavar="CLIP")
+        text = f"the {role} image in words (default: the paper's)"
+        add(f"--{role}-text", text, action="append", metavar="TEXT")
+    add("--encoder")
     add("--patches", "patches per crop (default: 32; less with tiny)", type=whole)
     for name in WEIGHTS:
         add(f"--{name.replace('_', '-')}", "(default: the paper's; tiny has its own)", type=number)
     add("--regularizer", "(default: vgg; structure with tiny)", choices=REGULARIZERS)
     add("--vgg19", "weights for --regularizer vgg (default: download)", type=Path)
-    add(
-        "--crop",
-        "side of the crops in pixels; smaller images are enlarged",
-        type=whole,
-        default=224,
-    )
-    add("--crops-per-pair", "crops of each pair per epoch", type=whole, default=10)
+    add("--crop", "side of the crops; smaller images are enlarged", 224, type=whole)
+    add("--crops-per-pair", "crops of each pair per epoch", 10, type=whole)
     add("--no-augment", "do not rotate, shift, zoom and shear the crops", action="store_true")
     text = "standard deviation of noise on the network's inputs; the loss gets images without it"
-    add("--noise", text, type=number, default=0.03)
-    add("--rate", "learning rate of Adam", type=options.positive_number, default=5e-4)
-    add("--batch", "crops per batch of each process", type=whole, default=16)
-    add("--accumulate", "batches per step (gradient accumulation)", type=whole, default=1)
+    add("--noise", text, 0.03, type=number)
+    add("--rate", "learning rate of Adam", 5e-4, type=options.positive_number)
+    add("--batch", "crops per batch of each process", 16, type=whole)
+    add("--accumulate", "batches per step (gradient accumulation)", 1, type=whole)
     text = f"scale larger gradients down to it (default: {MANY_MAX_NORM} with --prompts, else none)"
     add("--max-norm", text, type=options.positive_number)
-    add("--epochs", "length of the training", type=options.positive_number, default=100.0)
-    add("--steps", "its length in steps, instead of --epochs", type=whole)
-    add("--seed", "random seed", type=options.natural, default=0)
-    add("--device", "cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--epochs", "length of the training", 100.0, type=options.positive_number)
+    add("--steps", ", instead of --epochs")
+    add("--seed", default=0)
+    add("--device")
     add("--amp", "mixed precision (default: float32)", choices=("bf16", "fp16"))
-    add("--workers", "data loading processes", type=options.natural, default=0)
-    text = "steps between states; 0: only at the end"
-    add("--save-every", text, type=options.natural, default=500)
-    add("--sample-every", "the same for sample images", type=options.natural, default=500)
+    add("--workers", "data loading processes", 0, type=options.natural)
+    add("--save-every", "steps between states; 0: only at the end", 500, type=options.natural)
+    add("--sample-every", "the same for sample images", 500, type=options.natural)
     add("--log-to", "tensorboard, or another tracker of Accelerate", metavar="TRACKER")
     return parser.parse_args(arguments)
 
@@ -187,13 +172,14 @@ def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
     with options.warnings_as_notes():
         criterion = build_loss(chosen).to(device)
         draw = sentences_to_draw(chosen, criterion)
-    network = new_network(chosen.network, draw)
-    settings = settings_of(chosen, criterion, draw) | {
-        "number of pairs": len(pairs),
-        "crops a step": crops_a_step,
-    }
+    vector = () if draw is None else draw.bank.text_direction.shape[1:]
+    network = NETWORKS[chosen.network](*vector)
+    settings = {name: value for name, value in vars(chosen).items() if name not in FREE_OPTIONS}
+    settings |= {"pairs used": len(pairs), "crops a step": crops_a_step}
+    settings["encoder"] = criterion.encoder.fingerprint
+    settings["sentences"] = draw and [objective.fused for objective in draw.bank.objectives]
     if first:
-        check_or_write(settings, chosen.out / "settings.json", resumed=state is not None)
+        check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
         if draw is not None:
             draw.bank.save(chosen.out / SENTENCES)
 
@@ -272,9 +258,10 @@ def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
             if stop.is_set():
                 accelerator.set_trigger()
             stopping = accelerator.check_trigger()  # in any process
-            if step == last or stopping or is_multiple(step, chosen.save_every):
+            if step == last or stopping or (chosen.save_every and step % chosen.save_every == 0):
                 save()
-            if first and (step == last or is_multiple(step, chosen.sample_every)):
+            due = chosen.sample_every and step % chosen.sample_every == 0
+            if first and (step == last or due):
                 path = chosen.out / "samples" / f"step_{step:07d}.png"
                 save_samples(plain(network), pairs, draw, device, path)
                 network.train()
@@ -316,36 +303,19 @@ def sentences_to_draw(
     return DrawnSentences(criterion.embed(list(weights)), list(weights.values()))
 
 
-def new_network(name: str, draw: DrawnSentences | None) -> nn.Module:
-    """One that takes a text direction as an input if there are sentences to draw."""
-    return NETWORKS[name](*(() if draw is None else draw.bank.text_direction.shape[1:]))
-
-
-def settings_of(
-    chosen: argparse.Namespace, criterion: LanguageDrivenFusionLoss, draw: DrawnSentences | None
-) -> dict[str, str]:
-    """What must not change when a training is resumed."""
-    settings = {name: value for name, value in vars(chosen).items() if name not in FREE_OPTIONS}
-    settings["encoder"] = criterion.encoder.fingerprint
-    settings["prompts"] = draw and [objective.fused for objective in draw.bank.objectives]
-    return {name: str(value) for name, value in settings.items()}
-
-
-def check_or_write(settings: dict[str, Any], path: Path, *, resumed: bool) -> None:
-    """Raise a ValueError if a resumed training had other settings; write those of a new one."""
+def check_settings(settings: dict[str, Any], path: Path, *, resumed: bool) -> None:
+    """Write the settings of a new training; those of a resumed one must be what they were."""
+    now = {name: str(value) for name, value in settings.items()}
     if not resumed:
         with options.atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1), "utf-8")
+            temporary.write_text(json.dumps(now, indent=1), "utf-8")
         return
     try:
         before = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); begin anew with another --out") from error
-    changed = [
-        f"{name} was {before.get(name)}, is {value}"
-        for name, value in settings.items()
-        if before.get(name) != value
-    ]
+    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now
+               if before.get(name) != now[name]]  # fmt: skip
     if changed:
         raise ValueError(
             f"--resume must have the settings of the training in {path.parent}, but "
@@ -362,10 +332,6 @@ def rate_factor(done: int, steps: int) -> float:
     """
     warm = min(1.0, (done + 1) / (steps / 100))
     return warm * 0.5 ** sum(done >= share * steps for share in (0.5, 0.6, 0.7, 0.8, 0.9))
-
-
-def is_multiple(step: int, period: int) -> bool:
-    return period > 0 and step % period == 0
 
 
 def log_row(path: Path, row: dict[str, float]) -> None:

@@ -22,8 +22,8 @@ from clip_fusion_loss import (
     VGGMaxFeatureLoss,
     functional,
 )
-from options import progress
-from pairs import Pair, luminance, random_crops, to_8bit
+from options import CLIP_MODEL, ENCODERS, progress
+from pairs import Pair, luminance, to_8bit
 
 REGULARIZERS = {
     "vgg": VGGMaxFeatureLoss,
@@ -31,15 +31,6 @@ REGULARIZERS = {
     "intensity": IntensityGradientLoss,
     "none": lambda: None,
 }
-CHECKPOINT_MODEL = "ViT-B-32-quickgelu"
-ENCODERS = (
-    "the CLIP of the loss: tiny, a small one for demonstrations that comes with the package; "
-    f"MODEL/TAG with names of open_clip, such as {CHECKPOINT_MODEL}/openai, downloaded once; "
-    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FILE "
-    f"with weights of {CHECKPOINT_MODEL}; FOLDER of open_clip or of a transformers CLIPModel; "
-    "hf-hub:ORG/REPO"
-)
-
 #: The crops of short trainings have the input size of the small CLIP, so they are not resized.
 BATCH_SIZE = 3
 CROP_SIDE = 96
@@ -99,7 +90,7 @@ def load_clip(name: str) -> FrozenCLIP:
     if name.startswith(("local-dir:", "hf-hub:")) or Path(name).is_dir():
         return FrozenCLIP.from_pretrained(name)
     if Path(name).is_file():
-        return FrozenCLIP.from_pretrained(CHECKPOINT_MODEL, Path(name))
+        return FrozenCLIP.from_pretrained(CLIP_MODEL, Path(name))
     model, equals, path = name.partition("=")
     if equals:
         return FrozenCLIP.from_pretrained(model, Path(path))
@@ -254,20 +245,20 @@ def train(
     Raises:
         ValueError: the loss is not finite.
     """
-    if sentences is not None:
-        draw = DrawnSentences(sentences)
-        batch_size, max_norm = batch_size or MANY_BATCH_SIZE, max_norm or MANY_MAX_NORM
-    generator = torch.Generator().manual_seed(seed)
+    draw = None if sentences is None else DrawnSentences(sentences)
+    batch_size = batch_size or (MANY_BATCH_SIZE if draw else BATCH_SIZE)
+    max_norm = max_norm or (MANY_MAX_NORM if draw else None)
+    crops = Crops(pairs, crop, per_pair=10, augment=False, seed=seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history: dict[str, list[float]] = {}
     network.train()
     bar = progress(range(steps), title, "step")
     for step in bar:
-        crops = random_crops(pairs, generator, batch_size or BATCH_SIZE, crop)
-        visible, infrared = (images.to(device) for images in crops)
+        batch = [crops[number] for number in range(step * batch_size, (step + 1) * batch_size)]
+        visible, infrared = (torch.stack(images).to(device) for images in zip(*batch, strict=True))
         sources = {"visible": visible, "infrared": infrared}
-        if sentences is None:
+        if draw is None:
             terms = criterion.terms(fused=network(visible, infrared), **sources)
         else:
             drawn = draw(len(visible))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from networks.layers import check_sources, reflect_conv
+from networks.layers import reflect_conv
 
 
 class DenseEncoder(nn.Module):
@@ -44,9 +44,6 @@ class DenseFuse(nn.Module):
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 2.
         returns: (N, 1, H, W), in the units of the sources; unbounded, but for the ReLU.
-
-    Raises:
-        ValueError: if the sources differ in shape, are not grey, or are too small to be padded.
     """
 
     #: An output pixel depends on the sources up to this many pixels away (eight 3x3 layers).
@@ -60,8 +57,6 @@ class DenseFuse(nn.Module):
         levels: float = 1.0,
     ) -> None:
         super().__init__()
-        if fusion not in ("add", "average"):
-            raise ValueError(f'`fusion` must be "add" or "average", got {fusion!r}')
         self.share = 1.0 if fusion == "add" else 0.5
         self.relu = relu
         self.levels = levels
@@ -77,9 +72,6 @@ class DenseFuse(nn.Module):
         )
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        check_sources(
-            visible, infrared, minimum=2, reason="DenseFuse reflects one pixel at each border"
-        )
         features = self.encoder(self.levels * visible) + self.encoder(self.levels * infrared)
         fused = self.decoder(self.share * features) / self.levels
         return fused.relu() if self.relu else fused

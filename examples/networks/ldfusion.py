@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import check_sources, reflect_conv
+from networks.layers import reflect_conv
 
 CONTENT = 128
 STYLE = 8
@@ -128,10 +128,6 @@ class LDFusion(nn.Module):
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 16.
         returns: (N, 1, H, W) in [0, 1].
-
-    Raises:
-        ValueError: if the sources differ in shape, are not grey, or are too small for a
-            normalisation at an eighth of their size.
     """
 
     def __init__(self, clamp: bool = True) -> None:
@@ -149,12 +145,6 @@ class LDFusion(nn.Module):
             nn.init.constant_(self.decoder.grow[-1].bias, 0.5)
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        check_sources(
-            visible,
-            infrared,
-            minimum=16,
-            reason="LDFusion normalises features of an eighth of the size over their pixels",
-        )
         content = torch.cat([self.visible_content(visible), self.infrared_content(infrared)], 1)
         style = torch.cat([self.visible_style(visible), self.infrared_style(infrared)], 1)
         height, width = visible.shape[2:]

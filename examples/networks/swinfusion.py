@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from networks.layers import check_sources
-
 WIDTH = 60
 HEADS = 6
 WINDOW = 8
@@ -135,10 +133,6 @@ class SwinFusion(nn.Module):
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 5.
         returns: (N, 1, H, W), unbounded.
-
-    Raises:
-        ValueError: if the sources differ in shape, are not grey, or are too small to be padded
-            to a multiple of 8 by reflection.
     """
 
     def __init__(self) -> None:
@@ -167,13 +161,6 @@ class SwinFusion(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        check_sources(
-            visible,
-            infrared,
-            minimum=5,
-            reason="SwinFusion pads by reflection to a multiple of 8, which needs more pixels than "
-            "it adds",
-        )
         height, width = visible.shape[2:]
         a, b = (self._extract(image) for image in (infrared, visible))
         a = self.extract_a(a)

@@ -10,8 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from networks.layers import check_sources
-
 WIDTH = 44
 SLOPE = 0.2
 
@@ -47,9 +45,6 @@ class U2Fusion(nn.Module):
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 2.
         returns: (N, 1, H, W) in (0, 1), by tanh(x) / 2 + 1 / 2.
-
-    Raises:
-        ValueError: if the sources differ in shape, are not grey, or are too small to be padded.
     """
 
     #: An output pixel depends on the sources up to this many pixels away (ten 3x3 layers).
@@ -71,9 +66,6 @@ class U2Fusion(nn.Module):
         )
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        check_sources(
-            visible, infrared, minimum=2, reason="U2Fusion reflects one pixel at each border"
-        )
         sources = torch.cat([visible, infrared], dim=1)
         features = self.encoder(2 * sources - 1 if self.signed else sources)
         return self.decoder(features).tanh() / 2 + 0.5
