@@ -139,10 +139,10 @@ def edge_transfer(fused: Grey, visible: Grey, infrared: Grey) -> float:
     Constants and formulas of Xydeas and Petrovic, 2000. Zero padding, as in the evaluation code
     most tables come from.
     """
-    fused_strength, fused_turn = _edges(fused, "constant")
+    fused_strength, fused_turn = _edges(fused, "constant", (1, 0))
     preserved = weight = 0.0
     for source in (visible, infrared):
-        strength, turn = _edges(source, "constant")
+        strength, turn = _edges(source, "constant", (1, 0))
         share, parallel = _agreement(strength, turn, fused_strength, fused_turn, 1.0)
         kept = _sigmoid(share, 0.9994, -15, 0.5) * _sigmoid(parallel, 0.9879, -22, 0.8)
         preserved += float(np.sum(strength * kept))
@@ -202,11 +202,11 @@ def artefacts(fused: Grey, visible: Grey, infrared: Grey) -> float:
     Petrovic and Xydeas, 2005, as modified by Shreyamsha Kumar, 2013. The constants are those of his
     code, which most published tables use. Images are padded by repeating the border pixels.
     """
-    fused_strength, fused_turn = _edges(fused, "nearest")
+    fused_strength, fused_turn = _edges(fused, "nearest", (0, 1))
     added = np.ones(fused.shape, bool)
     weighted, total = np.zeros(fused.shape), 0.0
     for source in (visible, infrared):
-        strength, turn = _edges(source, "nearest")
+        strength, turn = _edges(source, "nearest", (0, 1))
         added &= fused_strength > strength
         share, parallel = _agreement(strength, turn, fused_strength, fused_turn, 0.0)
         kept = _sigmoid(share, 0.9999, -19, 0.5) * _sigmoid(parallel, 0.9995, -22, 0.5)
@@ -230,10 +230,13 @@ def _entropy_of_counts(counts: NDArray[np.int64]) -> float:
     return float(-np.sum(shares * np.log2(shares)))
 
 
-def _edges(image: Grey, border: str) -> tuple[Real, Real]:
-    """Strength and orientation, modulo pi, of the Sobel edge at every pixel."""
-    across, down = (ndimage.sobel(_real(image), axis=axis, mode=border) for axis in (1, 0))
-    return np.hypot(across, down), np.arctan2(down, across) % np.pi
+def _edges(image: Grey, border: str, axes: tuple[int, int]) -> tuple[Real, Real]:
+    """Strength and orientation, modulo pi, of the Sobel edge at every pixel.
+
+    `axes` decide which orientation a flat pixel has: along the second.
+    """
+    first, second = (ndimage.sobel(_real(image), axis=axis, mode=border) for axis in axes)
+    return np.hypot(first, second), np.arctan2(second, first) % np.pi
 
 
 def _agreement(

@@ -14,10 +14,8 @@ class ModelPlain:
         self.device = torch.device("cpu")
         self.netG = nn.DataParallel(Network()).to(self.device)
 
-    def init_train(self):
-        self.netG.train()
-        self.define_loss()
         self.G_optimizer = torch.optim.Adam(self.netG.parameters(), lr=2e-5)
+        self.define_loss()
 
     def define_loss(self):
         G_lossfn_type = "loe"  # noqa: N806
@@ -35,7 +33,6 @@ class ModelPlain:
 
 
 model = ModelPlain()
-model.init_train()
 for visible, model.A in draw_scenes():
     model.B = luminance(visible)
     model.optimize_parameters()

@@ -1,7 +1,4 @@
-"""Stands in for U2Fusion's port with three tasks: whole batches are swapped by a collate function.
-
-The generator ends in (0, 1) already.
-"""
+"""Stands in for U2Fusion's port with three tasks: its collate function swaps whole batches."""
 # ruff: noqa: N806
 
 import random
