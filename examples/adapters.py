@@ -185,11 +185,11 @@ class OverOutputs(nn.Module):
         self.criterion = criterion
 
     def forward(
-        self, fused: Tensor | Sequence[Tensor], *, visible: Tensor, infrared: Tensor
+        self, *, fused: Tensor | Sequence[Tensor], visible: Tensor, infrared: Tensor
     ) -> Tensor:
+        outputs = [fused] if isinstance(fused, Tensor) else fused
         losses = [
-            self.criterion(fused=image, visible=visible, infrared=infrared)
-            for image in _listed(fused)
+            self.criterion(fused=image, visible=visible, infrared=infrared) for image in outputs
         ]
         return torch.stack(losses).mean()
 
@@ -214,51 +214,6 @@ def swapped_at_random(visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor
     return torch.where(swap, infrared, visible), torch.where(swap, visible, infrared)
 
 
-class TwoStage(nn.Module):
-    """Train encoder and decoder on single images first, then on fused images.
-
-    DenseFuse's original training is only the first stage and has no fused images. So a loss on
-    fused images needs a second stage, with the fusion rule between encoder and decoder.
-
-    In stage "reconstruct" this module uses both sources as single images; in stage "fuse" it calls
-    the criterion. Switch with ``module.stage = "fuse"`` and make a new optimizer then: gradients of
-    the first stage are far larger, and Adam's moving averages of them would disturb the second.
-
-    Args:
-        network: has `encoder` and `decoder`. It fuses with its ``fusion(features, features)``; if
-            it has none, it is called with both sources. The decoder may return a list.
-        reconstruction: the loss of the first stage, called ``(reconstructed, image)``.
-        criterion: the loss of the second stage.
-    """
-
-    def __init__(self, network: nn.Module, reconstruction: nn.Module, criterion: Criterion) -> None:
-        super().__init__()
-        self.network = network
-        self.reconstruction = reconstruction
-        self.criterion = criterion
-        self.stage = "reconstruct"
-
-    def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        """The loss of the current stage. Raises a ValueError if there is no such stage."""
-        if self.stage not in ("reconstruct", "fuse"):
-            raise ValueError(f'`stage` must be "reconstruct" or "fuse", got {self.stage!r}')
-        network = self.network
-        if self.stage == "reconstruct":
-            images = torch.cat([visible, infrared])
-            outputs = _listed(reconstruct(network, images))
-            return torch.stack([self.reconstruction(image, images) for image in outputs]).mean()
-        if hasattr(network, "fusion"):
-            features = network.fusion(network.encoder(infrared), network.encoder(visible))
-            fused = network.decoder(features)
-        else:
-            fused = network(visible, infrared)
-        return OverOutputs(self.criterion)(fused, visible=visible, infrared=infrared)
-
-
 def reconstruct(network: nn.Module, images: Tensor) -> Tensor | Sequence[Tensor]:
     """(N, 1, H, W) images after the network's encoder and decoder, without fusion."""
     return network.decoder(network.encoder(images))
-
-
-def _listed(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else outputs
