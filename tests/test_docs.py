@@ -159,6 +159,11 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
+def test_every_picture_is_shown():
+    shown = {name for page in PAGES for name in re.findall(r"images/([\w.-]+)", page.read_text())}
+    assert shown == {path.name for path in (ROOT / "docs" / "images").iterdir()}
+
+
 @pytest.mark.parametrize("page", titled(page for page in PAGES if page.stem != "adapters"))
 def test_files_that_are_named_exist(page):
     folders = [ROOT, *(ROOT / name for name in ("clip_fusion_loss", "docs", "examples", "tests"))]
