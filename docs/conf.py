@@ -22,7 +22,7 @@ extensions = [
 ]
 
 # Programs beside the pages, and their own READMEs, are not pages.
-exclude_patterns = ["evidence", "tiny_clip", "recipes"]
+exclude_patterns = ["evidence", "tiny_clip"]
 
 html_theme = "furo"
 html_title = f"{project} {release}"

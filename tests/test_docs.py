@@ -19,7 +19,8 @@ from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss, __version__
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md", *DOCS]
+READMES = [*ROOT.glob("*/README.md"), *ROOT.glob("docs/*/README.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(READMES), *DOCS]
 SIZE = 48
 PROGRAM = re.compile(r"(?:examples/|docs/evidence/|-m evidence\.)(\w+)(?:\.py)?(?: (.*))?$")
 
@@ -166,7 +167,11 @@ def test_every_picture_is_shown():
 
 @pytest.mark.parametrize("page", titled(page for page in PAGES if page.stem != "adapters"))
 def test_files_that_are_named_exist(page):
-    folders = [ROOT, *(ROOT / name for name in ("clip_fusion_loss", "docs", "examples", "tests"))]
+    folders = [
+        ROOT,
+        page.parent,
+        *(ROOT / name for name in ("clip_fusion_loss", "docs", "examples", "tests")),
+    ]
     for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
         assert any((folder / name).is_file() for folder in folders), name
 
