@@ -212,8 +212,3 @@ def swapped_at_random(visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor
     """
     swap = (torch.rand(len(visible)) < 0.5).view(-1, 1, 1, 1).to(visible.device)
     return torch.where(swap, infrared, visible), torch.where(swap, visible, infrared)
-
-
-def reconstruct(network: nn.Module, images: Tensor) -> Tensor | Sequence[Tensor]:
-    """(N, 1, H, W) images after the network's encoder and decoder, without fusion."""
-    return network.decoder(network.encoder(images))
