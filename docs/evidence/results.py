@@ -20,7 +20,7 @@ from evidence.trials import (
     BRIGHTNESS,
     FIDELITY,
     FIDELITY_STEPS,
-    MANY_STEPS,
+    MANY_COST,
     PAPER,
     Bench,
     Row,
@@ -31,7 +31,7 @@ from evidence.trials import (
 )
 from networks.unet import FusionUNet
 from options import atomic_write, errors_as_messages, whole_number
-from training import build_criterion
+from training import BATCH_SIZE, MANY_BATCH_SIZE, build_criterion
 
 DOCS = Path(__file__).parents[1]
 
@@ -106,7 +106,7 @@ def trials_of(options: argparse.Namespace) -> tuple[dict[str, list[Trial]], list
     single[page.FIDELITY_SILENT] = each_seed(PAPER, without_language(fidelity), longer)
     single[page.FIDELITY_PAPER] = each_seed(PAPER, fidelity, longer)
     unseen = tuple(sentence.unseen for sentence in SENTENCES.values())
-    steps = round(MANY_STEPS * options.steps)
+    steps = round(MANY_COST * options.steps * BATCH_SIZE / MANY_BATCH_SIZE)
     many = [Trial(tuple(SENTENCES), s, steps, default, unseen, tuple(BLENDS)) for s in seeds]
     return single, many
 
@@ -124,13 +124,17 @@ def run_table(
 
     default, fidelity = single[PAPER], single[page.FIDELITY_PAPER]
     dimension = bench.clip.encode_text(PAPER).shape[-1]
+    uses = ("training", "test", "second")
     values = {
         "encoder": options.encoder,
         "torch": torch.__version__,
         "seeds": options.seeds,
         "test set": bench.pairs.name,
         "second set": bench.show.name,
-        **{f"pairs, {name}": len(pairs) for name, pairs in bench.sets.items()},
+        **{
+            f"pairs, {use}": len(pairs)
+            for use, pairs in zip(uses, bench.sets.values(), strict=True)
+        },
         "parameters": parameters(FusionUNet()),
         "parameters, one network": parameters(FusionUNet(dimension)),
         "steps": default[0].steps,

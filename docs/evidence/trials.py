@@ -41,8 +41,8 @@ FIDELITY: dict[str, Any] = {
 }
 FIDELITY_STEPS = 2
 
-#: Steps of the one training for many sentences, of a third of the crops, for each of another.
-MANY_STEPS = 4.5
+#: Crops of the one training for many sentences, as a multiple of those of another.
+MANY_COST = 1.5
 BLEND_STEPS = 7
 
 #: Arguments of the loss that are no settings of a trial.
@@ -119,10 +119,14 @@ class Bench:
         return self.out / hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def run(self, trials: Sequence[Trial], jobs: int) -> None:
-        """Run what was not run before, `jobs` at a time, with a thread each."""
+        """Run what was not run before, one after the other, or `jobs` at a time."""
         missing = [
             t for t in dict.fromkeys(trials) if not (self.folder(t) / "result.json").exists()
         ]
+        if jobs == 1:
+            for trial in progress(missing, "trainings", "training"):
+                run_trial(self, trial)
+            return
         context = get_context("spawn")  # a fork of a process with threads may hang
         with ProcessPoolExecutor(jobs, context, _one_thread) as pool:
             done = [pool.submit(run_trial, self, trial) for trial in missing]

@@ -39,16 +39,12 @@ def bank():
     return SceneBank((images * 255).astype(np.uint8), flags)
 
 
-# ---- renderer ---------------------------------------------------------------------------------
-
-
 def test_render_pairs_shape_range_and_seed():
     visible, infrared = render_pairs(3, size=48, seed=5)
     for images in (visible, infrared):
         assert images.shape == (3, 1, 48, 48)
         assert images.dtype == torch.float32
-        assert images.min() >= 0
-        assert images.max() <= 1
+        assert 0 <= images.min() <= images.max() <= 1
     again = render_pairs(3, size=48, seed=5)
     assert torch.equal(visible, again[0])
     assert torch.equal(infrared, again[1])
@@ -63,8 +59,7 @@ def test_scenes_of_all_kinds_are_finite_images(seed):
         assert image.shape == (64, 64)
         assert image.dtype == np.float32
         assert np.isfinite(image).all()
-        assert image.min() >= 0
-        assert image.max() <= 1
+        assert 0 <= image.min() <= image.max() <= 1
         assert image.std() > 0.005
 
 
@@ -77,9 +72,6 @@ def test_hand_fusion_takes_texture_from_visible_and_targets_from_infrared():
     fused = fuse_by_hand(visible, infrared, rng)
     assert fused[:, :40].std() > 0.05
     assert fused[44:52, 68:76].mean() > fused[10:20, 68:76].mean() + 0.2
-
-
-# ---- captions ---------------------------------------------------------------------------------
 
 
 def test_no_caption_is_both_true_and_false_and_knowledge_decides():
@@ -152,9 +144,6 @@ def test_vocabulary_holds_every_word_of_every_caption():
     assert len({caption.text for caption in captions}) == len(captions)
 
 
-# ---- degradations -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [*QUALITY, *ARTEFACTS])
 def test_degradations_keep_shape_and_range_and_assert_themselves(name):
     degradation = (QUALITY | ARTEFACTS)[name]
@@ -164,8 +153,7 @@ def test_degradations_keep_shape_and_range_and_assert_themselves(name):
     chosen = torch.tensor([0, 0, -1, 0])
     result, described = degrade(images, possible, chosen, [degradation], generator)
     assert result.shape == images.shape
-    assert result.min() >= 0
-    assert result.max() <= 1
+    assert 0 <= result.min() <= result.max() <= 1
     assert not torch.equal(result[0], images[0])
     assert torch.equal(result[2], images[2])
     assert torch.equal(described[0], c.mask(degradation.asserts))
@@ -178,8 +166,7 @@ def test_varied_look_forgets_what_it_touches_and_keeps_the_modality():
     known = torch.stack([c.mask({name: values[:1] for name, values in c.ATTRIBUTES.items()})] * 12)
     result, possible = vary_look(images, known, generator)
     assert result.shape == images.shape
-    assert result.min() >= 0
-    assert result.max() <= 1
+    assert 0 <= result.min() <= result.max() <= 1
     touched = (result != images).flatten(1).any(1)
     assert 0 < touched.sum() < 12
     assert torch.equal(possible[~touched], known[~touched])
@@ -187,16 +174,12 @@ def test_varied_look_forgets_what_it_touches_and_keeps_the_modality():
     assert possible[..., c.SLICES["sharpness"]].all(-1).any()
 
 
-# ---- batches and losses -----------------------------------------------------------------------
-
-
 def test_batch_is_complete_and_decided_by_its_generator(bank):
     batch = draw_batch(bank, 4, 32, torch.Generator().manual_seed(3))
     again = draw_batch(bank, 4, 32, torch.Generator().manual_seed(3))
     assert batch.images.shape == (4, len(Variant), 32, 32)
     assert batch.possible.shape == (4, len(Variant), c.WIDTH)
-    assert batch.images.min() >= 0
-    assert batch.images.max() <= 1
+    assert 0 <= batch.images.min() <= batch.images.max() <= 1
     assert torch.equal(batch.images, again.images)
     assert torch.equal(batch.possible, again.possible)
     for columns in c.SLICES.values():
@@ -239,9 +222,6 @@ def test_contrastive_ignores_pairs_of_unknown_truth():
         losses.contrastive(images, texts, true, false, scale),
         losses.contrastive(images, moved, true, false, scale),
     )
-
-
-# ---- training ---------------------------------------------------------------------------------
 
 
 def _train(trainer, until):
