@@ -1,4 +1,4 @@
-"""The three pictures of the results page; all show pairs of --show, fused with the first seed."""
+"""The pictures of results page and README: pairs of --show, fused with the first seed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +11,9 @@ from evidence.trials import BLEND_STEPS, PAPER, Bench, Trial
 from pairs import luminance, to_8bit
 from sheets import salient_windows, save_sheet
 
-#: Which of the pairs are in the pictures, and which two in that of the blends.
-PICTURED, BLENDED = (0, 3, 4), (3, 4)
+#: Which of the pairs are in the pictures, which two in that of the blends and in the README's.
+PICTURED, BLENDED, FRONT = (0, 3, 4), (3, 4), (3, 4)
+FRONT_PICTURE = "prompts.jpg"
 
 #: All would be too small to see.
 SENTENCES = (
@@ -31,40 +32,37 @@ def save(
 ) -> None:
     name = bench.show.name
     shown = bench.sets[name]
-    indices = sorted({min(index, len(shown) - 1) for index in PICTURED})
-    windows = salient_windows([shown[index] for index in indices])
-
-    def of(images: Sequence[Tensor]) -> list[Tensor]:
-        return [images[index] for index in indices]
-
-    sources = {
-        "infrared": of([pair.infrared for pair in shown]),
-        "visible": of([to_8bit(luminance(pair.visible)) for pair in shown]),
+    columns = {
+        "infrared": [pair.infrared for pair in shown],
+        "visible": [to_8bit(luminance(pair.visible)) for pair in shown],
     }
-    ours = {method: of(bench.images(trials[0], name)) for method, trials in single.items()}
+    ours = {method: bench.images(trials[0], name) for method, trials in single.items()}
 
-    columns = sources | {NO_LANGUAGE: ours[NO_LANGUAGE]}
-    columns |= {f'"{sentence}"': ours[sentence] for sentence in SENTENCES}
-    save_sheet(columns, windows, folder / page.SENTENCES_PICTURE)
+    def write(columns: Mapping[str, Sequence[Tensor]], rows: Sequence[int], file: str) -> None:
+        rows = [min(row, len(shown) - 1) for row in rows]
+        chosen = {title: [images[row] for row in rows] for title, images in columns.items()}
+        save_sheet(chosen, salient_windows(shown[row] for row in rows), folder / file)
+
+    silent = columns | {NO_LANGUAGE: ours[NO_LANGUAGE]}
+    told = {f'"{sentence}"': ours[sentence] for sentence in SENTENCES}
+    write(silent | told, PICTURED, page.SENTENCES_PICTURE)
+    write(silent | dict(list(told.items())[:2]), FRONT, FRONT_PICTURE)
 
     published = comparing.published_images(peers, shown)
-    columns = dict(sources)
     for method in METHODS:
         if (method, False) in published:
-            columns[method] = of(list(map(comparing.read_grey, published[method, False])))
-    columns |= {
-        f"ours, {NO_LANGUAGE}": ours[NO_LANGUAGE],
-        "ours, the paper's sentence": ours[PAPER],
-    }
+            columns[method] = list(map(comparing.read_grey, published[method, False]))
+    columns["ours, no language"] = ours[NO_LANGUAGE]
+    columns["ours, the paper's sentence"] = ours[PAPER]
     columns["ours, fidelity setting"] = ours[page.FIDELITY_PAPER]
-    save_sheet(columns, windows, folder / page.METHODS_PICTURE)
+    write(columns, PICTURED, page.METHODS_PICTURE)
 
-    rows = [min(index, len(shown) - 1) for index in BLENDED]
-    columns = {}
+    rows = [min(row, len(shown) - 1) for row in BLENDED]
+    steps = {}
     for step in range(BLEND_STEPS):
         title = {0: "the first sentence", BLEND_STEPS - 1: "the second"}
-        columns[title.get(step, f"{step / (BLEND_STEPS - 1):.0%}")] = [
+        steps[title.get(step, f"{step / (BLEND_STEPS - 1):.0%}")] = [
             bench.images(many, name, f"blend-{number}-{step}")[row]
             for number, row in zip(range(len(BLENDS)), rows, strict=True)
         ]
-    save_sheet(columns, salient_windows(shown[row] for row in rows), folder / page.BLENDS_PICTURE)
+    save_sheet(steps, salient_windows(shown[row] for row in rows), folder / page.BLENDS_PICTURE)
