@@ -50,8 +50,8 @@ def function_of(lines, name):
     outer = len(indentation(lines[starts[0]]))
     for n in range(starts[0] + 1, len(lines)):
         if lines[n].strip(" #") and len(indentation(lines[n])) <= outer:
-            return range(*starts, n)
-    return range(*starts, len(lines))
+            return range(starts[0], n)
+    return range(starts[0], len(lines))
 
 
 def find(lines, anchor, function, said):
