@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
     print("loading PyTorch", file=sys.stderr, flush=True)  # it takes seconds
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback meanwhile
 
 import torch
 from torch import Tensor
