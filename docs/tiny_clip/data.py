@@ -1,8 +1,7 @@
-"""Scenes on disk, and the batches of described images that are drawn from them."""
+"""Scenes, and the batches of described images that are drawn from them."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from .captions import SLICES, WIDTH, assertion, mask
 from .degradations import ARTEFACTS, QUALITY, Degradation, degrade, vary_look
-from .files import atomic_write
 from .renderer import fuse_by_hand, render_scene, scene_seed
 
 SCENE_SIZE = 224
@@ -102,43 +100,13 @@ class Batch:
     end: Tensor
 
 
-def load_bank(
-    folder: Path,
-    count: int,
-    seed: int,
-    *,
-    workers: int,
-    pairs: Path | None = None,
-    skip: Collection[str] = (),
+def make_bank(
+    count: int, seed: int, *, workers: int, pairs: Path | None = None, skip: Collection[str] = ()
 ) -> SceneBank:
-    """Scenes from the cache in `folder`, rendered first where there are none yet.
+    """`count` scenes of the series `seed`, rendered by `workers` processes.
 
-    `count` scenes of the series `seed` are rendered by `workers` processes; crops of the real
-    `pairs`, but those to `skip`, are added as one scene in five.
+    Crops of the real `pairs`, but those to `skip`, are added as one scene in five.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"scenes-{count}-{seed}-{_code_version()}"
-    images_path, flags_path = folder / f"{name}.npy", folder / f"{name}-flags.npy"
-    if not (images_path.exists() and flags_path.exists()):
-        images, flags = _render(count, seed, workers)
-        for path, array in ((images_path, images), (flags_path, flags)):
-            with atomic_write(path) as file:
-                np.save(file, array)
-    bank = SceneBank(np.load(images_path, mmap_mode="r"), np.load(flags_path))
-    if pairs is None:
-        return bank
-    photographs = _photographs(pairs, skip, max(1, count // 4), seed)
-    both = zip((bank.images, bank.flags), photographs, strict=True)
-    return SceneBank(*(np.concatenate(arrays) for arrays in both))
-
-
-def _code_version() -> str:
-    """Check sum of the renderer, so that an edited renderer never meets an old cache."""
-    source = Path(__file__).with_name("renderer.py").read_bytes()
-    return f"{zlib.crc32(source):08x}"
-
-
-def _render(count: int, seed: int, workers: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     seeds = [scene_seed(seed, index) for index in range(count)]
     images = np.empty((count, 3, SCENE_SIZE, SCENE_SIZE), np.uint8)
     flags = np.zeros((count, 4), np.bool_)
@@ -147,7 +115,11 @@ def _render(count: int, seed: int, workers: int) -> tuple[NDArray[np.uint8], NDA
         results = pool.imap(_render_one, seeds, chunksize=16)
         for index, (image, flag) in enumerate(tqdm(results, "render", count, unit="scene")):
             images[index], flags[index, :3] = image, flag
-    return images, flags
+    if pairs is None:
+        return SceneBank(images, flags)
+    photographs = _photographs(pairs, skip, max(1, count // 4), seed)
+    both = zip((images, flags), photographs, strict=True)
+    return SceneBank(*(np.concatenate(arrays) for arrays in both))
 
 
 def _render_one(seed: int) -> tuple[NDArray[np.uint8], tuple[bool, bool, bool]]:

@@ -8,43 +8,30 @@ noise or blur put on a larger image would be washed out by the resize that follo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .captions import SLICES, Assertion, assertion, mask
+from .captions import SLICES, assertion, mask
 
 Operation = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """An image operation and its effect on what is known about the image.
-
-    Attributes:
-        apply: the operation.
-        asserts: what is true of the result, whatever was true before.
-        forgets: attributes on which nothing can be said afterwards.
-    """
+    """An image operation and its effect on what is known about the image."""
 
     apply: Operation
-    asserts: Assertion
-    forgets: tuple[str, ...] = ()
-    asserted: Tensor = field(init=False, repr=False)
-    forgotten: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        touched = torch.zeros_like(mask({}))
-        for attribute in (*self.asserts, *self.forgets):
-            touched[SLICES[attribute]] = True
-        object.__setattr__(self, "asserted", mask(self.asserts))
-        object.__setattr__(self, "forgotten", touched)
+    asserted: Tensor
+    """(WIDTH,) boolean, the values that are possible for the result, whatever was true before."""
+    touched: Tensor
+    """(WIDTH,) boolean, the columns of all attributes that it decides or makes unknown."""
 
     def describe(self, possible: Tensor) -> Tensor:
         """What is possible after it: `possible` (N, WIDTH) with the touched columns replaced."""
-        return torch.where(self.forgotten, self.asserted, possible)
+        return torch.where(self.touched, self.asserted, possible)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -184,7 +171,10 @@ def halo(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor
 
 
 def _degradation(apply: Operation, asserts: str, forgets: str) -> Degradation:
-    return Degradation(apply, assertion(asserts), tuple(forgets.split()))
+    touched = torch.zeros_like(mask({}))
+    for attribute in (*assertion(asserts), *forgets.split()):
+        touched[SLICES[attribute]] = True
+    return Degradation(apply, mask(assertion(asserts)), touched)
 
 
 # Quality losses that occur in photographs.

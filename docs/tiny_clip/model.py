@@ -35,8 +35,6 @@ class Config:
     """Everything the result depends on, besides the code."""
 
     steps: int = 800
-    scenes: int = 2000
-    photographs: str = ""
     batch: int = 16
     captions: int = 96
     learning_rate: float = 2.5e-3

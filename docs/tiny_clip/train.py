@@ -1,9 +1,9 @@
-"""Train the embedded CLIP from nothing to the folder that the package ships.
+"""Train the bundled CLIP from nothing to the folder that the package ships.
 
     cd docs && python -m tiny_clip.train
 
 renders the scenes, trains, and writes `open_clip_config.json`, `open_clip_model.safetensors` and
-`vocabulary.txt`. Stopped at any time, the same command goes on from its last checkpoint.
+`vocabulary.txt`, in about ten minutes.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm import trange
 
 from . import losses
 from .captions import build_captions, truth
-from .data import Batch, SceneBank, Variant, draw_batch, load_bank
+from .data import Batch, SceneBank, Variant, draw_batch, make_bank
 from .degradations import ARTEFACTS, add_relief, odd_part
-from .files import atomic_write
 from .model import Config, Texts, build_model, encode_images, export
 
 _ASSETS = Path(__file__).parents[2] / "clip_fusion_loss" / "assets" / "tiny_clip"
@@ -34,7 +31,7 @@ _RANKED = [Variant.FUSED, Variant.AVERAGE, Variant.ARTEFACT, Variant.SPOILT]
 
 
 class Trainer:
-    """Model, average of the model, optimiser and step counter; one file holds them all."""
+    """Model, average of the model, optimiser and step counter."""
 
     def __init__(self, config: Config, bank: SceneBank) -> None:
         self.config, self.bank, self.step = config, bank, 0
@@ -54,40 +51,19 @@ class Trainer:
             lr=config.learning_rate,
         )
 
-    def run(self, until: int, report: Callable[[int, dict[str, float]], None]) -> None:
-        """Train to step `until`; `report` is called after every step."""
-        while self.step < until:
+    def run(self) -> dict[str, float]:
+        """All steps; returns the terms of the last."""
+        terms = {}
+        bar = trange(self.config.steps, desc="train", unit="step")
+        for step in bar:
+            self.step = step
             terms = self._one_step()
-            self.step += 1
-            report(self.step, terms)
-
-    def save(self, path: Path) -> None:
-        """Write the checkpoint whole, or not at all."""
-        state = {
-            "config": asdict(self.config),
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        with atomic_write(path) as file:
-            torch.save(state, file)
-
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint of the same configuration."""
-        state = torch.load(path, weights_only=True)
-        if state["config"] != asdict(self.config):
-            raise ValueError(
-                f"{path} was written with other settings; delete it or pass the same ones"
-            )
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            if step % 20 == 0:
+                bar.set_postfix({name: f"{value:.2f}" for name, value in terms.items()})
+        return terms
 
     def _one_step(self) -> dict[str, float]:
         config = self.config
-        # Seeded by the step, so that a resumed run draws what an uninterrupted one would.
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         batch = draw_batch(self.bank, config.batch, config.image_size, generator)
         chosen = torch.randint(len(self.texts), (config.captions,), generator=generator)
@@ -239,47 +215,28 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tiny_clip.train",
-        description="Train the embedded tiny CLIP. Run it again after a stop and it goes on.",
+        description="Train the bundled CLIP.",
     )
     add = parser.add_argument
     add("--out", type=Path, default=_ASSETS, help="folder for the weights (default: %(default)s)")
-    add("--work", type=Path, default=Path("tiny_clip_work"), help="folder for scenes, checkpoint")
     add("--pairs", type=Path, help="also crops of DIR/vi/NAME, DIR/ir/NAME; mind their licence")
     add("--skip", action="append", default=[], metavar="NAME", help="pair to leave out; repeatable")
     add("--steps", type=int, default=Config.steps, help="default: %(default)s")
-    add("--scenes", type=int, default=Config.scenes, help="to render (default: %(default)s)")
+    add("--scenes", type=int, default=2000, help="to render (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    bank = load_bank(
-        arguments.work,
+    bank = make_bank(
         arguments.scenes,
         arguments.seed,
         workers=os.cpu_count() or 1,
         pairs=arguments.pairs,
         skip=arguments.skip,
     )
-    config = Config(
-        steps=arguments.steps,
-        scenes=arguments.scenes,
-        photographs=f"{arguments.pairs} without {arguments.skip}" if arguments.pairs else "",
-        seed=arguments.seed,
-    )
+    config = Config(steps=arguments.steps, seed=arguments.seed)
     trainer = Trainer(config, bank)
-    checkpoint = arguments.work / "checkpoint.pt"
-    if checkpoint.exists():
-        trainer.resume(checkpoint)
-    with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step") as bar:
-
-        def report(step: int, terms: dict[str, float]) -> None:
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix({name: f"{value:.2f}" for name, value in terms.items()})
-            if step % 200 == 0 or step == config.steps:
-                trainer.save(checkpoint)
-
-        trainer.run(config.steps, report)
+    trainer.run()
     export(trainer.average, config, build_captions(), arguments.out)
     print(f"wrote {arguments.out}")
 
