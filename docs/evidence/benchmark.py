@@ -215,7 +215,7 @@ def peak_memory(options: argparse.Namespace, which: str) -> int:
     """Peak memory in bytes of a new process that runs two steps of `which`."""
     arguments = [f"--peak-of={which}", *(["--compile"] if options.compile else [])]
     names = ("batch", "patches", "size", "precision", "published_precision", "device", "model")
-    for name in (*names, "pairs", "chunk"):
+    for name in (*names, "chunk"):
         if getattr(options, name) is not None:
             arguments.append(f"--{name.replace('_', '-')}={getattr(options, name)}")
     if options.pairs is not None:  # the process starts in another folder

@@ -44,7 +44,7 @@ def save(
         save_sheet(chosen, salient_windows(shown[row] for row in rows), folder / file)
 
     silent = columns | {NO_LANGUAGE: ours[NO_LANGUAGE]}
-    told = {f'"{sentence}"': ours[sentence] for sentence in SENTENCES}
+    told = {f'"{sentence}"': ours[sentence] for sentence in SENTENCES if sentence in ours}
     write(silent | told, PICTURED, page.SENTENCES_PICTURE)
     write(silent | dict(list(told.items())[:2]), FRONT, FRONT_PICTURE)
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import chain
 from multiprocessing import get_context
@@ -128,8 +128,9 @@ class Bench:
                 run_trial(self, trial)
             return
         context = get_context("spawn")  # a fork of a process with threads may hang
-        with ProcessPoolExecutor(jobs, context, _one_thread) as pool:
-            done = [pool.submit(run_trial, self, trial) for trial in missing]
+        settings = [getattr(self, field.name) for field in fields(self)]
+        with ProcessPoolExecutor(jobs, context, _start, settings) as pool:
+            done = [pool.submit(_run_here, trial) for trial in missing]
             for future in progress(done, "trainings", "training"):
                 future.result()
 
@@ -143,8 +144,15 @@ class Bench:
         return [read_image(folder / f"{index:03d}.png") for index in range(len(self.sets[name]))]
 
 
-def _one_thread() -> None:
+def _start(*settings: Any) -> None:
+    """What a process needs for all its trials."""
+    global _here
     torch.set_num_threads(1)
+    _here = Bench(*settings)
+
+
+def _run_here(trial: Trial) -> None:
+    run_trial(_here, trial)
 
 
 def run_trial(bench: Bench, trial: Trial) -> None:
