@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES, Table
 from evidence.trials import BLEND_STEPS, BRIGHTNESS, PAPER, Row
 
 FIDELITY_SILENT, FIDELITY_PAPER = "fidelity, no language", "fidelity, the paper's sentence"
+README_START, README_END = "On", "[Pictures and tables](docs/results.md)"
 SENTENCES_PICTURE, METHODS_PICTURE, BLENDS_PICTURE = "sentences.jpg", "methods.jpg", "blends.jpg"
 
 #: What else is wanted: of the default and of the fidelity setting beside published methods, and of
@@ -138,6 +140,38 @@ def text(tables_: Mapping[str, Table]) -> str:
         costs(results),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def readme(tables_: Mapping[str, Table]) -> str:
+    """What README.md says of the results, between `README_START` and `README_END`."""
+    results = Results(tables_)
+    paper, silent = results.mean(PAPER), results.mean(NO_LANGUAGE)
+    published = results.published(0)
+    best = min(rank(row, [*published.values(), paper]) for row in published.values())
+    missed = [
+        f'"{sentence}": {target} with {count} of {results.seeds} seeds'
+        for sentence in SENTENCES
+        for target, count in results.reached(sentence).items()
+        if count < results.seeds
+    ]
+    dark, bright = (results.effect(f"a {word} image", BRIGHTNESS) for word in ("dark", "bright"))
+    lines = [
+        f"- **The paper's sentence** changes the average gradient by {results.effect(PAPER, 'AG')} "
+        f"and the contrast by {results.effect(PAPER, 'SD')}. Edge transfer (Qabf) is "
+        f"{paper['Qabf']:.3f} in place of {silent['Qabf']:.3f}, SSIM {paper['SSIM']:.3f} in place "
+        f"of {silent['SSIM']:.3f}.",
+        f'- **"A dark image" and "a bright image"** change the brightness by {dark} and {bright}.',
+        f"- **Weak**, beside what we wanted: {'; '.join(missed) or 'nothing'}.",
+        f"- **Beside {len(published)} published methods** the mean rank over eight measures is "
+        f"{results.standing(PAPER, 0)[0]:.2f}; the best published one has {best:.2f}, the training "
+        f"without language {results.standing(NO_LANGUAGE, 0)[0]:.2f}.",
+    ]
+    opening = (
+        f"{README_START} {results.run['pairs, test']} {results.names[0]} pairs, against the same "
+        f"training without language, {results.seeds} seeds, bundled CLIP:"
+    )
+    wrapped = [textwrap.fill(line, 120, subsequent_indent="  ") for line in lines]
+    return "\n".join([opening, "", *wrapped, "", README_END])
 
 
 def conclusion(results: Results) -> str:

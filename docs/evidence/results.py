@@ -1,13 +1,14 @@
-"""Train the networks of the results page, measure what they fuse, and write page and pictures.
+"""Train the networks of the results page, measure what they fuse, write page and pictures.
 
     cd docs && python -m evidence.results --pairs ROADSCENE --show TNO --peers DIR
 
 Finished trainings are kept in --out and not repeated, so it can be interrupted at any time; after a
-change of the code delete that folder. All figures of the page are in the CSV files beside these
-programs; --only-page writes the page from them again.
+change of the code delete that folder. All figures of page and README are in the CSV files
+beside these programs; --only-page writes both from them again.
 """
 
 import argparse
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,10 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with errors_as_messages("results"):
         if not options.only_page:
             run(options)
-        text = page.text(tables.load(options.docs / "evidence"))
-        with atomic_write(options.docs / "results.md") as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        print(options.docs / "results.md")
+        figures = tables.load(options.docs / "evidence")
+        write(options.docs / "results.md", page.text(figures))
+        readme = options.docs.parent / "README.md"
+        if readme.exists():
+            part = rf"^{page.README_START} \S+ \S+ pairs.*?^{re.escape(page.README_END)}"
+            text = readme.read_text(encoding="utf-8")
+            found = re.search(part, text, re.DOTALL | re.MULTILINE)
+            if found is None:
+                raise ValueError(f"{readme} has no place for the figures: {part}")
+            write(readme, text.replace(found[0], page.readme(figures)))
+
+
+def write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(path)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

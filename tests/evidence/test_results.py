@@ -40,7 +40,14 @@ def run(tmp_path_factory):
             shutil.copy(road / "vi" / f"{number}.png", root / "peers" / method)
     arguments = [f"--pairs={road}", f"--show={tno}", f"--peers={root / 'peers'}", "--steps=1"]
     arguments += ["--seeds=1", "--max-pairs=2", f"--out={root / 'out'}", f"--docs={root / 'docs'}"]
+    opening = "# Name\n\nOn one side.\n\n"
+    (root / "README.md").write_text(
+        f"{opening}On 25 RoadScene pairs, {{{{seeds}}}}:\n\n{page.README_END}. More.\n"
+    )
     results.main(arguments)
+    text = (root / "README.md").read_text()
+    figures = page.readme(tables.load(root / "docs" / "evidence"))
+    assert text == f"{opening}{figures}. More.\n"
     return arguments, root
 
 
@@ -125,10 +132,12 @@ def test_settings_are_read_back_from_the_loss(run):
     assert many.prompts == tuple(SENTENCES)
 
 
-def test_the_page_shows_the_figures_beside_it():
+def test_page_and_readme_show_the_figures_beside_them():
     if not (DOCS / "evidence" / "run.csv").exists():
         pytest.skip("no run of evidence.results is committed")
-    assert (DOCS / "results.md").read_text() == page.text(tables.load(DOCS / "evidence"))
+    figures = tables.load(DOCS / "evidence")
+    assert (DOCS / "results.md").read_text() == page.text(figures)
+    assert page.readme(figures) in (DOCS.parent / "README.md").read_text()
 
 
 # Counts and comparisons, on made-up figures
