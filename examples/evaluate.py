@@ -18,19 +18,7 @@ from tqdm import tqdm
 
 import metrics
 import options
-from pairs import (
-    LAYOUT,
-    Pair,
-    PairFiles,
-    UnusableImageError,
-    find_and_report_pairs,
-    folders_of,
-    images_below,
-    luminance,
-    read_or_explain,
-    read_pair,
-    to_8bit,
-)
+import pairs
 
 CONVENTION = (
     "Images are measured as saved. fuse.py clips to [0, 1] and rounds to 8 bits. Published tables "
@@ -43,7 +31,7 @@ Rows = dict[str, dict[str, dict[str, float]]]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = options.new_parser(__doc__, f"{metrics.DEFINITIONS}\n{LAYOUT}")
+    parser = options.new_parser(__doc__, f"{metrics.DEFINITIONS}\n{pairs.LAYOUT}")
     text = "folders of fused images, one per method"
     options.add(parser, "--fused", text, type=Path, nargs="+", required=True, metavar="FUSED")
     text = "write the measures of each image to this .csv or .json file"
@@ -67,15 +55,16 @@ def evaluate_folders(chosen: argparse.Namespace) -> None:
     for folder in chosen.fused:
         if not folder.is_dir():
             raise NotADirectoryError(f"there is no folder {folder}; check the path")
-        images[str(folder)], _ = images_below(folder)
-    found = find_and_report_pairs(folders_of(chosen.pairs, chosen.infrared, chosen.visible))
+        images[str(folder)], _ = pairs.images_below(folder)
+    folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
+    found = pairs.find_and_report_pairs(folders)
     common = fused_by_all(found, images)
     rows: Rows = {method: {} for method in images}
     for files in options.progress(common, "measuring", "pair"):
         try:
-            pair = read_pair(files)
+            pair = pairs.read_pair(files)
             new = {method: measure(there[key(files)], pair) for method, there in images.items()}
-        except UnusableImageError as problem:
+        except pairs.UnusableImageError as problem:
             tqdm.write(f"left out {files.name}: {problem}", file=sys.stderr)
             continue
         for method, row in new.items():
@@ -87,14 +76,14 @@ def evaluate_folders(chosen: argparse.Namespace) -> None:
         save_rows(rows, chosen.per_image)
 
 
-def key(files: PairFiles) -> str:
-    """The name of a pair as in `images_below`."""
+def key(files: pairs.PairFiles) -> str:
+    """The name of a pair as in `pairs.images_below`."""
     return files.name.casefold()
 
 
 def fused_by_all(
-    found: Sequence[PairFiles], images: Mapping[str, Mapping[str, object]]
-) -> list[PairFiles]:
+    found: Sequence[pairs.PairFiles], images: Mapping[str, Mapping[str, object]]
+) -> list[pairs.PairFiles]:
     """The pairs of which every folder has an image; prints which are left out."""
     for method, there in images.items():
         missing = [files.name for files in found if key(files) not in there]
@@ -112,20 +101,20 @@ def fused_by_all(
     return common
 
 
-def measure(paths: Sequence[Path], pair: Pair) -> dict[str, float]:
+def measure(paths: Sequence[Path], pair: pairs.Pair) -> dict[str, float]:
     """All measures of a fused image.
 
     Raises:
-        UnusableImageError: it cannot be read, or its size is not that of its sources.
+        pairs.UnusableImageError: it cannot be read, or its size is not that of its sources.
     """
     path, *others = paths
     if others:
-        raise UnusableImageError(f"{path}: {others[0].name} has the same name; remove one of them")
-    images = read_or_explain(path, stretch=False), pair.visible
-    fused, visible = (to_8bit(luminance(image)) for image in images)
+        raise pairs.UnusableImageError(f"{path}: {others[0].name} has the same name; remove one")
+    images = pairs.read_or_explain(path, stretch=False), pair.visible
+    fused, visible = (pairs.to_8bit(pairs.luminance(image)) for image in images)
     if fused.shape != visible.shape:
         (height, width), (rows, columns) = fused.shape[1:], visible.shape[1:]
-        raise UnusableImageError(
+        raise pairs.UnusableImageError(
             f"{path}: must have the size of its sources, {columns} x {rows}, got {width} x {height}"
         )
     return metrics.evaluate(fused, visible, pair.infrared, further=True)

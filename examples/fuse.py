@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
@@ -30,37 +29,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 import options
+import pairs
 from clip_fusion_loss import EmbeddedFusionModel
 from networks import NETWORKS, PORTS
 from networks.weights import Trained, load_published, load_trained
-from pairs import (
-    LAYOUT,
-    Pair,
-    PairFiles,
-    UnusableImageError,
-    find_and_report_pairs,
-    folders_of,
-    keep_apart,
-    read_pair,
-    save_image,
-    with_chroma_of,
-)
 from training import fuse_with, load_clip
 
 #: A fused image with a mean beyond these levels, of sources that are not, is said.
 NEARLY_BLACK, NEARLY_WHITE = 5, 240
 
 
-class Job(NamedTuple):
-    """An image to make."""
-
-    files: PairFiles
-    vector: Tensor | None
-    path: Path
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = options.new_parser(__doc__, LAYOUT)
+    parser = options.new_parser(__doc__, pairs.LAYOUT)
     add = partial(options.add, parser)
     trained = parser.add_mutually_exclusive_group(required=True)
     options.add(trained, "--checkpoint", "the --out of train.py", type=Path, metavar="DIR")
@@ -89,40 +69,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def fuse_folder(chosen: argparse.Namespace) -> None:
     """Fuse the pairs that are not fused yet; unusable pairs are named and skipped."""
     device = options.choose_device(chosen.device)
-    folders = folders_of(chosen.pairs, chosen.infrared, chosen.visible)
-    keep_apart(chosen.out, folders)
+    folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
+    pairs.keep_apart(chosen.out, folders)
     with options.warnings_as_notes():
         trained = open_network(chosen)
         vectors = vectors_by_folder(chosen, trained)
     network = trained.network.to(device)
-    found = find_and_report_pairs(folders)
+    found = pairs.find_and_report_pairs(folders)
     options.make_writable(chosen.out)
     jobs = [
-        Job(files, vector, chosen.out / folder / f"{files.name}.png")
+        (files, vector, chosen.out / folder / f"{files.name}.png")
         for folder, vector in vectors.items()
         for files in found
     ]
     sources = {path.resolve() for files in found for path in files[1:]}
-    for job in jobs:
-        if job.path.resolve() in sources:
-            raise ValueError(f"{job.path} is a link to a source; choose another --out")
-    left = [job for job in jobs if chosen.overwrite or not job.path.exists()]
+    for _, _, path in jobs:
+        if path.resolve() in sources:
+            raise ValueError(f"{path} is a link to a source; choose another --out")
+    left = [job for job in jobs if chosen.overwrite or not job[2].exists()]
     written = 0
-    for job in options.progress(left, "fusing", "image"):
+    for files, vector, path in options.progress(left, "fusing", "image"):
         try:
-            pair = read_pair(job.files)
-            fused = fuse_with(network, pair, device, job.vector)
-        except UnusableImageError as problem:
+            pair = pairs.read_pair(files)
+            fused = fuse_with(network, pair, device, vector)
+        except pairs.UnusableImageError as problem:
             tqdm.write(f"skipped {problem}", file=sys.stderr)
         except RuntimeError as error:  # such as out of memory; the next pair may be smaller
             reason = options.remedy_for(error) or str(error).splitlines()[0]
-            tqdm.write(f"skipped {job.files.visible}: cannot be fused: {reason}", file=sys.stderr)
+            tqdm.write(f"skipped {files.visible}: cannot be fused: {reason}", file=sys.stderr)
         else:
             warn_of_extremes(fused, pair, chosen)
-            save_image(fused if chosen.grey else with_chroma_of(pair.visible, fused), job.path)
+            image = fused if chosen.grey else pairs.with_chroma_of(pair.visible, fused)
+            pairs.save_image(image, path)
             written += 1
-    there = len(jobs) - len(left)
-    bad = len(left) - written
+    there, bad = len(jobs) - len(left), len(left) - written
     print(f"{written} fused, {there} there already, {bad} unusable; see {chosen.out}")
     if written + there == 0:
         raise ValueError("no pair could be fused; the reasons are above")
@@ -202,7 +182,7 @@ def vectors_of(texts: Sequence[str], bank: EmbeddedFusionModel, encoder: str) ->
     return known
 
 
-def warn_of_extremes(fused: Tensor, pair: Pair, chosen: argparse.Namespace) -> None:
+def warn_of_extremes(fused: Tensor, pair: pairs.Pair, chosen: argparse.Namespace) -> None:
     """Say once that published weights make images that no sources explain."""
     levels = [image.float().mean().item() for image in (fused, pair.visible, pair.infrared)]
     dark, bright = min(levels[1:]), max(levels[1:])

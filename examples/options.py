@@ -86,19 +86,13 @@ def add(parser: Any, name: str, text: str = "", default: Any = None, **settings:
     parser.add_argument(name, help=text, default=default, **settings)
 
 
-#: Parts of the messages of errors that are no OSError, and what the user can do.
-REMEDIES = {
-    "out of memory": "there is not enough memory; use a smaller --batch, --crop or --patches",
-    "not enough memory": "there is not enough memory; use a smaller --batch, --crop or --patches",
-    "PytorchStreamWriter": "a file could not be written; is the disk full?",
-    "No space left on device": "the disk is full; free some space and run it again",
-}
-
-
 def remedy_for(error: Exception) -> str | None:
     """What to do about a full disk or memory, which libraries tell in many ways; or None."""
-    text = f"out of memory {error}" if isinstance(error, MemoryError) else str(error)
-    return next((remedy for part, remedy in REMEDIES.items() if part in text), None)
+    if isinstance(error, MemoryError) or re.search("out of memory|not enough memory", str(error)):
+        return "there is not enough memory; use a smaller --batch, --crop or --patches"
+    if re.search("No space left on device|PytorchStreamWriter", str(error)):
+        return "the disk is full; free some space and run it again"
+    return None
 
 
 @contextmanager
@@ -120,12 +114,11 @@ def errors_as_messages(program: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(f"\n{program}: interrupted")
-    except (OSError, ValueError) as error:
-        sys.exit(f"{program}: error: {error}")
     except Exception as error:
-        if (remedy := remedy_for(error)) is None:
+        remedy = remedy_for(error)
+        if remedy is None and not isinstance(error, (OSError, ValueError)):
             raise
-        sys.exit(f"{program}: error: {remedy} ({str(error).partition(chr(10))[0]})")
+        sys.exit(f"{program}: error: {error}" + (f"\n{remedy}" if remedy else ""))
 
 
 @contextmanager

@@ -28,22 +28,10 @@ from torch import Tensor
 
 import metrics
 import options
+import pairs
 import sheets
 from clip_fusion_loss import FusionObjective, __version__
 from networks.unet import FusionUNet
-from pairs import (
-    LAYOUT,
-    Pair,
-    average,
-    folders_of,
-    keep_apart,
-    luminance,
-    open_pairs,
-    save_image,
-    spread,
-    to_8bit,
-    with_chroma_of,
-)
 from training import build_criterion, fuse_with, train
 
 EXAMPLES = f"""\
@@ -52,7 +40,7 @@ examples:
   python examples/quickstart.py --prompt "a bright image" --prompt "a noisy image"
   python examples/quickstart.py --pairs DIR --steps 300
 
-{LAYOUT}
+{pairs.LAYOUT}
 """
 
 PROMPTS = (*FusionObjective().fused, "a dark image")
@@ -82,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def quickstart(chosen: argparse.Namespace) -> None:
     device = options.choose_device(chosen.device)
-    folders = folders_of(chosen.pairs, chosen.infrared, chosen.visible)
-    keep_apart(chosen.out, folders)
-    pairs = open_pairs(folders, chosen.max_pairs)
+    folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
+    pairs.keep_apart(chosen.out, folders)
+    opened = pairs.open_pairs(folders, chosen.max_pairs)
     prompts = list(dict.fromkeys(chosen.prompt or PROMPTS))
     generator = torch.Generator()
     with options.warnings_as_notes():
@@ -95,14 +83,14 @@ def quickstart(chosen: argparse.Namespace) -> None:
         for prompt in prompts:  # report an unusable one now, not after an hour of training
             criterion.set_objective(prompt)
     out = options.make_writable(chosen.out)
-    print(f"{len(pairs)} pairs, {1 + len(prompts)} trainings of {chosen.steps} steps on {device}")
+    print(f"{len(opened)} pairs, {1 + len(prompts)} trainings of {chosen.steps} steps on {device}")
 
-    shown = spread(len(pairs), SHEET_ROWS)
+    shown = pairs.spread(len(opened), SHEET_ROWS)
     columns = {
-        "infrared": [pairs[index].infrared for index in shown],
-        "visible": [pairs[index].visible for index in shown],
+        "infrared": [opened[index].infrared for index in shown],
+        "visible": [opened[index].visible for index in shown],
     }
-    rows = {"average": metrics.mean([measure(average(pair), pair) for pair in pairs])}
+    rows = {"average": metrics.mean([measure(pairs.average(pair), pair) for pair in opened])}
     histories, seconds = {}, {}
     weights = criterion.direction_weight, criterion.patch_weight
     for number, prompt in enumerate([None, *prompts]):
@@ -118,7 +106,7 @@ def quickstart(chosen: argparse.Namespace) -> None:
         histories[title] = train(
             network,
             criterion,
-            pairs,
+            opened,
             steps=chosen.steps,
             seed=chosen.seed,
             device=device,
@@ -127,16 +115,16 @@ def quickstart(chosen: argparse.Namespace) -> None:
         seconds[title] = round(time.perf_counter() - start, 1)
         measured, columns[title] = [], []
         folder = out / "fused" / f"{number:02d}-{options.readable_name(title)}".strip("-")
-        for index, pair in enumerate(options.progress(pairs, f"fusing {title}", "pair")):
+        for index, pair in enumerate(options.progress(opened, f"fusing {title}", "pair")):
             fused = fuse_with(network, pair, device)
             measured.append(measure(fused, pair))
-            image = with_chroma_of(pair.visible, fused)
-            save_image(image, folder / f"{pair.name}.png")
+            image = pairs.with_chroma_of(pair.visible, fused)
+            pairs.save_image(image, folder / f"{pair.name}.png")
             if index in shown:
                 columns[title].append(image)
         rows[title] = metrics.mean(measured)
 
-    windows = sheets.salient_windows(pairs[index] for index in shown)
+    windows = sheets.salient_windows(opened[index] for index in shown)
     sheets.save_sheet(columns, windows, out / "contact_sheet.png")
     sheets.save_loss_curves(histories, out / "loss_curves.png")
     content = {
@@ -144,7 +132,7 @@ def quickstart(chosen: argparse.Namespace) -> None:
         "encoder": chosen.encoder,
         "steps": chosen.steps,
         "seed": chosen.seed,
-        "pairs": [pair.name for pair in pairs],
+        "pairs": [pair.name for pair in opened],
         "metrics": rows,
         "seconds": seconds,
     }
@@ -162,8 +150,8 @@ def quickstart(chosen: argparse.Namespace) -> None:
         print(out / name)
 
 
-def measure(fused: Tensor, pair: Pair) -> dict[str, float]:
-    visible = to_8bit(luminance(pair.visible))
+def measure(fused: Tensor, pair: pairs.Pair) -> dict[str, float]:
+    visible = pairs.to_8bit(pairs.luminance(pair.visible))
     level = {"mean": fused.float().mean().item()}
     return metrics.evaluate(fused, visible, pair.infrared) | level
 

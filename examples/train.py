@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -39,30 +39,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import options
+import pairs
 import sheets
-from clip_fusion_loss import FusionObjective, LanguageDrivenFusionLoss
+import training
+from clip_fusion_loss import EmbeddedFusionModel, FusionObjective, LanguageDrivenFusionLoss
 from networks import NETWORKS
 from networks.weights import SENTENCES, save_trained
-from pairs import (
-    LAYOUT,
-    Folders,
-    Pair,
-    UnusableImageError,
-    folders_of,
-    keep_apart,
-    open_pairs,
-    spread,
-    with_chroma_of,
-)
-from training import (
-    MANY_MAX_NORM,
-    REGULARIZERS,
-    Crops,
-    DrawnSentences,
-    build_criterion,
-    fuse_with,
-    read_sentences,
-)
 
 EXAMPLES = f"""\
 examples:
@@ -73,7 +55,7 @@ examples:
   accelerate launch --num_processes 4 examples/train.py --network ldfusion --pairs DIR \\
       --out runs/paper --encoder ViT-B-32-quickgelu/openai --batch 4
 
-{LAYOUT}
+{pairs.LAYOUT}
 """
 
 #: Options that a resumed training may change; all others must be as they were.
@@ -82,7 +64,6 @@ FREE_OPTIONS = {
     *("batch", "accumulate", "save_every", "sample_every", "log_to", "encoder", "vgg19", "prompts"),
 }
 WEIGHTS = ("direction_weight", "patch_weight", "similarity_weight", "regularizer_weight")
-SAMPLED_PAIRS, SAMPLED_SENTENCES = 3, 4
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -105,7 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--patches", "patches per crop (default: 32; less with tiny)", type=whole)
     for name in WEIGHTS:
         add(f"--{name.replace('_', '-')}", "(default: the paper's; tiny has its own)", type=number)
-    add("--regularizer", "(default: vgg; structure with tiny)", choices=REGULARIZERS)
+    add("--regularizer", "(default: vgg; structure with tiny)", choices=training.REGULARIZERS)
     add("--vgg19", "weights for --regularizer vgg (default: download)", type=Path)
     add("--crop", "side of the crops; smaller images are enlarged", 224, type=whole)
     add("--crops-per-pair", "crops of each pair per epoch", 10, type=whole)
@@ -115,7 +96,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rate", "learning rate of Adam", 5e-4, type=options.positive_number)
     add("--batch", "crops per batch of each process", 16, type=whole)
     add("--accumulate", "batches per step (gradient accumulation)", 1, type=whole)
-    text = f"scale larger gradients down to it (default: {MANY_MAX_NORM} with --prompts, else none)"
+    text = "scale larger gradients down to it (default: 0.5 with --prompts, else no limit)"
     add("--max-norm", text, type=options.positive_number)
     add("--epochs", "length of the training", 100.0, type=options.positive_number)
     add("--steps", ", instead of --epochs")
@@ -132,15 +113,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     with options.errors_as_messages("train"):
         chosen = parse(arguments)
-        folders = folders_of(chosen.pairs, chosen.infrared, chosen.visible)
-        keep_apart(chosen.out, folders)
+        folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
+        pairs.keep_apart(chosen.out, folders)
         with claimed(chosen.out), stop_on_request() as stop:
             finished = train(chosen, folders, stop)
     if not finished:
         sys.exit(130)
 
 
-def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
+def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bool:
     """Train to the end, or until asked to stop; returns whether it was the end."""
     if chosen.device not in (None, "cpu"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(options.choose_device(chosen.device))
@@ -153,6 +134,8 @@ def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
         step_scheduler_with_optimizer=False,  # else it steps once for each process
     )
     device, first = accelerator.device, accelerator.is_main_process
+    if chosen.prompts and (chosen.prompt or chosen.network != "unet"):
+        raise ValueError("--prompts must be used without --prompt and with --network unet")
     if chosen.encoder is None and first:
         print("note: the loss is computed with tiny, a CLIP for demonstrations; see --encoder")
     state = last_state(chosen.out)
@@ -162,8 +145,9 @@ def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
             "continue the training there, or another --out"
         )
 
-    pairs = open_pairs(folders, chosen.max_pairs)
-    crops = Crops(pairs, chosen.crop, chosen.crops_per_pair, not chosen.no_augment, chosen.seed)
+    opened = pairs.open_pairs(folders, chosen.max_pairs)
+    augment = not chosen.no_augment
+    crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, augment, chosen.seed)
     crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
     step = 0 if state is None else int(state.name.partition("-")[2])
     last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
@@ -171,17 +155,18 @@ def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
     set_seed(chosen.seed, device_specific=True)
     with options.warnings_as_notes():
         criterion = build_loss(chosen).to(device)
-        draw = sentences_to_draw(chosen, criterion)
-    vector = () if draw is None else draw.bank.text_direction.shape[1:]
-    network = NETWORKS[chosen.network](*vector)
+        weights = training.read_sentences(chosen.prompts) if chosen.prompts else {}
+        bank = criterion.embed(list(weights)) if weights else None
+    network = NETWORKS[chosen.network](*(bank.text_direction.shape[1:] if bank else ()))
+    draw = training.DrawnSentences(bank, list(weights.values())) if bank else None
     settings = {name: value for name, value in vars(chosen).items() if name not in FREE_OPTIONS}
-    settings |= {"pairs used": len(pairs), "crops a step": crops_a_step}
+    settings |= {"pairs used": len(opened), "crops a step": crops_a_step}
     settings["encoder"] = criterion.encoder.fingerprint
-    settings["sentences"] = draw and [objective.fused for objective in draw.bank.objectives]
+    settings["sentences"] = weights
     if first:
         check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
-        if draw is not None:
-            draw.bank.save(chosen.out / SENTENCES)
+        if bank is not None:
+            bank.save(chosen.out / SENTENCES)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=chosen.rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate_factor(done, last))
@@ -199,13 +184,13 @@ def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
         accelerator.load_state(str(state))
     if draw is not None:
         draw.calls = step * chosen.accumulate
-    max_norm = chosen.max_norm or (None if draw is None else MANY_MAX_NORM)
+    max_norm = chosen.max_norm or (None if draw is None else training.MANY_MAX_NORM)
     if chosen.log_to:
         accelerator.init_trackers(chosen.log_to)
     if first:
         print(
-            f"{chosen.network} on {len(pairs)} pairs; {accelerator.num_processes} x {device.type}; "
-            f"steps {step} to {last}"
+            f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; "
+            f"{accelerator.num_processes} x {device.type}"
         )
 
     def noisy(image: torch.Tensor) -> torch.Tensor:
@@ -263,11 +248,11 @@ def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
             due = chosen.sample_every and step % chosen.sample_every == 0
             if first and (step == last or due):
                 path = chosen.out / "samples" / f"step_{step:07d}.png"
-                save_samples(plain(network), pairs, draw, device, path)
+                save_samples(plain(network), opened, bank, device, path)
                 network.train()
             if stopping:
                 break
-    except UnusableImageError:  # a source that has vanished, say
+    except pairs.UnusableImageError:  # a source that has vanished, say
         if accelerator.num_processes == 1:
             save()
         raise
@@ -280,9 +265,12 @@ def train(chosen: argparse.Namespace, folders: Folders, stop: Event) -> bool:
 
 
 def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
-    texts = {"fused": chosen.prompt, "visible": chosen.visible_text}
-    texts["infrared"] = chosen.infrared_text
-    return build_criterion(
+    texts = {
+        "fused": chosen.prompt,
+        "visible": chosen.visible_text,
+        "infrared": chosen.infrared_text,
+    }
+    return training.build_criterion(
         chosen.encoder or "tiny",
         FusionObjective(**{role: given for role, given in texts.items() if given}),
         regularizer=chosen.regularizer,
@@ -290,17 +278,6 @@ def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
         num_patches=chosen.patches,
         **{name: getattr(chosen, name) for name in WEIGHTS},
     )
-
-
-def sentences_to_draw(
-    chosen: argparse.Namespace, criterion: LanguageDrivenFusionLoss
-) -> DrawnSentences | None:
-    if chosen.prompts is None:
-        return None
-    if chosen.prompt or chosen.network != "unet":
-        raise ValueError("--prompts must be used without --prompt and with --network unet")
-    weights = read_sentences(chosen.prompts)
-    return DrawnSentences(criterion.embed(list(weights)), list(weights.values()))
 
 
 def check_settings(settings: dict[str, Any], path: Path, *, resumed: bool) -> None:
@@ -314,12 +291,12 @@ def check_settings(settings: dict[str, Any], path: Path, *, resumed: bool) -> No
         before = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); begin anew with another --out") from error
-    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now
-               if before.get(name) != now[name]]  # fmt: skip
+    changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise ValueError(
             f"--resume must have the settings of the training in {path.parent}, but "
-            f"{'; '.join(changed)}; pass the same options, or choose another --out"
+            + "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
+            + "; pass the same options, or choose another --out"
         )
 
 
@@ -373,25 +350,19 @@ def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
 
 def save_samples(
     network: nn.Module,
-    pairs: Sequence[Pair],
-    draw: DrawnSentences | None,
+    opened: Sequence[pairs.Pair],
+    bank: EmbeddedFusionModel | None,
     device: torch.device,
     path: Path,
 ) -> None:
-    """A sheet of a few pairs, fused with the network as it is now."""
-    shown = [pairs[index] for index in spread(len(pairs), SAMPLED_PAIRS)]
-    told = {"fused": None}
-    if draw is not None:
-        bank = draw.bank
-        rows = spread(len(bank), SAMPLED_SENTENCES)
-        told = {bank.objectives[row].fused[0]: bank.text_direction[row] for row in rows}
-    columns = {
-        "infrared": [pair.infrared for pair in shown],
-        "visible": [pair.visible for pair in shown],
-    }
-    for title, vector in told.items():
-        fused = [fuse_with(network, pair, device, vector) for pair in shown]
-        columns[title] = [with_chroma_of(p.visible, f) for p, f in zip(shown, fused, strict=True)]
+    """A sheet of three pairs, for at most four sentences, with the network as it is now."""
+    shown = [opened[index] for index in pairs.spread(len(opened), 3)]
+    columns = {kind: [getattr(pair, kind) for pair in shown] for kind in ("infrared", "visible")}
+    for row in [None] if bank is None else pairs.spread(len(bank), 4):
+        title = "fused" if row is None else bank.objectives[row].fused[0]
+        vector = None if row is None else bank.text_direction[row]
+        fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
+        columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
     sheets.save_sheet(columns, sheets.salient_windows(shown), path)
 
 
@@ -409,18 +380,18 @@ def stop_on_request() -> Iterator[Event]:
     request = Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def stop(*_: Any) -> None:
+        request.set()
+        restore()
+        with suppress(OSError):  # without a standard error stream
+            os.write(2, b"\nstopping after this step, then saving; again: at once\n")
+
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def note(number: int, frame: Any) -> None:
-        request.set()
-        restore()
-        if sys.stderr is not None:
-            os.write(2, b"\nstopping after this step, then saving; again: at once\n")
-
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, stop)
     try:
         yield request
     finally:

@@ -4,12 +4,14 @@ Li and Wu, "DenseFuse: A Fusion Approach to Infrared and Visible Images", IEEE T
 Image Processing 28(5), 2019 (arXiv 1804.08361); code: github.com/hli1221/imagefusion_densefuse.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from networks.layers import reflect_conv
+#: 3x3, stride 1, the border reflected, so that the size is kept.
+reflect_conv = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode="reflect")
 
 
 class DenseEncoder(nn.Module):

@@ -6,11 +6,14 @@ and style encoders and adaptive instance normalisation follow Huang et al., "Mul
 Unsupervised Image-to-Image Translation", ECCV 2018 (arXiv 1804.04732).
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import reflect_conv
+#: 3x3, stride 1, the border reflected, so that the size is kept.
+reflect_conv = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode="reflect")
 
 CONTENT = 128
 STYLE = 8

@@ -148,8 +148,11 @@ def test_curves_have_a_panel_per_term(tmp_path):
         (FileNotFoundError(2, "No such file", "a.png"), "test: error: .*a.png"),
         (MemoryError(), "there is not enough memory; use a smaller --batch"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "there is not enough memory"),
-        (RuntimeError("PytorchStreamWriter failed writing file"), "is the disk full"),
-        (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file"),
+            "the disk is full; free some space",
+        ),
+        (OSError(28, "No space left on device"), "the disk is full; free some space"),
         (KeyboardInterrupt(), "test: interrupted"),
     ],
 )

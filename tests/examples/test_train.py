@@ -16,6 +16,7 @@ from PIL import Image
 
 import pairs
 import train
+import training
 from clip_fusion_loss import EmbeddedFusionModel
 from networks import NETWORKS
 from networks.weights import load_trained
@@ -146,7 +147,7 @@ def test_one_step_is_that_of_a_plain_loop(tmp_path, folder):
     )
     options = train.parse(["--out", "x", *SMALL, "--no-augment"])
     opened = pairs.open_pairs(folder)
-    crops = train.Crops(opened, 32, 2, False, 0)
+    crops = training.Crops(opened, 32, 2, False, 0)
     torch.manual_seed(0)
     criterion = train.build_loss(options)
     network = NETWORKS["densefuse"]()
