@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from networks import unet
 from networks.unet import MARGIN, FusionUNet
-from torch import Tensor, nn
 
 DIMENSION = 128  # of the bundled CLIP
 
