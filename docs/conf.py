@@ -1,8 +1,10 @@
 """How Sphinx builds the documentation: `sphinx-build -W --keep-going -n docs site`."""
 
 import re
+from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 
 from clip_fusion_loss import __version__
 
@@ -18,6 +20,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
+
+# Programs beside the pages, and their own READMEs, are not pages.
+exclude_patterns = ["evidence", "tiny_clip"]
 
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -51,7 +56,7 @@ default_role = "py:obj"
 # Names of other packages lead nowhere: the site is built without a network.
 nitpick_ignore_regex = [
     ("py:obj", r".*"),
-    ("py:class", r"Tensor|clip_fusion_loss\.presets\.Loss"),
+    ("py:class", r"Tensor"),
     ("py:.*", r"(torch|nn|np|typing|collections|pathlib)\..*"),
 ]
 
@@ -65,6 +70,19 @@ def markdown_to_rest(app, what, name, obj, options, lines):
     lines[:] = text.splitlines()
 
 
+def insert_vocabulary(app, page, source):
+    """The words of the bundled CLIP, where a page marks the place."""
+    words = Path(app.srcdir).parent / "clip_fusion_loss/assets/tiny_clip/vocabulary.txt"
+    source[0] = source[0].replace("<!-- vocabulary -->", ", ".join(words.read_text().split()))
+
+
+def unlink_files_outside(app, doctree):
+    """Links of the README to files that are not pages are text here."""
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        if (Path(app.srcdir).parent / link["reftarget"]).is_file():
+            link.replace_self(link.children)
+
+
 def link_images_to_their_files(app, doctree):
     """Sphinx links every image that has a scale; at 100 % it looks as without one."""
     for image in doctree.findall(nodes.image):
@@ -72,5 +90,7 @@ def link_images_to_their_files(app, doctree):
 
 
 def setup(app):
+    app.connect("source-read", insert_vocabulary)
     app.connect("autodoc-process-docstring", markdown_to_rest, priority=400)  # before napoleon
+    app.connect("doctree-read", unlink_files_outside)
     app.connect("doctree-read", link_images_to_their_files)

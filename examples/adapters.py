@@ -5,7 +5,8 @@ returns and in the range of grey levels. Swapping visible and infrared hardly ch
 it is easily missed. Therefore each adapter names its arguments, in the order of its code base, and
 passes them on by keyword.
 
-`docs/adapters.md` shows the lines to change in each code base.
+Copy this file into the root of the code base; it needs only PyTorch and `clip_fusion_loss`.
+`docs/adapters.md` shows the lines to change there.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def parts_of(
     """
     if isinstance(criterion, Mixed):
         return criterion.parts(fused=fused, visible=visible, infrared=infrared)
-    terms = criterion.terms(fused, visible, infrared)
+    terms = criterion.terms(fused=fused, visible=visible, infrared=infrared)
     return Parts(
         total=terms.total,
         direction=criterion.direction_weight * terms.direction,
@@ -74,14 +75,7 @@ class Mixed(nn.Module):
 
         language_weight * language + original_weight * original
 
-    The criteria of most code bases take arguments by position; wrap them to take keywords::
-
-        swinfusion_loss = fusion_loss_vif().to(device)          # from the code base
-        criterion = Mixed(
-            LanguageDrivenFusionLoss.paper(),
-            lambda *, fused, visible, infrared: swinfusion_loss(infrared, visible, fused)[0],
-            original_weight=0.1,
-        )
+    Most code bases call their criterion by position; `docs/adapters.md` wraps one in keywords.
 
     Args:
         language: the language-driven loss.
@@ -106,7 +100,7 @@ class Mixed(nn.Module):
         self.language_weight = language_weight
         self.original_weight = original_weight
 
-    def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def forward(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         return self.parts(fused=fused, visible=visible, infrared=infrared).total
 
     def parts(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> Parts:
@@ -191,11 +185,11 @@ class OverOutputs(nn.Module):
         self.criterion = criterion
 
     def forward(
-        self, fused: Tensor | Sequence[Tensor], *, visible: Tensor, infrared: Tensor
+        self, *, fused: Tensor | Sequence[Tensor], visible: Tensor, infrared: Tensor
     ) -> Tensor:
+        outputs = [fused] if isinstance(fused, Tensor) else fused
         losses = [
-            self.criterion(fused=image, visible=visible, infrared=infrared)
-            for image in _listed(fused)
+            self.criterion(fused=image, visible=visible, infrared=infrared) for image in outputs
         ]
         return torch.stack(losses).mean()
 
@@ -218,53 +212,3 @@ def swapped_at_random(visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor
     """
     swap = (torch.rand(len(visible)) < 0.5).view(-1, 1, 1, 1).to(visible.device)
     return torch.where(swap, infrared, visible), torch.where(swap, visible, infrared)
-
-
-class TwoStage(nn.Module):
-    """Train encoder and decoder on single images first, then on fused images.
-
-    DenseFuse's original training is only the first stage and has no fused images. So a loss on
-    fused images needs a second stage, with the fusion rule between encoder and decoder.
-
-    In stage "reconstruct" this module uses both sources as single images; in stage "fuse" it calls
-    the criterion. Switch with ``module.stage = "fuse"`` and make a new optimizer then: gradients of
-    the first stage are far larger, and Adam's moving averages of them would disturb the second.
-
-    Args:
-        network: has `encoder` and `decoder`. It fuses with its ``fusion(features, features)``; if
-            it has none, it is called with both sources. The decoder may return a list.
-        reconstruction: the loss of the first stage, called ``(reconstructed, image)``.
-        criterion: the loss of the second stage.
-    """
-
-    def __init__(self, network: nn.Module, reconstruction: nn.Module, criterion: Criterion) -> None:
-        super().__init__()
-        self.network = network
-        self.reconstruction = reconstruction
-        self.criterion = criterion
-        self.stage = "reconstruct"
-
-    def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
-        """The loss of the current stage. Raises a ValueError if there is no such stage."""
-        if self.stage not in ("reconstruct", "fuse"):
-            raise ValueError(f'`stage` must be "reconstruct" or "fuse", got {self.stage!r}')
-        network = self.network
-        if self.stage == "reconstruct":
-            images = torch.cat([visible, infrared])
-            outputs = _listed(reconstruct(network, images))
-            return torch.stack([self.reconstruction(image, images) for image in outputs]).mean()
-        if hasattr(network, "fusion"):
-            features = network.fusion(network.encoder(infrared), network.encoder(visible))
-            fused = network.decoder(features)
-        else:
-            fused = network(visible, infrared)
-        return OverOutputs(self.criterion)(fused, visible=visible, infrared=infrared)
-
-
-def reconstruct(network: nn.Module, images: Tensor) -> Tensor | Sequence[Tensor]:
-    """(N, 1, H, W) images after the network's encoder and decoder, without fusion."""
-    return network.decoder(network.encoder(images))
-
-
-def _listed(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else outputs

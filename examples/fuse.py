@@ -1,218 +1,197 @@
-"""Fuse folders of image pairs with a trained network."""
-
-import argparse
-import hashlib
-import sys
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-
-import torch
-from torch import nn
-from tqdm import tqdm
-
-from clip_fusion_loss import EmbeddedFusionModel
-from parts.command_line import (
-    Parser,
-    add_option,
-    choose_device,
-    errors_as_messages,
-    make_writable,
-    progress,
-    warnings_as_notes,
-    whole_number,
-)
-from parts.data.images import note_in, save_image, with_chroma_of
-from parts.data.pairs import LAYOUTS, PairFiles, UnusablePairError, find_pairs_aloud, read_pair
-from parts.networks.catalogue import NETWORKS, PORTS
-from parts.networks.fusing import fuse_with
-from parts.training.checkpoints import load_checkpoint, load_weights, network_of
-from parts.training.sentences import MOST_STEPS, told_by_folder
-
-OVERVIEW = """\
-Fuse a folder of image pairs with a network trained by train.py, or with published weights.
+"""Fuse a folder of image pairs with a network trained by train.py, or with published weights.
 
 The fused image of DIR/ir/street.png and DIR/vi/street.png is written to OUT/street.png, in full
-resolution and with the colours of the visible image. One pair is in memory at a time.
-
-An interrupted run can be continued with the same command: images in OUT that were fused from the
-same pairs with the same weights and options are kept. If OUT holds other images of these names,
-nothing is fused; --overwrite replaces them.
+resolution and with the colours of the visible image. Images that are in OUT already are left as
+they are, so an interrupted run can be continued; --overwrite makes them anew.
 
 A network of train.py --prompts needs a sentence, from the training or a new one: --prompt
 "a dark image" writes to OUT/a-dark-image/; repeat it for more sentences, one folder each. --blend A
 B STEPS interpolates between two sentences, with one folder per step, named by the share of B in
 percent: OUT/A_B/000/ to OUT/A_B/100/.
+
+--weights takes a state_dict of PyTorch: DenseFuse's densefuse_gray.model with --network
+densefuse-port, U2Fusion's model.pth with u2fusion-port. Checkpoints of TensorFlow are not read.
 """
 
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse(arguments)
-    with errors_as_messages("fuse"):
-        fuse_folder(options)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import options
+import pairs
+from clip_fusion_loss import EmbeddedFusionModel
+from networks import NETWORKS, PORTS
+from networks.weights import Trained, load_published, load_trained
+from training import fuse_with, load_clip
+
+#: A fused image with a mean beyond these levels, of sources that are not, is said.
+NEARLY_BLACK, NEARLY_WHITE = 5, 240
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(OVERVIEW, LAYOUTS)
-    trained = partial(add_option, parser.add_mutually_exclusive_group(required=True))
-    trained("--checkpoint", "written by train.py", type=Path)
-    trained("--weights", "a published state_dict; needs --network", type=Path)
-    add = partial(add_option, parser)
+    parser = options.new_parser(__doc__, pairs.LAYOUT)
+    add = partial(options.add, parser)
+    trained = parser.add_mutually_exclusive_group(required=True)
+    options.add(trained, "--checkpoint", "the --out of train.py", type=Path, metavar="DIR")
+    options.add(trained, "--weights", "published weights; need --network", type=Path)
     add("--network", "the network of --weights", choices=[*NETWORKS, *PORTS])
-    add("--pairs", required=True)
     add("--out", required=True)
-    add("--prompt", " for one folder each")
+    add("--prompt", "; repeat it for one folder each", default=[])
     add("--blend", "interpolate between two sentences", nargs=3, metavar=("A", "B", "STEPS"))
-    add("--encoder", ", used for new sentences (default: that of the training)", default=None)
-    add("--grey", "write grey images, without the colours of the visible ones", action="store_true")
-    add(
-        "--overwrite",
-        "replace images that were fused from other pairs or with other weights or options",
-        action="store_true",
-    )
+    add("--encoder", "; for new sentences (default: that of the training)")
+    add("--grey", "write grey images", action="store_true")
+    add("--overwrite", "replace images in --out", action="store_true")
     add("--device")
-    options = parser.parse_args(arguments)
-    if (options.weights is None) != (options.network is None):
+    chosen = parser.parse_args(arguments)
+    if (chosen.weights is None) != (chosen.network is None):
         parser.error("--weights and --network must be given together; add the missing one")
-    if options.blend:
-        try:
-            options.blend[2] = whole_number(options.blend[2], minimum=2)
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"argument --blend: STEPS {error}")
-        if options.blend[2] > MOST_STEPS:
-            parser.error(f"argument --blend: STEPS must be at most {MOST_STEPS}")
-    return options
+    if chosen.blend and chosen.blend[2] not in map(str, range(2, 102)):
+        parser.error(f"argument --blend: STEPS must be from 2 to 101, got {chosen.blend[2]}")
+    return chosen
 
 
-def fuse_folder(options: argparse.Namespace) -> None:
-    """Fuse the pairs that are not fused yet; unusable pairs are named and skipped.
+def main(arguments: Sequence[str] | None = None) -> None:
+    with options.errors_as_messages("fuse"):
+        fuse_folder(parse(arguments))
 
-    Raises:
-        OSError, ValueError: nothing can be fused; or --out holds images of these names that were
-            made from other pairs or with other weights or options.
-    """
-    device = choose_device(options.device)
-    with warnings_as_notes():
-        networks = open_networks(options)
-    found = find_pairs_aloud(options.pairs)
-    out = make_writable(options.out)
-    left = []
-    for folder, network in networks.items():
-        method = identity(network, options)
-        those = still_to_fuse(found, out / folder, method, options.overwrite)
-        left += [(files, network.to(device), out / folder, method) for files in those]
+
+def fuse_folder(chosen: argparse.Namespace) -> None:
+    """Fuse the pairs that are not fused yet; unusable pairs are named and skipped."""
+    device = options.choose_device(chosen.device)
+    folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
+    pairs.keep_apart(chosen.out, folders)
+    with options.warnings_as_notes():
+        trained = open_network(chosen)
+        vectors = vectors_by_folder(chosen, trained)
+    network = trained.network.to(device)
+    found = pairs.find_and_report_pairs(folders)
+    options.make_writable(chosen.out)
+    jobs = [
+        (files, vector, chosen.out / folder / f"{files.name}.png")
+        for folder, vector in vectors.items()
+        for files in found
+    ]
+    sources = {path.resolve() for files in found for path in files[1:]}
+    for _, _, path in jobs:
+        if path.resolve() in sources:
+            raise ValueError(f"{path} is a link to a source; choose another --out")
+    left = [job for job in jobs if chosen.overwrite or not job[2].exists()]
     written = 0
-    for files, network, folder, method in progress(left, "fusing", "image", keep=True):
+    for files, vector, path in options.progress(left, "fusing", "image"):
         try:
-            pair = read_pair(files)
-            fused = fuse_with(network, pair, device)
-        except UnusablePairError as problem:
+            pair = pairs.read_pair(files)
+            fused = fuse_with(network, pair, device, vector)
+        except pairs.UnusableImageError as problem:
             tqdm.write(f"skipped {problem}", file=sys.stderr)
         except RuntimeError as error:  # such as out of memory; the next pair may be smaller
-            reason = str(error).splitlines()[0]
+            reason = options.remedy_for(error) or str(error).splitlines()[0]
             tqdm.write(f"skipped {files.visible}: cannot be fused: {reason}", file=sys.stderr)
         else:
-            image = fused if options.grey else with_chroma_of(pair.visible, fused)
-            save_image(image, target(folder, files), note(method, files))
+            warn_of_extremes(fused, pair, chosen)
+            image = fused if chosen.grey else pairs.with_chroma_of(pair.visible, fused)
+            pairs.save_image(image, path)
             written += 1
-    there, bad = len(networks) * len(found) - len(left), len(left) - written
-    print(f"{written} fused, {there} there already, {bad} unusable; see {out}")
+    there, bad = len(jobs) - len(left), len(left) - written
+    print(f"{written} fused, {there} there already, {bad} unusable; see {chosen.out}")
     if written + there == 0:
-        raise ValueError(f"no pair of {options.pairs} could be fused; the reasons are above")
+        raise ValueError("no pair could be fused; the reasons are above")
 
 
-def target(out: Path, files: PairFiles) -> Path:
-    return out / f"{files.name}.png"
+def open_network(chosen: argparse.Namespace) -> Trained:
+    if chosen.checkpoint is not None:
+        return load_trained(chosen.checkpoint)
+    network, by_order = load_published(chosen.weights, chosen.network)
+    if by_order:
+        options.note(
+            f"the layers in {chosen.weights} have other names than those of {chosen.network}; "
+            "layers of equal shape were matched in the order of the file. Check a fused image"
+        )
+    return Trained(network, None, "")
 
 
-def still_to_fuse(
-    found: Sequence[PairFiles], out: Path, method: str, overwrite: bool
-) -> list[PairFiles]:
-    """The pairs whose fused image is not in `out`.
+def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str, Tensor | None]:
+    """The text directions to fuse with by their folder in --out; {"": None} without sentences.
 
     Raises:
-        ValueError: `out` has images of these names that were made from other pairs or with another
-            `method`, and `overwrite` is False.
+        OSError, ValueError: sentences are given for a network that takes none, or the reverse; or
+            the CLIP for a new one is not available, or not that of the training.
     """
-    left = []
-    others = []
-    for files in found:
-        path = target(out, files)
-        exists = path.exists()
-        if not exists or note_in(path) != note(method, files):
-            left.append(files)
-            others += [path] if exists else []
-    if others and not overwrite:
-        raise ValueError(
-            f"--out {out} holds {len(others)} images, such as {others[0]}, that were not "
-            "fused from these pairs with these weights and options; choose another --out, or "
-            "pass --overwrite to replace them"
-        )
-    return left
-
-
-def identity(network: nn.Module, options: argparse.Namespace) -> str:
-    """A digest of the network, its weights and the options that change the output."""
-    digest = hashlib.sha256(f"{options.network} {options.grey} {network}".encode())
-    for name, weights in sorted(network.state_dict().items()):
-        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
-        digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def note(method: str, files: PairFiles) -> str:
-    """The text stored in a fused image: a digest of the network and of both sources."""
-    digest = hashlib.sha256(method.encode())
-    for path in files[1:]:
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"")
-    return f"fused by {digest.hexdigest()}"
-
-
-def open_networks(options: argparse.Namespace) -> dict[str, nn.Module]:
-    """The networks by their folder in --out, which is "" for a network without sentences."""
-    if options.checkpoint is None:
-        check_sentences(options, None)
-        return {"": open_weights(options)}
-    checkpoint = load_checkpoint(options.checkpoint)
-    bank = checkpoint.bank
-    check_sentences(options, bank)
-    network = network_of(checkpoint)
+    bank = trained.sentences
+    asked = [name for name in ("prompt", "blend", "encoder") if getattr(chosen, name)]
     if bank is None:
-        return {"": network}
-    encoder = options.encoder or checkpoint.encoder
-    return told_by_folder(network, options.prompt or [], options.blend, bank, encoder)
+        if asked:
+            raise ValueError(
+                f"--{asked[0]} is for a network that was trained with train.py --prompts, got "
+                f"{chosen.checkpoint or chosen.weights}, which takes no sentence; leave it out"
+            )
+        return {"": None}
+    if not (chosen.prompt or chosen.blend):
+        raise ValueError(
+            f"--prompt or --blend must be given for {chosen.checkpoint}, which was trained for "
+            f'{len(bank)} sentences; for example --prompt "{bank.objectives[0].fused[0]}"'
+        )
+    ends = chosen.blend[:2] if chosen.blend else []
+    vectors = vectors_of([*chosen.prompt, *ends], bank, chosen.encoder or trained.encoder)
+    by_folder: dict[str, Tensor | None] = {}
+    for text in chosen.prompt:
+        folder = options.readable_name(text)
+        if folder in by_folder:
+            raise ValueError(f"two sentences of --prompt have the folder {folder}; pass one a call")
+        by_folder[folder] = vectors[text]
+    if chosen.blend:
+        folder = "_".join(map(options.readable_name, ends))
+        for share in torch.linspace(0, 1, int(chosen.blend[2])).tolist():
+            vector = torch.lerp(vectors[ends[0]], vectors[ends[1]], share)
+            by_folder[f"{folder}/{round(100 * share):03d}"] = vector
+    return by_folder
 
 
-def check_sentences(options: argparse.Namespace, bank: EmbeddedFusionModel | None) -> None:
-    """Raise a ValueError unless sentences are given exactly if the network takes them.
+def vectors_of(texts: Sequence[str], bank: EmbeddedFusionModel, encoder: str) -> dict[str, Tensor]:
+    """The (D,) text direction of each text: looked up, or embedded with the texts of the sources.
 
-    It does if there is a `bank` of the sentences that it was trained for.
+    The CLIP of the training is only loaded for new texts.
     """
-    source = options.checkpoint or options.weights
-    asked = [name for name in ("prompt", "blend", "encoder") if getattr(options, name)]
-    if bank is None and asked:
-        raise ValueError(
-            f"--{asked[0]} is for a network that was trained with train.py --prompts, got "
-            f"{source}, which takes no sentence; leave out --{asked[0]}, or train such a network"
-        )
-    if bank is not None and not (options.prompt or options.blend):
-        example = bank.objectives[0].fused[0]
-        raise ValueError(
-            f"--prompt or --blend must be given, got neither for {source}, which was "
-            f'trained for {len(bank)} sentences; pass for example --prompt "{example}"'
-        )
+    known = {
+        " ".join(objective.fused): vector
+        for objective, vector in zip(bank.objectives, bank.text_direction, strict=True)
+    }
+    new = [text for text in dict.fromkeys(texts) if text not in known]
+    if new:
+        clip = load_clip(encoder)
+        try:
+            bank.check_encoder(clip)
+        except ValueError as error:
+            raise ValueError(
+                f"--encoder must be the CLIP that the network was trained with, "
+                f"{bank.encoder_name!r}, got {encoder} with other weights or another text tower"
+            ) from error
+        objectives = [replace(bank.objectives[0], fused=text) for text in new]
+        embedded = EmbeddedFusionModel(objectives, clip).text_direction
+        known |= dict(zip(new, embedded, strict=True))
+    return known
 
 
-def open_weights(options: argparse.Namespace) -> nn.Module:
-    network, by_order = load_weights(options.weights, options.network)
-    if by_order:
-        print(
-            f"note: the layers in {options.weights} have other names than those of "
-            f"{options.network}; layers of equal shape were matched in the order of the file. "
-            "Check a fused image",
-            file=sys.stderr,
+def warn_of_extremes(fused: Tensor, pair: pairs.Pair, chosen: argparse.Namespace) -> None:
+    """Say once that published weights make images that no sources explain."""
+    levels = [image.float().mean().item() for image in (fused, pair.visible, pair.infrared)]
+    dark, bright = min(levels[1:]), max(levels[1:])
+    extreme = levels[0] > NEARLY_WHITE >= bright or levels[0] < NEARLY_BLACK <= dark
+    if chosen.weights and extreme:
+        options.note(
+            f"fused images have a mean grey level of {levels[0]:.0f}: are these the weights of "
+            f"--network {chosen.network}? There are also {', '.join(PORTS)}"
         )
-    return network
 
 
 if __name__ == "__main__":

@@ -3,37 +3,39 @@
 from pathlib import Path
 
 import torch
-from torch import nn
-from torchvision.io import read_image, write_png  # torchvision comes with the package
+from PIL import Image  # Pillow and torchvision come with the package
+from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from clip_fusion_loss import LanguageDrivenFusionLoss
+from networks.unet import FusionUNet
 
-PROMPT, STEPS, CROP = "a dark image", 150, 96
+PROMPT, STEPS, CROP = "a dark image", 100, 96
 
 torch.manual_seed(0)
 folder = Path(__file__).parent / "data" / "tno"
-visible, infrared = (read_image(str(folder / kind / "4.png"))[:1] / 255 for kind in ("vi", "ir"))
-pair = torch.stack([visible, infrared], dim=1)  # (1, 2, H, W) in [0, 1]
+images = (Image.open(folder / kind / "4.png").convert("L") for kind in ("vi", "ir"))
+visible, infrared = (to_tensor(image)[None] for image in images)  # (1, 1, H, W) in [0, 1]
 
-network = nn.Sequential(
-    nn.Conv2d(2, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 1, 5, padding=2)
-)  # what to add to the average of the sources
-criterion = LanguageDrivenFusionLoss.tiny(PROMPT)  # for research: .paper(PROMPT).to(device)
-optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+network = FusionUNet()  # starts as an average of the sources
+criterion = LanguageDrivenFusionLoss.tiny(PROMPT, min_patch_entropy=None)  # keep dark patches
+# For research: LanguageDrivenFusionLoss.paper(PROMPT).to(device)
+optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+with torch.no_grad():
+    before = network(visible, infrared)
 
 for step in range(STEPS):
-    top, left = (int(torch.randint(side - CROP, ())) for side in pair.shape[2:])
-    crop = pair[..., top : top + CROP, left : left + CROP]
-    fused = crop.mean(1, keepdim=True) + network(crop)
-    loss = criterion(fused=fused, visible=crop[:, :1], infrared=crop[:, 1:])
+    top, left = (int(torch.randint(side - CROP, ())) for side in visible.shape[2:])
+    window = (..., slice(top, top + CROP), slice(left, left + CROP))
+    crops = {"visible": visible[window], "infrared": infrared[window]}
+    loss = criterion(fused=network(**crops), **crops)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     if step % 25 == 24:
-        print(f"step {step + 1} of {STEPS}, loss {loss.item():.2f}", flush=True)
+        print(f"step {step + 1} of {STEPS}", flush=True)
 
 with torch.no_grad():
-    fused = pair.mean(1) + network(pair)[0]
-sheet = torch.cat([infrared, visible, fused], dim=2).clamp(0, 1)
-write_png((255 * sheet).round().to(torch.uint8), "minimal.png")
-print("minimal.png: infrared, visible, fused")
+    fused = network(visible, infrared)
+print(f'"{PROMPT}": mean grey level {255 * before.mean():.0f} before, {255 * fused.mean():.0f} now')
+to_pil_image(torch.cat([infrared, visible, before, fused], dim=3)[0]).save("minimal.png")
+print("minimal.png: infrared, visible, before and after the training")

@@ -1,404 +1,425 @@
-"""Train a fusion network with the language-driven loss, its original one, or both."""
-
-import argparse
-import json
-import math
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from functools import partial
-from pathlib import Path
-from threading import Event
-
-import torch
-from torch import nn
-
-from clip_fusion_loss import FusionObjective
-from parts.command_line import (
-    Parser,
-    add_option,
-    errors_as_messages,
-    make_writable,
-    natural,
-    number,
-    warnings_as_notes,
-    whole_number,
-)
-from parts.data.crops import Crops
-from parts.data.pairs import LAYOUTS, PairFolder, open_pairs
-from parts.losses.combined import NetworkWithLosses, OriginalLoss
-from parts.losses.language import CHECKPOINT_MODEL, REGULARIZERS, build_criterion
-from parts.losses.original import ReconstructionLoss, SwinFusionLoss, U2FusionLoss, VGGInformation
-from parts.networks.catalogue import NETWORKS
-from parts.networks.conditioned import Conditioned
-from parts.training.checkpoints import Checkpoint, load_checkpoint
-from parts.training.drawn_sentences import DrawnSentences
-from parts.training.processes import Processes, joined_processes, stop_on_request
-from parts.training.sentences import read_sentences
-from parts.training.trainer import CHECKPOINT, LOG, Plan, Trainer
-
-OVERVIEW = f"""\
-Train a fusion network with the language-driven loss, its original one, or both.
+"""Train a fusion network on your pairs as a sentence describes, or one network for many sentences.
 
 The --out folder then holds:
 
-  {CHECKPOINT}  the network, for fuse.py, and the state for --resume
-  {LOG}        the terms of the loss per step
-  samples/       a few pairs, fused during the training in full size
+  network.safetensors  the network, for fuse.py
+  log.csv              the terms of the loss per step
+  samples/             a few pairs, fused during the training in full size
+  state-STEP/          weights, optimizer, schedule and random numbers, for --resume
 
-Ctrl-C saves and stops; the same command with --resume continues with the same numbers as a run
-without interruption. For several GPUs or machines start it with torchrun, see the examples.
+Ctrl-C saves and stops; the same command with --resume continues. The defaults are the settings of
+the paper (Wang et al., ACM MM 2025); the CLIP is chosen by --encoder.
 """
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from filelock import FileLock, Timeout
+from torch import nn
+from torch.utils.data import DataLoader
+
+import options
+import pairs
+import sheets
+import training
+from clip_fusion_loss import EmbeddedFusionModel, FusionObjective, LanguageDrivenFusionLoss
+from networks import NETWORKS
+from networks.weights import SENTENCES, save_trained
 
 EXAMPLES = f"""\
 examples:
-  python examples/train.py --network densefuse --pairs DIR --out runs/densefuse --steps 300 \\
-      --crop 96 --batch 4 --patches 8
-  python examples/train.py --network swinfusion --pairs DIR --out runs/both --loss both \\
-      --original-weight 0.1 --encoder {CHECKPOINT_MODEL}/openai
-  python examples/train.py --network densefuse --pairs DIR --out runs/any --prompts sentences.txt
-  torchrun --nproc-per-node 4 examples/train.py @examples/ldfusion_recipe.txt --pairs DIR \\
-      --batch 4 --out runs/ldfusion
+  python examples/train.py --pairs DIR --out runs/dark --prompt "a dark image" --steps 300 \\
+      --crop 96 --batch 3 --rate 2e-3
+  python examples/train.py --pairs DIR --out runs/any --prompts sentences.txt --steps 2000 \\
+      --crop 96 --batch 1 --rate 2e-3
+  accelerate launch --num_processes 4 examples/train.py --network ldfusion --pairs DIR \\
+      --out runs/paper --encoder ViT-B-32-quickgelu/openai --batch 4
 
-@FILE inserts the options in that file. If an option is given twice, the last one counts.
-
-{LAYOUTS}
+{pairs.LAYOUT}
 """
 
-#: Options that a resumed training may change. All others are compared with the checkpoint, and so
-#: are the texts, the encoder's weights and the global batch that follow from these.
+#: Options that a resumed training may change; all others must be as they were.
 FREE_OPTIONS = {
-    *("pairs", "max_pairs", "out", "resume", "device", "workers", "epochs", "steps", "batch"),
-    *("accumulate", "save_every", "sample_every", "encoder", "vgg16", "vgg19", "prompt"),
-    *("visible_text", "infrared_text", "objective", "prompts"),
+    *("pairs", "infrared", "visible", "out", "resume", "device", "workers", "epochs", "steps"),
+    *("batch", "accumulate", "save_every", "sample_every", "log_to", "encoder", "vgg19", "prompts"),
 }
 WEIGHTS = ("direction_weight", "patch_weight", "similarity_weight", "regularizer_weight")
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = options.new_parser(__doc__, EXAMPLES)
+    add, whole, number = partial(options.add, parser), options.whole_number, options.number
+    add("--network", "the network", "unet", choices=NETWORKS)
+    add("--max-pairs")
+    add("--out", required=True)
+    add("--resume", "continue the training in --out", action="store_true")
+    add("--prompt", "; repeat it for an ensemble (default: the paper's)")
+    text = (
+        "train one unet for all sentences of this file, one a line; fuse.py --prompt chooses one. "
+        "`2.5 | a dark image` is drawn 2.5 times as often as others; # begins a comment line"
+    )
+    add("--prompts", text, type=Path)
+    for role in ("visible", "infrared"):
+        text = f"the {role} image in words (default: the paper's)"
+        add(f"--{role}-text", text, action="append", metavar="TEXT")
+    add("--encoder")
+    add("--patches", "patches per crop (default: 32; less with tiny)", type=whole)
+    for name in WEIGHTS:
+        add(f"--{name.replace('_', '-')}", "(default: the paper's; tiny has its own)", type=number)
+    add("--regularizer", "(default: vgg; structure with tiny)", choices=training.REGULARIZERS)
+    add("--vgg19", "weights for --regularizer vgg (default: download)", type=Path)
+    add("--crop", "side of the crops; smaller images are enlarged", 224, type=whole)
+    add("--crops-per-pair", "crops of each pair per epoch", 10, type=whole)
+    add("--no-augment", "do not rotate, shift, zoom and shear the crops", action="store_true")
+    text = "standard deviation of noise on the network's inputs; the loss gets images without it"
+    add("--noise", text, 0.03, type=number)
+    add("--rate", "learning rate of Adam", 5e-4, type=options.positive_number)
+    add("--batch", "crops per batch of each process", 16, type=whole)
+    add("--accumulate", "batches per step (gradient accumulation)", 1, type=whole)
+    text = "scale larger gradients down to it (default: 0.5 with --prompts, else no limit)"
+    add("--max-norm", text, type=options.positive_number)
+    add("--epochs", "length of the training", 100.0, type=options.positive_number)
+    add("--steps", ", instead of --epochs")
+    add("--seed", default=0)
+    add("--device")
+    add("--amp", "mixed precision (default: float32)", choices=("bf16", "fp16"))
+    add("--workers", "data loading processes", 0, type=options.natural)
+    add("--save-every", "steps between states; 0: only at the end", 500, type=options.natural)
+    add("--sample-every", "the same for sample images", 500, type=options.natural)
+    add("--log-to", "tensorboard, or another tracker of Accelerate", metavar="TRACKER")
+    return parser.parse_args(arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse(arguments)
-    with errors_as_messages("train"), joined_processes(options.device) as processes:
-        trainer = prepare(options, processes)
-        with stop_on_request() as stop:
-            finished = run(trainer, stop)
+    with options.errors_as_messages("train"):
+        chosen = parse(arguments)
+        folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
+        pairs.keep_apart(chosen.out, folders)
+        with claimed(chosen.out), stop_on_request() as stop:
+            finished = train(chosen, folders, stop)
     if not finished:
         sys.exit(130)
 
 
-class RecipeParser(Parser):
-    """Reads @FILE with any number of options per line, and comments."""
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = RecipeParser(OVERVIEW, EXAMPLES, fromfile_prefix_chars="@")
-
-    add = partial(add_option, parser.add_argument_group("what to train"))
-    add("--network", required=True, choices=NETWORKS)
-    add("--pairs", required=True)
-    add("--max-pairs", " (default: all)")
-    add("--out", required=True)
-    add("--resume", "continue the training in --out, if there is one", action="store_true")
-
-    add = partial(add_option, parser.add_argument_group("objective"))
-    add("--prompt", f" for an ensemble (default: {FusionObjective().fused[0]})")
-    add(
-        "--prompts",
-        "train one network for all sentences of this file, one per line; fuse.py --prompt chooses "
-        "one. `2.5 | a dark image` is drawn 2.5 times as often as others; # begins a comment line",
-        type=Path,
+def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bool:
+    """Train to the end, or until asked to stop; returns whether it was the end."""
+    if chosen.device not in (None, "cpu"):
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(options.choose_device(chosen.device))
+    accelerator = Accelerator(
+        cpu=chosen.device == "cpu",
+        mixed_precision=chosen.amp or "no",
+        gradient_accumulation_steps=chosen.accumulate,
+        log_with=chosen.log_to,
+        project_dir=chosen.out,
+        step_scheduler_with_optimizer=False,  # else it steps once for each process
     )
-    add("--visible-text", "description of the visible image", action="append", metavar="TEXT")
-    add("--infrared-text", "description of the infrared image", action="append", metavar="TEXT")
-    add(
-        "--objective",
-        'the texts as JSON: {"fused": TEXT or [TEXT, ...], "visible": ..., "infrared": ...}',
-        type=Path,
-    )
-
-    add = partial(add_option, parser.add_argument_group("loss"))
-    add("--loss", choices=("language", "original", "both"), default="language")
-    add("--language-weight", "weight with --loss both", type=number, default=1.0)
-    add("--original-weight", "weight with --loss both", type=number, default=1.0)
-    add("--encoder", "; for research use a real one")
-    add("--patches", "patches per crop (default: depends on the encoder)", type=whole_number)
-    for name in WEIGHTS:
-        option = f"--{name.replace('_', '-')}"
-        add(option, "(default: depends on the encoder)", type=number)
-    add(
-        "--regularizer",
-        "(default: structure with --encoder tiny, otherwise vgg, the paper's)",
-        choices=REGULARIZERS,
-    )
-    add("--vgg19", "weights for --regularizer vgg (default: download)", type=Path)
-    add("--vgg16", "weights for the original loss of u2fusion (default: download)", type=Path)
-    add(
-        "--reconstruction-epochs",
-        "epochs in which densefuse first learns to reconstruct single images",
-        type=number,
-        default=0.0,
-    )
-
-    add = partial(add_option, parser.add_argument_group("data"))
-    add(
-        "--crop",
-        "side of the crops; smaller images are enlarged",
-        type=partial(whole_number, minimum=32),
-        default=224,
-        metavar="PIXELS",
-    )
-    add("--crops-per-pair", "crops of each pair per epoch", type=whole_number, default=10)
-    add(
-        "--augment",
-        "rotate, shift, zoom and shear the crops a little (default: on)",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-    )
-    add(
-        "--noise",
-        "standard deviation of the noise on the network's inputs; the loss gets images without it",
-        type=number,
-        default=0.03,
-    )
-    add(
-        "--swap-inputs",
-        "swap the network's inputs at random, as the original u2fusion does",
-        action="store_true",
-    )
-
-    add = partial(add_option, parser.add_argument_group("schedule"))
-    add("--optimizer", choices=("adam", "rmsprop"), default="adam")
-    add("--rate", "learning rate", type=number, default=5e-4)
-    add("--batch", "crops per batch of each process", type=whole_number, default=16)
-    add(
-        "--max-norm",
-        "scale larger gradients down to this norm; steadies a training with --prompts "
-        "(default: no limit)",
-        type=number,
-    )
-    add("--accumulate", "batches per step (gradient accumulation)", type=whole_number, default=1)
-    add("--epochs", type=number, default=100.0)
-    add("--steps", ", instead of --epochs (default: as many as the epochs have)")
-    add("--warmup-epochs", "length of the linear warm-up", type=number, default=1.0)
-    add(
-        "--milestones",
-        "epochs at which the learning rate is halved (default: 50 60 70 80 90)",
-        type=number,
-        nargs="*",
-        default=[50.0, 60.0, 70.0, 80.0, 90.0],
-        metavar="EPOCH",
-    )
-    add("--seed")
-
-    add = partial(add_option, parser.add_argument_group("machine"))
-    add("--device")
-    add("--amp")
-    add("--workers", "data loading processes", type=natural, default=0)
-    add(
-        "--save-every",
-        "steps between checkpoints; 0: only at the end",
-        type=natural,
-        default=500,
-        metavar="STEPS",
-    )
-    add(
-        "--sample-every",
-        "steps between sample images; 0: only at the end",
-        type=natural,
-        default=500,
-        metavar="STEPS",
-    )
-    return parser.parse_args(arguments)
-
-
-def prepare(options: argparse.Namespace, processes: Processes) -> Trainer:
-    """Make a trainer from the options; with --resume it continues from the checkpoint.
-
-    Raises:
-        OSError, ValueError: an option or a file is wrong; the message says what to do.
-    """
-    sentences = sentences_to_draw(options)
-    out = make_writable(options.out)
-    checkpoint = processes.share(lambda: find_checkpoint(out, options.resume))
-    pairs = load_pairs(options, processes)
-    torch.manual_seed(options.seed)
-    network = NETWORKS[options.network]()
-    generator = torch.Generator()
-    with warnings_as_notes():
-        combined = combine(options, network, generator, sentences).to(processes.device)
-    crops = Crops(
-        pairs, options.crop, options.crops_per_pair, augment=options.augment, seed=options.seed
-    )
-    global_batch = options.batch * options.accumulate * processes.world
-    settings = {name: value for name, value in vars(options).items() if name not in FREE_OPTIONS}
-    settings |= {"number of pairs": len(pairs), "global batch": global_batch}
-    language = combined.language
-    if isinstance(language, DrawnSentences):
-        language = language.criterion
-    if language is not None:
-        texts = asdict(language.objective)
-        settings |= {role: list(texts[role]) for role in texts}
-        settings["encoder"] = language.encoder.fingerprint
-    if sentences:
-        settings["fused"] = [f"{weight} | {sentence}" for sentence, weight in sentences.items()]
-    steps = options.steps or math.ceil(options.epochs * crops.epoch_size / global_batch)
-    named = {f.name: getattr(options, f.name) for f in fields(Plan) if hasattr(options, f.name)}
-    plan = Plan(**named | {"settings": settings, "steps": steps})
-    # Each step sets the learning rate; other parameters are PyTorch's defaults, as in the paper.
-    optimizer_class = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}[options.optimizer]
-    optimizer = optimizer_class(combined.network.parameters(), lr=options.rate)
-    trainer = Trainer(plan, combined, optimizer, crops, processes, generator)
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-    return trainer
-
-
-def find_checkpoint(out: Path, resume: bool) -> Checkpoint | None:
-    """The checkpoint in `out`, or None.
-
-    Raises:
-        ValueError: there is one but `resume` is False, or it cannot be read.
-    """
-    path = out / CHECKPOINT
-    if not path.is_file():
-        return None
-    if not resume:
+    device, first = accelerator.device, accelerator.is_main_process
+    if chosen.prompts and (chosen.prompt or chosen.network != "unet"):
+        raise ValueError("--prompts must be used without --prompt and with --network unet")
+    if chosen.encoder is None and first:
+        print("note: the loss is computed with tiny, a CLIP for demonstrations; see --encoder")
+    state = last_state(chosen.out)
+    if state is not None and not chosen.resume:
         raise ValueError(
-            f"--out must be a folder without a training, got {out}; pass --resume to continue the "
-            "training there, or another --out"
+            f"--out must be a folder without a training, got {chosen.out}; pass --resume to "
+            "continue the training there, or another --out"
         )
-    return load_checkpoint(path)
 
+    opened = pairs.open_pairs(folders, chosen.max_pairs)
+    augment = not chosen.no_augment
+    crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, augment, chosen.seed)
+    crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
+    step = 0 if state is None else int(state.name.partition("-")[2])
+    last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
+    # Patches and noise differ between processes; the network is everywhere the first one's.
+    set_seed(chosen.seed, device_specific=True)
+    with options.warnings_as_notes():
+        criterion = build_loss(chosen).to(device)
+        weights = training.read_sentences(chosen.prompts) if chosen.prompts else {}
+        bank = criterion.embed(list(weights)) if weights else None
+    network = NETWORKS[chosen.network](*(bank.text_direction.shape[1:] if bank else ()))
+    draw = training.DrawnSentences(bank, list(weights.values())) if bank else None
+    settings = {name: value for name, value in vars(chosen).items() if name not in FREE_OPTIONS}
+    settings |= {"pairs used": len(opened), "crops a step": crops_a_step}
+    settings["encoder"] = criterion.encoder.fingerprint
+    settings["sentences"] = weights
+    if first:
+        check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
+        if bank is not None:
+            bank.save(chosen.out / SENTENCES)
 
-def run(trainer: Trainer, stop: Event) -> bool:
-    """Train and print the progress; returns whether all steps are done."""
-    plan, processes = trainer.plan, trainer.processes
-    if processes.is_first:
+    optimizer = torch.optim.Adam(network.parameters(), lr=chosen.rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate_factor(done, last))
+    loader = DataLoader(
+        crops,
+        chosen.batch,
+        sampler=range(step * crops_a_step, last * crops_a_step),
+        num_workers=chosen.workers,
+        worker_init_fn=ignore_interrupts,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the global one is left to noise and patches
+    )
+    network, optimizer, schedule, loader = accelerator.prepare(network, optimizer, schedule, loader)
+    if state is not None:
+        accelerator.load_state(str(state))
+    if draw is not None:
+        draw.calls = step * chosen.accumulate
+    max_norm = chosen.max_norm or (None if draw is None else training.MANY_MAX_NORM)
+    if chosen.log_to:
+        accelerator.init_trackers(chosen.log_to)
+    if first:
         print(
-            f"{plan.network} on {len(trainer.crops.pairs)} pairs; {processes.world} x "
-            f"{processes.device.type}; steps {trainer.step} to {plan.steps}"
+            f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; "
+            f"{accelerator.num_processes} x {device.type}"
         )
-    finished = trainer.run(stop)
-    if processes.is_first:
-        end = "finished" if finished else f"stopped after step {trainer.step}; --resume continues"
-        print(f"{end}; see {plan.out}")
-    return finished
+
+    def noisy(image: torch.Tensor) -> torch.Tensor:
+        return image + chosen.noise * torch.randn_like(image) if chosen.noise else image
+
+    def save() -> None:
+        if first:
+            save_trained(plain(network), chosen.out, chosen.network, chosen.encoder or "tiny")
+        save_state(accelerator, chosen.out, step)
+
+    plain = accelerator.unwrap_model
+    bar = options.progress(None, "training", "step", initial=step, total=last, disable=not first)
+    sums: Any = 0
+    network.train()
+    try:
+        for visible, infrared in loader:
+            with accelerator.accumulate(network):
+                sources = {"visible": visible, "infrared": infrared}
+                with accelerator.autocast():
+                    if draw is None:
+                        fused = network(noisy(visible), noisy(infrared))
+                        terms = criterion.terms(fused=fused, **sources)
+                    else:
+                        drawn = draw(len(visible))
+                        fused = network(noisy(visible), noisy(infrared), drawn.text_direction)
+                        terms = criterion.terms(fused=fused, **sources, objectives=drawn)
+                accelerator.backward(terms.total)
+                sums = sums + torch.stack(terms).detach() / chosen.accumulate
+                if not accelerator.sync_gradients:
+                    continue
+                # All in one transfer, for each would wait for the device on its own.
+                means = accelerator.reduce(sums, "mean").tolist()
+                row = dict(zip(terms._fields, means, strict=True))
+                if not math.isfinite(row["total"]):
+                    raise ValueError(
+                        f"the loss is {row['total']} in step {step + 1}; try a lower --rate"
+                    )
+                if max_norm is not None:
+                    accelerator.clip_grad_norm_(network.parameters(), max_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                row["rate"] = schedule.get_last_lr()[0]
+                schedule.step()
+            step, sums = step + 1, 0
+            accelerator.log(row, step=step)
+            if first:
+                log_row(chosen.out / "log.csv", {"step": step} | row)
+            bar.update()
+            bar.set_postfix(loss=f"{row['total']:.4g}", kept=f"{row['kept']:.2f}", refresh=False)
+            if stop.is_set():
+                accelerator.set_trigger()
+            stopping = accelerator.check_trigger()  # in any process
+            if step == last or stopping or (chosen.save_every and step % chosen.save_every == 0):
+                save()
+            due = chosen.sample_every and step % chosen.sample_every == 0
+            if first and (step == last or due):
+                path = chosen.out / "samples" / f"step_{step:07d}.png"
+                save_samples(plain(network), opened, bank, device, path)
+                network.train()
+            if stopping:
+                break
+    except pairs.UnusableImageError:  # a source that has vanished, say
+        if accelerator.num_processes == 1:
+            save()
+        raise
+    bar.close()
+    accelerator.end_training()
+    if first:
+        end = "finished" if step == last else f"stopped after step {step}; --resume continues"
+        print(f"{end}; see {chosen.out}")
+    return step == last
 
 
-def load_pairs(options: argparse.Namespace, processes: Processes) -> PairFolder:
-    pairs, skipped = open_pairs(options.pairs, options.max_pairs or sys.maxsize)
-    if processes.is_first:
-        for item in skipped:
-            print(f"skipped {item}", file=sys.stderr)
-    return pairs
-
-
-def combine(
-    options: argparse.Namespace,
-    network: nn.Module,
-    generator: torch.Generator,
-    sentences: Mapping[str, float],
-) -> NetworkWithLosses:
-    """The network with its losses; with `sentences`, a network that takes one as an input."""
-    language = original = None
-    original_weight = options.original_weight
-    if options.loss != "original":
-        suited = "structure" if options.encoder == "tiny" else "vgg"
-        language = build_criterion(
-            options.encoder,
-            generator,
-            read_objective(options),
-            regularizer=options.regularizer or suited,
-            vgg19=options.vgg19,
-            num_patches=options.patches,
-            **{name: getattr(options, name) for name in WEIGHTS},
-        )
-    if sentences:
-        bank = language.embed(list(sentences))
-        told = Conditioned(network, bank.text_direction.shape[1])
-        network = language = DrawnSentences(told, language, bank, list(sentences.values()))
-    if options.loss != "language":
-        original = build_original(options)
-    if options.reconstruction_epochs > 0:
-        if options.network != "densefuse":
-            raise ValueError(
-                f"--reconstruction-epochs must be 0 for {options.network}, got "
-                f"{options.reconstruction_epochs:g}; it is only for densefuse"
-            )
-        if original is None:
-            original, original_weight = ReconstructionLoss(), 0.0
-    return NetworkWithLosses(
-        network,
-        language,
-        original,
-        language_weight=options.language_weight,
-        original_weight=original_weight,
-        noise=options.noise,
-        swap=options.swap_inputs,
+def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
+    texts = {
+        "fused": chosen.prompt,
+        "visible": chosen.visible_text,
+        "infrared": chosen.infrared_text,
+    }
+    return training.build_criterion(
+        chosen.encoder or "tiny",
+        FusionObjective(**{role: given for role, given in texts.items() if given}),
+        regularizer=chosen.regularizer,
+        vgg19=chosen.vgg19,
+        num_patches=chosen.patches,
+        **{name: getattr(chosen, name) for name in WEIGHTS},
     )
 
 
-def sentences_to_draw(options: argparse.Namespace) -> dict[str, float]:
-    """The sentences of --prompts with their weights; empty without that option.
+def check_settings(settings: dict[str, Any], path: Path, *, resumed: bool) -> None:
+    """Write the settings of a new training; those of a resumed one must be what they were."""
+    now = {name: str(value) for name, value in settings.items()}
+    if not resumed:
+        with options.atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(now, indent=1), "utf-8")
+        return
+    try:
+        before = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); begin anew with another --out") from error
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"--resume must have the settings of the training in {path.parent}, but "
+            + "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
+            + "; pass the same options, or choose another --out"
+        )
+
+
+def rate_factor(done: int, steps: int) -> float:
+    """The factor of the learning rate after `done` of the steps.
+
+    Of 100 epochs the paper warms up linearly over the first, and halves the rate at 50, 60, 70, 80
+    and 90; here these are shares of a training of any length. (The paper's published code does
+    neither: the warm-up raises an error, and if that is fixed it counts iterations.)
+    """
+    warm = min(1.0, (done + 1) / (steps / 100))
+    return warm * 0.5 ** sum(done >= share * steps for share in (0.5, 0.6, 0.7, 0.8, 0.9))
+
+
+def log_row(path: Path, row: dict[str, float]) -> None:
+    """Append to the log, which nothing reads: a damaged one does no harm."""
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def last_state(out: Path) -> Path | None:
+    return max(out.glob("state-*"), default=None)
+
+
+def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
+    """Write all that --resume needs into a folder that gets its name when it is complete."""
+    unfinished, final = out / ".unfinished-state", out / f"state-{step:07d}"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(unfinished))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            for path in unfinished.iterdir():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+            for older in set(out.glob("state-*")) - {final}:
+                shutil.rmtree(older)
+    except Exception as error:  # libraries tell a full disk in many ways
+        raise OSError(
+            f"the state of step {step} cannot be written to {out} ({str(error).splitlines()[0]}); "
+            "is the disk full? The last state is kept: mend it and pass --resume"
+        ) from error
+
+
+def save_samples(
+    network: nn.Module,
+    opened: Sequence[pairs.Pair],
+    bank: EmbeddedFusionModel | None,
+    device: torch.device,
+    path: Path,
+) -> None:
+    """A sheet of three pairs, for at most four sentences, with the network as it is now."""
+    shown = [opened[index] for index in pairs.spread(len(opened), 3)]
+    columns = {kind: [getattr(pair, kind) for pair in shown] for kind in ("infrared", "visible")}
+    for row in [None] if bank is None else pairs.spread(len(bank), 4):
+        title = "fused" if row is None else bank.objectives[row].fused[0]
+        vector = None if row is None else bank.text_direction[row]
+        fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
+        columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
+    sheets.save_sheet(columns, sheets.salient_windows(shown), path)
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Loading processes end with the training, which answers Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def stop_on_request() -> Iterator[Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step.
+
+    A second one stops at once.
+    """
+    request = Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(*_: Any) -> None:
+        request.set()
+        restore()
+        with suppress(OSError):  # without a standard error stream
+            os.write(2, b"\nstopping after this step, then saving; again: at once\n")
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield request
+    finally:
+        restore()
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Claim `out` while a training runs in it; the claim ends with the process, however it ends.
 
     Raises:
-        OSError, ValueError: the file is wrong, or another option excludes --prompts.
+        OSError: it cannot be written to.
+        ValueError: another training has claimed it.
     """
-    if options.prompts is None:
-        return {}
-    if options.prompt:
-        raise ValueError(
-            f"--prompts must be used without --prompt, got {options.prompt[0]!r} and the file "
-            f"{options.prompts}; write the sentence into the file"
-        )
-    if options.loss == "original":
-        raise ValueError(
-            "--prompts must be used with --loss language or both, got --loss original, which does "
-            "not depend on a sentence"
-        )
-    if options.network == "densefuse" and options.loss == "both":
-        raise ValueError(
-            "--prompts with densefuse must be used with --loss language, got --loss both: its "
-            "original loss reconstructs single images, which the sentences do not describe"
-        )
-    if options.reconstruction_epochs > 0:
-        raise ValueError(
-            "--prompts must be used without --reconstruction-epochs, got "
-            f"{options.reconstruction_epochs:g}: the sentences do not describe single images"
-        )
-    return read_sentences(options.prompts)
-
-
-def read_objective(options: argparse.Namespace) -> FusionObjective:
-    """The texts of the command line; those that it does not give come from --objective."""
-    said = {"fused": options.prompt, "visible": options.visible_text}
-    said["infrared"] = options.infrared_text
-    said = {role: texts for role, texts in said.items() if texts}
-    if options.objective is None:
-        return FusionObjective(**said)
+    if os.environ.get("RANK", "0") != "0":  # the first process of several claims it
+        yield
+        return
+    owner = options.make_writable(out) / ".claimed-by"
     try:
-        texts = dict(json.loads(options.objective.read_text("utf-8")))
-        if options.prompts and "fused" in texts:
-            raise ValueError("`fused` must be left out with --prompts, which replaces it")
-        return FusionObjective(**texts | said)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"--objective {options.objective}, see --help: {error}") from error
-
-
-def build_original(options: argparse.Namespace) -> OriginalLoss:
-    if options.network == "densefuse":
-        return ReconstructionLoss()
-    if options.network == "u2fusion":
-        return U2FusionLoss(VGGInformation(options.vgg16))
-    if options.network == "swinfusion":
-        return SwinFusionLoss()
-    raise ValueError(
-        f"--loss must be language for {options.network}, got {options.loss}: the language-driven "
-        "loss is its original one"
-    )
+        with FileLock(out / ".claim", timeout=0):
+            owner.write_text(
+                f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}", "utf-8"
+            )
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"a training runs in --out {out}: {owner.read_text('utf-8')}; choose another folder"
+        ) from error
 
 
 if __name__ == "__main__":

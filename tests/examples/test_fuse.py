@@ -1,20 +1,41 @@
-"""Fusing folders with a checkpoint."""
+"""Fusing folders: full size, colours, sentences, published weights, and nothing destroyed."""
 
+import os
+import sys
+import threading
+import zipfile
+
+import numpy as np
 import pytest
 import torch
+import torchvision
 from image_files import noise, save_mixed_pairs, write
 
 import fuse
+import options
 from clip_fusion_loss import EmbeddedFusionModel, FrozenCLIP, FusionObjective
-from parts.data.images import luminance, note_in, read_image, save_image, to_8bit
-from parts.data.pairs import Pair, find_pairs, read_pair
-from parts.networks import fusing
-from parts.networks.catalogue import NETWORKS
-from parts.networks.conditioned import Conditioned, told
-from parts.networks.u2fusion import U2Fusion
-from parts.training.checkpoints import Checkpoint, load_network, save_checkpoint
+from networks import NETWORKS, PORTS
+from networks.unet import FusionUNet
+from networks.weights import SENTENCES, load_published, load_trained, save_trained
+from pairs import (
+    Pair,
+    find_pairs,
+    folders_of,
+    luminance,
+    read_image,
+    read_pair,
+    save_image,
+    to_8bit,
+)
+from training import fuse_with
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _notes_are_new():
+    options.note.cache_clear()
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -22,282 +43,312 @@ def folder(tmp_path):
     return save_mixed_pairs(tmp_path / "pairs")
 
 
-def checkpoint_of(network, path, name="densefuse"):
-    save_checkpoint(Checkpoint(name, {}, 1, network.state_dict(), {}, {}), path)
-    return path
+def trained(folder, name="densefuse"):
+    network = NETWORKS[name]()
+    if name == "densefuse":
+        torch.nn.init.constant_(network.decoder[-1].bias, 0.4)
+    save_trained(network, folder, name, "tiny")
+    return folder
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    torch.manual_seed(0)
-    network = NETWORKS["densefuse"]()
-    torch.nn.init.constant_(network.decoder[-1].bias, 0.4)
-    return checkpoint_of(network, tmp_path / "checkpoint.pt")
+    return trained(tmp_path / "run")
 
 
-def run_fuse(checkpoint, folder, out, *options):
-    arguments = ["--checkpoint", str(checkpoint), "--pairs", str(folder), "--out", str(out)]
-    fuse.main([*arguments, "--device", "cpu", *options])
+def run(checkpoint, folder, out, *more):
+    arguments = ["--checkpoint", checkpoint, "--pairs", folder, "--out", out, "--device", "cpu"]
+    fuse.main([*map(str, arguments), *more])
+
+
+def pair_named(folder, name):
+    found, _ = find_pairs(folders_of(folder))
+    return read_pair(next(files for files in found if files.name == name))
 
 
 def test_fuses_a_folder_in_full_size_and_colour(tmp_path, folder, checkpoint, capsys):
     out = tmp_path / "fused"
-    run_fuse(checkpoint, folder, out)
+    run(checkpoint, folder, out)
     printed = capsys.readouterr()
     assert "2 fused, 0 there already, 1 unusable" in printed.out
     assert "broken.png: cannot be read" in printed.err
     written = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
     assert written == {"colour.png", "night/grey.png"}
-
-    network = load_network(checkpoint)
-    pairs = {files.name: files for files in find_pairs(folder)[0]}
+    network = load_trained(checkpoint).network
     for name in ("colour", "night/grey"):
-        pair = read_pair(pairs[name])
-        sources = luminance(pair.visible)[None], luminance(pair.infrared)[None]
-        expected = to_8bit(network(*sources)[0].detach())
+        pair = pair_named(folder, name)
+        expected = to_8bit(network(*(luminance(i)[None] for i in pair[1:]))[0].detach())
         fused = read_image(out / f"{name}.png")
         assert fused.shape == pair.visible.shape
         inside = ((fused > 0) & (fused < 255)).all(0)  # elsewhere colours were cut off
         assert inside.float().mean() > 0.05
-        difference = (255 * luminance(fused) - expected)[:, inside]
-        assert difference.abs().max() <= 1
+        assert (255 * luminance(fused) - expected)[:, inside].abs().max() <= 1
 
 
-def test_grey_output(tmp_path, folder, checkpoint):
-    run_fuse(checkpoint, folder, tmp_path / "fused", "--grey")
-    assert read_image(tmp_path / "fused" / "colour.png").shape == (1, 44, 60)
-
-
-def test_goes_on_where_it_was(tmp_path, folder, checkpoint, monkeypatch, capsys):
+def test_images_that_are_there_are_left_unless_overwritten(tmp_path, folder, checkpoint, capsys):
     out = tmp_path / "fused"
-    count = []
-
-    def interrupted(*arguments):
-        count.append(1)
-        if len(count) == 2:
-            raise KeyboardInterrupt
-        return fusing.fuse_with(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fuse, "fuse_with", interrupted)
-        with pytest.raises(SystemExit, match="interrupted"):
-            run_fuse(checkpoint, folder, out)
-    assert [path.name for path in out.iterdir()] == ["colour.png"]
-    before = (out / "colour.png").stat().st_mtime_ns
-    run_fuse(checkpoint, folder, out)
+    write(out / "colour.png", noise(9, 44, 60))
+    before = (out / "colour.png").read_bytes()
+    run(checkpoint, folder, out)
     assert "1 fused, 1 there already" in capsys.readouterr().out
-    assert (out / "colour.png").stat().st_mtime_ns == before
+    assert (out / "colour.png").read_bytes() == before
+    run(checkpoint, folder, out, "--overwrite", "--grey")
+    assert read_image(out / "colour.png").shape == (1, 44, 60)
 
 
-def test_memory_does_not_grow_with_the_folder(tmp_path, folder, checkpoint, monkeypatch):
-    """Each pair is read when its turn comes, and given up after it."""
-    events = []
-    read, fuse_one = fuse.read_pair, fuse.fuse_with
-    monkeypatch.setattr(fuse, "read_pair", lambda files: (events.append("read"), read(files))[1])
-    monkeypatch.setattr(
-        fuse, "fuse_with", lambda *arguments: (events.append("fuse"), fuse_one(*arguments))[1]
-    )
-    run_fuse(checkpoint, folder, tmp_path / "fused")
-    assert events == ["read", "read", "fuse", "read", "fuse"]
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_sources_are_never_written_to(tmp_path, folder, checkpoint, more):
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    (tmp_path / "link").symlink_to(folder / "vi")
+    for out in (folder / "vi", folder / "ir" / "new", tmp_path / "link"):
+        with pytest.raises(SystemExit, match="must not lie among the sources"):
+            run(checkpoint, folder, out, *more)
+    out = tmp_path / "fused"
+    out.mkdir()
+    (out / "colour.png").symlink_to(folder / "vi" / "colour.png")
+    with pytest.raises(SystemExit, match="colour.png is a link to a source"):
+        run(checkpoint, folder, out, *more)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_writers_in_one_folder_do_not_mix_their_images(tmp_path):
+    """Threads share the process id, as the first processes of two containers do."""
+    images = [torch.full((1, 32, 32), level, dtype=torch.uint8) for level in (20, 200)]
+    mixed = []
+
+    def write_all(number):
+        for index in range(60):
+            path = tmp_path / f"{number}-{index}.png"
+            save_image(images[number], path)
+            if not torch.equal(read_image(path), images[number]):
+                mixed.append(path)
+
+    threads = [threading.Thread(target=write_all, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert mixed == []
+    assert len(list(tmp_path.iterdir())) == 120  # and no unfinished ones
+
+
+def test_a_failed_write_leaves_the_old_file_and_follows_links(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with (
+        pytest.raises(OSError, match="disk full"),
+        options.atomic_write(tmp_path / "link.txt") as t,
+    ):
+        fail(t)
+    assert (tmp_path / "link.txt").read_text() == "old"
+    with options.atomic_write(tmp_path / "link.txt") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "real.txt").read_text() == "new"
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").stat().st_mode & 0o777 == 0o666 & ~_umask()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def _umask():
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_fuses_whole_images(tmp_path, name):
-    torch.manual_seed(0)
-    network = NETWORKS[name]()
-    loaded = load_network(checkpoint_of(network, tmp_path / "c.pt", name))
+    loaded = load_trained(trained(tmp_path, name)).network
     pair = Pair("scene", *(torch.from_numpy(noise(seed, 1, 37, 43)) for seed in range(2)))
-    fused = fusing.fuse_with(loaded, pair, CPU)
-    sources = luminance(pair.visible)[None], luminance(pair.infrared)[None]
-    expected = to_8bit(network.eval()(*sources)[0].detach())
-    assert (fused.int() - expected.int()).abs().max() <= 1
+    expected = to_8bit(loaded(*(luminance(i)[None] for i in pair[1:]))[0].detach())
+    assert (fuse_with(loaded, pair, CPU).int() - expected.int()).abs().max() <= 1
 
 
-def test_u2fusion_in_strips():
-    torch.manual_seed(0)
+def test_strips_are_the_whole():
     pair = Pair("scene", *(torch.from_numpy(noise(seed, 1, 64, 33)) for seed in range(2)))
-    network, reach = U2Fusion(), U2Fusion.REACH
-    whole = fusing.fuse(network, pair, reach=reach, device=CPU)
-    strips = fusing.fuse(network, pair, reach=reach, device=CPU, strip_pixels=33 * 7)
+    network = NETWORKS["u2fusion"]()
+    whole, strips = (fuse_with(network, pair, CPU, strip_pixels=33 * rows) for rows in (64, 7))
     assert (whole.int() - strips.int()).abs().max() <= 1
 
 
-def test_fusing_nothing_is_an_error(tmp_path, checkpoint, folder):
-    (tmp_path / "empty").mkdir()
-    for arguments, message in (
-        ((checkpoint, tmp_path / "empty", tmp_path / "out"), "no usable pair of images"),
-        ((tmp_path / "no.pt", folder, tmp_path / "out"), "there is no checkpoint"),
-        ((folder / "ir" / "broken.png", folder, tmp_path / "out"), "is no checkpoint of train.py"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            run_fuse(*arguments)
-
-
-def test_says_what_was_taken_for_what(tmp_path, folder, checkpoint, capsys):
-    run_fuse(checkpoint, folder, tmp_path / "fused")
-    assert "such as visible vi/broken.png and infrared ir/broken.png" in capsys.readouterr().err
-
-
 @pytest.fixture
-def other_checkpoint(tmp_path):
-    torch.manual_seed(1)
-    return checkpoint_of(NETWORKS["densefuse"](), tmp_path / "other.pt")
-
-
-def test_images_of_other_weights_options_or_sources_are_not_taken_for_done(
-    tmp_path, folder, checkpoint, other_checkpoint, capsys
-):
-    out = tmp_path / "fused"
-    run_fuse(checkpoint, folder, out)
-    before = (out / "colour.png").read_bytes()
-    with pytest.raises(SystemExit, match="holds 2 images, such as .*colour.png.*--overwrite"):
-        run_fuse(other_checkpoint, folder, out)
-    with pytest.raises(SystemExit, match="that were not fused from these pairs"):
-        run_fuse(checkpoint, folder, out, "--grey")
-    assert (out / "colour.png").read_bytes() == before
-    write(folder / "ir" / "colour.png", noise(9, 44, 60))
-    with pytest.raises(SystemExit, match="holds 1 images"):
-        run_fuse(checkpoint, folder, out)
-    capsys.readouterr()
-    run_fuse(checkpoint, folder, out, "--overwrite")
-    assert "1 fused, 1 there already" in capsys.readouterr().out
-    assert (out / "colour.png").read_bytes() != before
-
-
-def test_images_of_unknown_origin_are_not_taken_for_done(tmp_path, folder, checkpoint):
-    write(tmp_path / "fused" / "colour.png", noise(9, 44, 60))
-    with pytest.raises(SystemExit, match="choose another --out"):
-        run_fuse(checkpoint, folder, tmp_path / "fused")
-    assert [path.name for path in (tmp_path / "fused").iterdir()] == ["colour.png"]
-
-
-def test_the_same_weights_in_another_file_go_on(tmp_path, folder, checkpoint, capsys):
-    run_fuse(checkpoint, folder, tmp_path / "fused")
-    (tmp_path / "moved.pt").write_bytes(checkpoint.read_bytes())
-    capsys.readouterr()
-    run_fuse(tmp_path / "moved.pt", folder, tmp_path / "fused")
-    assert "0 fused, 2 there already" in capsys.readouterr().out
-
-
-def test_a_pair_that_the_network_cannot_fuse_is_named(
-    tmp_path, folder, checkpoint, monkeypatch, capsys
-):
-    def out_of_memory(network, pair, device):
-        if pair.name == "colour":
-            raise RuntimeError("out of memory\nand a long trace")
-        return fusing.fuse_with(network, pair, device)
-
-    monkeypatch.setattr(fuse, "fuse_with", out_of_memory)
-    run_fuse(checkpoint, folder, tmp_path / "fused")
-    printed = capsys.readouterr()
-    assert "colour.png: cannot be fused: out of memory\n" in printed.err
-    assert "1 fused, 0 there already, 2 unusable" in printed.out
-
-
-def test_nothing_fused_is_no_success(tmp_path, checkpoint):
-    for folder in ("ir", "vi"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.png").write_bytes(b"no image")
-    with pytest.raises(SystemExit, match="no pair of .* could be fused"):
-        run_fuse(checkpoint, tmp_path, tmp_path / "fused")
-
-
-def test_notes_stay_out_of_the_picture(tmp_path):
-    image = torch.from_numpy(noise(0, 1, 44, 60))
-    save_image(image, tmp_path / "a.png", "made by hand")
-    assert note_in(tmp_path / "a.png") == "made by hand"
-    assert torch.equal(read_image(tmp_path / "a.png"), image)
-    save_image(image, tmp_path / "b.png")
-    (tmp_path / "c.png").write_bytes(b"no image")
-    assert note_in(tmp_path / "b.png") is note_in(tmp_path / "c.png") is None
-
-
-@pytest.fixture
-def told_checkpoint(tmp_path):
+def told(tmp_path):
     """A network that was trained for two sentences, with random weights."""
     texts = ("a dark image", "a bright image")
     bank = EmbeddedFusionModel([FusionObjective(text) for text in texts], FrozenCLIP.tiny())
-    torch.manual_seed(0)
-    network = Conditioned(NETWORKS["densefuse"](), bank.text_direction.shape[1])
-    torch.nn.init.normal_(network.modulation[-1].weight, std=0.05)
-    torch.nn.init.constant_(network.network.decoder[-1].convolution.bias, 0.4)
-    checkpoint = Checkpoint("densefuse", {}, 1, network.state_dict(), {}, {}, bank, "tiny")
-    save_checkpoint(checkpoint, tmp_path / "told.pt")
-    return tmp_path / "told.pt"
+    network = FusionUNet(bank.text_direction.shape[1])
+    torch.nn.init.normal_(network.modulation[-1].weight, std=0.5)
+    save_trained(network, tmp_path / "told", "unet", "tiny")
+    bank.save(tmp_path / "told" / SENTENCES)
+    return tmp_path / "told"
 
 
-def test_each_sentence_gets_a_folder(tmp_path, folder, told_checkpoint, monkeypatch, capsys):
+def test_each_sentence_gets_a_folder(tmp_path, folder, told, monkeypatch, capsys):
     out = tmp_path / "fused"
     known = ["--grey", "--prompt", "a dark image", "--prompt", "a bright image"]
     with monkeypatch.context() as patch:
         patch.setattr(FrozenCLIP, "tiny", None)  # known sentences need no CLIP
-        run_fuse(told_checkpoint, folder, out, *known)
+        run(told, folder, out, *known)
     assert "4 fused, 0 there already, 2 unusable" in capsys.readouterr().out
-    options = [*known, "--prompt", "a zebra", "--blend", "a dark image", "a bright image", "3"]
-    run_fuse(told_checkpoint, folder, out, *options)
-    printed = capsys.readouterr()
-    assert "8 fused, 4 there already, 6 unusable" in printed.out
-    assert "note: the model 'tiny' was not trained on 'zebra'" in printed.err
+    new = ["--prompt", "a foggy image", "--blend", "a dark image", "a bright image", "3"]
+    run(told, folder, out, *known, *new)
+    assert "8 fused, 4 there already, 6 unusable" in capsys.readouterr().out
     blend = "a-dark-image_a-bright-image"
     steps = [f"{blend}/{share}" for share in ("000", "050", "100")]
     written = {path.parent.relative_to(out).as_posix() for path in out.rglob("colour.png")}
-    assert written == {"a-dark-image", "a-bright-image", "a-zebra", *steps}
-
-    bank = EmbeddedFusionModel(
-        [FusionObjective("a dark image"), FusionObjective("a bright image")], FrozenCLIP.tiny()
-    )
-    pair = read_pair(next(files for files in find_pairs(folder)[0] if files.name == "colour"))
-    network = load_network(told_checkpoint)
-    images = {name: read_image(out / name / "colour.png") for name in written}
+    assert written == {"a-dark-image", "a-bright-image", "a-foggy-image", *steps}
+    network, bank, _ = load_trained(told)
     dark, bright = bank.text_direction
-    for name, vector in {
-        "a-dark-image": dark, "a-bright-image": bright, f"{blend}/050": dark + bright,
-    }.items():  # fmt: skip
-        expected = fusing.fuse_with(told(network, vector), pair, CPU)
+    pair = pair_named(folder, "colour")
+    images = {name: read_image(out / name / "colour.png") for name in written}
+    for name, vector in (("a-dark-image", dark), (f"{blend}/050", dark + bright)):
+        expected = fuse_with(network, pair, CPU, vector)
         assert (images[name].int() - expected.int()).abs().max() <= 1
     assert torch.equal(images["a-dark-image"], images[f"{blend}/000"])
     assert not torch.equal(images["a-dark-image"], images["a-bright-image"])
 
 
-def test_images_of_another_sentence_are_not_taken_for_done(tmp_path, folder, told_checkpoint):
+def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
     out = tmp_path / "fused"
-    run_fuse(told_checkpoint, folder, out, "--prompt", "a dark image")
-    (out / "a-dark-image").rename(out / "a-bright-image")
-    with pytest.raises(SystemExit, match="holds 2 images, such as"):
-        run_fuse(told_checkpoint, folder, out, "--prompt", "a bright image")
-
-
-def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told_checkpoint):
-    dark = ["--prompt", "a dark image"]
-    out = tmp_path / "fused"
-    for trained, options, message in (
-        (checkpoint, dark, "--prompt is for a network that was .* --prompts, got .*checkpoint.pt"),
+    for source, more, message in (
+        (checkpoint, ["--prompt", "a dark image"], "--prompt is for a network that was .*run"),
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
-        (checkpoint, ["--encoder", "tiny"], "--encoder is for a network"),
-        (told_checkpoint, [], "--prompt or --blend must be given, got neither .*told.pt"),
-        (told_checkpoint, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be tiny, whi"),
+        (told, [], '--prompt or --blend must be given for .*told.* --prompt "a dark image"'),
+        (told, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be the CLIP of the loss"),
+        (told, ["--prompt", "A cat", "--prompt", "a cat"], "two sentences .* folder a-cat"),
     ):
         with pytest.raises(SystemExit, match=f"fuse: error: {message}"):
-            run_fuse(trained, folder, out, *options)
-    weights = tmp_path / "weights.pt"
-    torch.save(NETWORKS["densefuse"]().state_dict(), weights)
-    arguments = ["--weights", weights, "--network", "densefuse", "--pairs", folder, "--out", out]
-    with pytest.raises(SystemExit, match="--prompt is for a network .* got .*weights.pt"):
-        fuse.main([*map(str, arguments), *dark])
+            run(source, folder, out, *more)
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("steps", "message"), [("1", "from 2"), ("x", "from 2"), ("102", "101")])
-def test_blends_of_too_few_or_many_steps(checkpoint, folder, tmp_path, capsys, steps, message):
+def test_wrong_calls(tmp_path, folder, checkpoint, capsys):
+    for arguments, message in (
+        ((tmp_path / "no", folder, tmp_path / "out"), "there is no file .*no"),
+        ((folder / "ir" / "broken.png", folder, tmp_path / "out"), "is no network of train.py"),
+        ((checkpoint, tmp_path, tmp_path / "out"), "must hold one folder named ir"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(*arguments)
+    for steps in ("1", "x", "102"):
+        with pytest.raises(SystemExit):
+            run(checkpoint, folder, tmp_path, "--blend", "a", "b", steps)
+        assert "--blend: STEPS must be from 2 to 101" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run_fuse(checkpoint, folder, tmp_path, "--blend", "a", "b", steps)
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "argument --blend: STEPS must be" in said
-    assert message in said
+        fuse.main(["--weights", "x", "--out", "y"])
+    assert "--weights and --network must be given together" in capsys.readouterr().err
 
 
-def test_help(capsys):
-    with pytest.raises(SystemExit) as end:
-        fuse.main(["--help"])
-    assert end.value.code == 0
-    assert "DIR/ir/street.png" in capsys.readouterr().out
+def test_a_pair_that_is_too_large_is_named(tmp_path, folder, checkpoint, monkeypatch, capsys):
+    def too_large(network, pair, *more):
+        if pair.name == "colour":
+            raise RuntimeError("CUDA out of memory\nand a long trace")
+        return fuse_with(network, pair, *more)
+
+    monkeypatch.setattr(fuse, "fuse_with", too_large)
+    run(checkpoint, folder, tmp_path / "fused")
+    printed = capsys.readouterr()
+    assert "colour.png: cannot be fused: there is not enough memory" in printed.err
+    assert "1 fused, 0 there already, 2 unusable" in printed.out
+
+
+def test_without_standard_error(tmp_path, folder, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    run(checkpoint, folder, tmp_path / "fused")
+    sys.stderr.close()
+    assert "2 fused" in capsys.readouterr().out
+
+
+# Published weights
+
+
+def run_published(path, name, folder, out):
+    fuse.main(
+        ["--weights", str(path), "--network", name, "--pairs", str(folder), "--out", str(out)]
+    )
+
+
+def assert_loads(path, name, network):
+    loaded, _ = load_published(path, name)
+    expected, found = network.state_dict(), loaded.state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_weights_of_other_names_are_matched_by_shape_and_order(tmp_path, folder, capsys):
+    network = PORTS["u2fusion-port"]()
+    state = {f"net.{i}.{key}": value for i, (key, value) in enumerate(network.state_dict().items())}
+    renamed = {}
+    for index, (name, value) in enumerate(state.items()):
+        renamed[f"layer{index // 2}.{name.rpartition('.')[2]}"] = value
+    torch.save({"model": renamed, "epoch": 3}, tmp_path / "a.pth")
+    assert_loads(tmp_path / "a.pth", "u2fusion-port", network)
+    torch.save(PORTS["densefuse-port"]().state_dict(), tmp_path / "b.pth")
+    assert load_published(tmp_path / "b.pth", "densefuse-port")[1] is False
+    run_published(tmp_path / "a.pth", "u2fusion-port", folder, tmp_path / "fused")
+    assert "layers of equal shape were matched in the order" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
+def test_numbers_of_numpy_beside_the_weights(tmp_path, core):
+    """U2Fusion's model.pth has them; numpy 1 and 2 call their module differently."""
+    network = NETWORKS["u2fusion"]()
+    numbers = {"train_loss_1": [np.float64(3.0), np.float32(1)], "epoch": np.int64(3)}
+    torch.save({"model": network.state_dict(), **numbers}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as source,
+        zipfile.ZipFile(tmp_path / "b.pth", "w") as target,
+    ):
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                for name in (b"numpy._core.", b"numpy.core."):
+                    content = content.replace(name + b"multi", f"{core}.multi".encode())
+            target.writestr(entry.filename, content)
+    assert_loads(tmp_path / "b.pth", "u2fusion", network)
+
+
+def test_a_generator_saved_with_its_vgg(tmp_path):
+    class FusionModel(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vgg = torchvision.models.vgg11().features
+            self.generator = NETWORKS["u2fusion"]()
+
+    model = FusionModel()
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    assert_loads(tmp_path / "a.pth", "u2fusion", model.generator)
+
+
+def test_files_that_are_not_read_are_refused_in_our_words(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    (tmp_path / "half.pth").write_bytes(b"PK\3\4half")
+    torch.save(NETWORKS["u2fusion"]().state_dict(), tmp_path / "other.pth")
+    for name, message in (
+        ("module.pth", "holds other objects than tensors and numbers"),
+        ("half.pth", "is damaged, or holds other objects"),
+        ("model.ckpt", "is of TensorFlow, whose checkpoints are not read"),
+        ("model.ckpt.data-00000-of-00001", "is of TensorFlow"),
+        ("no.pth", "there is no file"),
+        ("other.pth", "does not hold the layers of densefuse; check --network"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+            load_published(tmp_path / name, "densefuse")
+        assert "weights_only" not in str(error.value)
+
+
+def test_images_that_are_nearly_white_are_said(tmp_path, folder, capsys):
+    network = NETWORKS["densefuse"]()
+    torch.nn.init.constant_(network.decoder[-1].bias, 2.0)
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    run_published(tmp_path / "a.pth", "densefuse", folder, tmp_path / "white")
+    said = capsys.readouterr().err
+    assert said.count("fused images have a mean grey level of 255: are these the weights of") == 1
+    assert "densefuse-port" in said
+    torch.nn.init.constant_(network.decoder[-1].bias, 0.4)
+    torch.save(network.state_dict(), tmp_path / "b.pth")
+    run_published(tmp_path / "b.pth", "densefuse", folder, tmp_path / "grey")
+    assert "mean grey level" not in capsys.readouterr().err

@@ -1,56 +1,47 @@
-"""The training script: what it sees, what it writes, and that nothing stops it for good."""
+"""The training program: what it sees and writes, that it resumes, and that nothing is lost."""
 
 import csv
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from functools import partial
 from pathlib import Path
-from threading import Event
 
-import open_clip
 import pytest
+import safetensors.torch
 import torch
-import torch.distributed as dist
-from drawn import draw_pairs, save_pairs
+from accelerate.state import AcceleratorState, GradientState
+from image_files import save_pairs
 from PIL import Image
-from torch import nn
 
+import pairs
 import train
-from clip_fusion_loss import (
-    FrozenCLIP,
-    FusionObjective,
-    IntensityGradientLoss,
-    LanguageDrivenFusionLoss,
-    functional,
-)
-from conftest import build_clip
-from parts.data.crops import Crops
-from parts.data.seeds import seed_for
-from parts.losses.combined import NetworkWithLosses
-from parts.losses.original import SwinFusionLoss
-from parts.networks.densefuse import DenseFuse
-from parts.training.checkpoints import load_checkpoint, load_network
-from parts.training.processes import Processes
-from parts.training.schedule import learning_rate_factor
-from parts.training.step import TrainingStep
-from parts.training.trainer import Plan, Trainer
+import training
+from clip_fusion_loss import EmbeddedFusionModel
+from networks import NETWORKS
+from networks.weights import load_trained
 
 EXAMPLES = Path(train.__file__).parent
-SMALL = [*("--crop", "32", "--batch", "2", "--patches", "2", "--crops-per-pair", "2")]
+SMALL = ["--crop", "32", "--batch", "2", "--patches", "2", "--crops-per-pair", "2"]
 SMALL += ["--sample-every", "0", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_pairs(draw_pairs(), tmp_path_factory.mktemp("pairs"))
+    return save_pairs(tmp_path_factory.mktemp("pairs"))
 
 
-def run(folder, out, *options, network="densefuse"):
-    train.main(["--network", network, "--pairs", str(folder), "--out", str(out), *SMALL, *options])
+@pytest.fixture(autouse=True)
+def _forget_the_last_accelerator():
+    """Accelerate keeps its settings, such as the precision, for all of a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+
+def run(folder, out, *options):
+    train.main(["--pairs", str(folder), "--out", str(out), *SMALL, *map(str, options)])
     return read_log(out)
 
 
@@ -59,337 +50,288 @@ def read_log(out):
         return list(csv.DictReader(file))
 
 
-def test_the_schedule_is_the_intended_one():
-    step = 1 / 100
-    factor = partial(learning_rate_factor, warmup=1.0, milestones=(50, 60, 70, 80, 90))
-    assert factor(0, step) == pytest.approx(0.01)
-    assert factor(0.5, step) == pytest.approx(0.51)
-    assert factor(0.99, step) == factor(49.99, step) == 1
-    halved = [factor(epoch, step) for epoch in (50, 60, 70, 80, 90, 99.99)]
-    assert halved == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32]
-    assert learning_rate_factor(0, step, warmup=0, milestones=()) == 1
+def weights(out):
+    return safetensors.torch.load_file(out / "network.safetensors")
 
 
-@pytest.mark.parametrize("network", ["densefuse", "u2fusion", "swinfusion", "ldfusion"])
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def stop_after(monkeypatch, step, stop=lambda: os.kill(os.getpid(), signal.SIGINT)):
+    """Ctrl-C in the given step."""
+    write_row = train.log_row
+
+    def log_row(path, row):
+        write_row(path, row)
+        if row["step"] == step:
+            stop()
+
+    monkeypatch.setattr(train, "log_row", log_row)
+
+
+@pytest.mark.parametrize("network", ["unet", "densefuse", "u2fusion", "ldfusion-smooth"])
 def test_every_network_trains(tmp_path, folder, network, capsys):
-    rows = run(folder, tmp_path, "--steps", "2", "--swap-inputs", network=network)
-    assert [row["step"] for row in rows] == ["1", "2"]
+    rows = run(folder, tmp_path, "--network", network, "--steps", 1, "--rate", "1e-3")
     assert list(rows[0]) == [
-        *("step", "epoch", "rate", "total"),
-        *("language_total", "language_direction", "language_patch", "language_similarity"),
-        *("language_regularizer", "language_kept"),
+        *("step", "total", "direction", "patch", "similarity", "regularizer", "kept", "rate")
     ]
-    assert all(float(value) >= 0 for value in rows[1].values())
-    # Six crops an epoch, two a step: the third step would reach the full rate.
-    assert [float(row["rate"]) for row in rows] == pytest.approx([5e-4 / 3, 1e-3 / 3])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint.pt",
-        "log.csv",
-        "samples",
-    ]
-    with Image.open(tmp_path / "samples" / "step_0000002.png") as sheet:
+    assert all(float(value) >= 0 for value in rows[0].values())
+    with Image.open(tmp_path / "samples" / "step_0000001.png") as sheet:
         assert min(sheet.size) > 200
-    captured = capsys.readouterr()
-    assert "finished" in captured.out
-    assert "kept=" in captured.err, "the progress bar says how many patches count"
-    fused = load_network(tmp_path / "checkpoint.pt")(*torch.rand(2, 1, 1, 32, 32))
-    assert fused.isfinite().all()
-
-
-def test_original_objectives_and_mixtures(tmp_path, folder):
-    alone = run(folder, tmp_path / "a", "--steps", "2", "--loss", "original")
-    assert list(alone[0])[3:] == ["total", "original_total", "original_pixels", "original_ssim"]
-    weights = ["--language-weight", "0.5", "--original-weight", "0.25"]
-    both = run(folder, tmp_path / "b", "--steps", "1", "--loss", "both", *weights)
-    (row,) = ({name: float(value) for name, value in row.items()} for row in both)
-    expected = 0.5 * row["language_total"] + 0.25 * row["original_total"]
-    assert row["total"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_two_stages(tmp_path, folder):
-    """Two thirds of an epoch of three steps are for reconstruction."""
-    rows = run(folder, tmp_path, "--steps", "4", "--reconstruction-epochs", "0.6")
-    assert [bool(row["original_total"]) for row in rows] == [True, True, False, False]
-    assert [bool(row["language_total"]) for row in rows] == [False, False, True, True]
-    assert rows[0]["total"] == rows[0]["original_total"]
-    assert rows[3]["total"] == rows[3]["language_total"]
-
-
-def environment():
-    """That of a process which computes with one thread, as the tests here do."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def test_resuming_after_kill_9_gives_the_same_numbers(tmp_path, folder):
-    options = ["--save-every", "3", "--accumulate", "2", "--swap-inputs"]
-    run(folder, tmp_path / "whole", *options, "--steps", "8")
-
-    out = tmp_path / "killed"
-    command = [sys.executable, str(EXAMPLES / "train.py"), "--network", "densefuse"]
-    command += ["--pairs", str(folder), "--out", str(out), *SMALL, *options, "--steps", "100000"]
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not ((out / "log.csv").is_file() and len(read_log(out)) >= 5):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    checkpoint = load_checkpoint(out / "checkpoint.pt")
-    assert checkpoint.step % 3 == 0
-    last = checkpoint.step + 5
-    run(folder, out, *options, "--resume", "--steps", str(last))
-    run(folder, tmp_path / "whole", *options, "--resume", "--steps", str(last))
-
-    logs, weights = (
-        [read(tmp_path / name) for name in ("whole", "killed")]
-        for read in (read_log, lambda out: load_checkpoint(out / "checkpoint.pt").weights)
-    )
-    assert logs[0] == logs[1]
-    assert [int(row["step"]) for row in logs[0]] == list(range(1, last + 1))
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_interrupting_saves(tmp_path, folder, monkeypatch, capsys):
-    steps = Trainer._train_step
-    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
-
-    def interrupted(self, *arguments):
-        if self.step == 1:
-            signal.raise_signal(signal.SIGINT)
-        return steps(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", interrupted)
-        with pytest.raises(SystemExit) as end:
-            run(folder, tmp_path, "--steps", "5")
-    assert end.value.code == 130
-    assert "stopped after step 2; --resume continues" in capsys.readouterr().out
-    assert load_checkpoint(tmp_path / "checkpoint.pt").step == 2
-    assert len(run(folder, tmp_path, "--steps", "3", "--resume")) == 3
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(NetworkWithLosses, "_noisy", lambda self, image: image * torch.nan)
-    with pytest.raises(SystemExit, match="the loss is nan in step 1"):
-        run(folder, tmp_path, "--steps", "2")
-    assert not (tmp_path / "checkpoint.pt").exists()
-
-
-def test_a_step_without_a_finite_loss_leaves_the_weights_alone():
-    weight = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    take_step = TrainingStep(
-        lambda visible, infrared: {"total": (weight * visible / infrared).sum()},
-        optimizer,
-        Processes(0, 1, torch.device("cpu")),
-    )
-    with pytest.raises(ValueError, match="the loss is inf in step 1; try a lower learning rate"):
-        take_step(iter([(torch.ones(1), torch.zeros(1))]))
-    assert (weight.item(), take_step.done) == (1, 0)
-    assert take_step(iter([(torch.ones(1), torch.ones(1))])) == ({"total": 1}, False)
-    assert (weight.item(), take_step.done) == (0, 1)
+    said = capsys.readouterr()
+    assert said.out.startswith("note: the loss is computed with tiny, a CLIP for demonstrations")
+    assert "finished" in said.out
+    trained = load_trained(tmp_path)
+    assert (trained.sentences, trained.encoder) == (None, "tiny")
+    torch.manual_seed(0)  # the weights have moved
+    fresh = NETWORKS[network]().state_dict()
+    assert any(not torch.equal(value, fresh[name]) for name, value in weights(tmp_path).items())
+    assert trained.network(*torch.rand(2, 1, 1, 32, 32)).isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("max_norm", "moved"), [(None, [3.0, 4.0]), (10, [3.0, 4.0]), (1, [0.6, 0.8])]
+    "options",
+    [["--network", "swinfusion", "--batch", "1"], ["--network", "densefuse", "--accumulate", "2"]],
 )
-def test_large_gradients_are_scaled_down(max_norm, moved):
-    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    take_step = TrainingStep(
-        lambda visible, infrared: {"total": (weights[0] * visible + weights[1] * infrared).sum()},
-        torch.optim.SGD(weights, lr=1.0),
-        Processes(0, 1, torch.device("cpu")),
-        max_norm=max_norm,
+def test_a_resumed_training_has_the_weights_of_one_without_interruption(
+    tmp_path, folder, monkeypatch, capfd, options
+):
+    options = [*options, "--steps", 4]  # swinfusion skips blocks at random
+    whole = run(folder, tmp_path / "whole", *options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(SystemExit) as end:
+            run(folder, tmp_path / "halves", *options)
+    assert end.value.code == 130
+    said = capfd.readouterr()
+    assert "stopping after this step, then saving" in said.err
+    assert "stopped after step 2; --resume continues" in said.out
+    halves = run(folder, tmp_path / "halves", *options, "--resume")
+    assert halves == whole
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
+    states = [path.name for path in (tmp_path / "halves").glob("*state*")]
+    assert states == ["state-0000004"], "older states go"
+
+
+def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, monkeypatch):
+    file = tmp_path / "sentences.txt"
+    file.write_text("\ufeff# seasons\na dark image\n\n 2.5 | a bright image\n", "utf-8")
+    options = ["--prompts", file, "--steps", 3]
+    run(folder, tmp_path / "whole", *options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(SystemExit):
+            run(folder, tmp_path / "halves", *options)
+    run(folder, tmp_path / "halves", *options, "--resume")
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
+    bank = EmbeddedFusionModel.load(tmp_path / "whole" / "sentences.safetensors")
+    assert [o.fused for o in bank.objectives] == [("a dark image",), ("a bright image",)]
+    network = load_trained(tmp_path / "whole").network
+    assert network.dimension == bank.text_direction.shape[1]
+
+
+def test_one_step_is_that_of_a_plain_loop(tmp_path, folder):
+    """Clean images for the loss, noise for the network, Adam, the warm-up of the schedule."""
+    run(
+        folder,
+        tmp_path,
+        "--steps",
+        1,
+        "--no-augment",
+        "--max-norm",
+        "0.5",
+        "--network",
+        "densefuse",
     )
-    take_step(iter([(torch.tensor([3.0]), torch.tensor([4.0]))]))
-    assert [-weight.item() for weight in weights] == pytest.approx(moved, rel=1e-5)
-
-
-def test_the_largest_norm_is_an_option(tmp_path, folder):
-    free = run(folder, tmp_path / "free", "--steps", "3")
-    held = run(folder, tmp_path / "held", "--steps", "3", "--max-norm", "0")
-    assert held[0] == free[0]
-    assert held[2] != free[2]
-
-
-def test_mixed_precision(tmp_path, folder):
-    rows = run(folder, tmp_path / "a", "--steps", "2", "--amp", "bf16", "--loss", "both")
-    exact = run(folder, tmp_path / "b", "--steps", "2", "--loss", "both")
-    assert float(rows[0]["total"]) == pytest.approx(float(exact[0]["total"]), rel=0.05)
-    assert rows[0] != exact[0]
-
-
-def test_noise_reaches_the_network_but_not_the_loss():
-    inputs = []
-
-    class Network(nn.Module):
-        def forward(self, visible, infrared):
-            inputs.append((visible, infrared))
-            return (visible + infrared) / 2
-
+    options = train.parse(["--out", "x", *SMALL, "--no-augment"])
+    opened = pairs.open_pairs(folder)
+    crops = training.Crops(opened, 32, 2, False, 0)
     torch.manual_seed(0)
-    visible, infrared = torch.rand(2, 4, 1, 32, 32)
-    combined = NetworkWithLosses(Network(), None, SwinFusionLoss(), noise=0.03)
-    terms = combined(visible, infrared)
-    for noisy, clean in zip(inputs[0], (visible, infrared), strict=True):
-        assert (noisy - clean).std().item() == pytest.approx(0.03, rel=0.05)
-    clean_terms = SwinFusionLoss().terms(sum(inputs[0]) / 2, visible, infrared)
-    torch.testing.assert_close(terms["original_total"], clean_terms.total)
+    criterion = train.build_loss(options)
+    network = NETWORKS["densefuse"]()
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
+    visible, infrared = (torch.stack(images) for images in zip(crops[0], crops[1], strict=True))
+    noisy = [image + 0.03 * torch.randn_like(image) for image in (visible, infrared)]
+    criterion(fused=network(*noisy), visible=visible, infrared=infrared).backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+    optimizer.step()
+    torch.testing.assert_close(weights(tmp_path), dict(network.state_dict()))
 
 
-def make_trainer(out, processes):
-    """A step of DenseFuse on four crops; of two processes each has half of them."""
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=24)
-    generator = torch.Generator()
-    language = LanguageDrivenFusionLoss(
-        encoder=FrozenCLIP(build_clip(), tokenizer),
-        regularizer=IntensityGradientLoss(),
-        num_patches=3,
-        min_patch_entropy=3.0,
-        generator=generator,
+def test_the_schedule_is_the_papers_for_any_length():
+    factors = [train.rate_factor(step, 1000) for step in (0, 4, 9, 499, 500, 600, 700, 800, 999)]
+    assert factors == pytest.approx([0.1, 0.5, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32])
+    assert train.rate_factor(0, 3) == 1
+
+
+def test_other_settings_are_no_resumption(tmp_path, folder):
+    run(folder, tmp_path, "--steps", 1)
+    with pytest.raises(SystemExit, match="must be a folder without a training, .* --resume"):
+        run(folder, tmp_path, "--steps", 2)
+    with pytest.raises(SystemExit, match=r"noise was 0\.03, is 0\.1; pass the same options"):
+        run(folder, tmp_path, "--steps", 2, "--resume", "--noise", "0.1")
+    with pytest.raises(SystemExit, match="prompt was None, is .*dark"):
+        run(folder, tmp_path, "--steps", 2, "--resume", "--prompt", "a dark image")
+    assert len(run(folder, tmp_path, "--steps", 2, "--resume")) == 2
+
+
+def test_a_damaged_log_or_settings_file(tmp_path, folder):
+    run(folder, tmp_path, "--steps", 1)
+    (tmp_path / "log.csv").write_bytes(b"\0" * 4096)  # after a power cut
+    train.main(["--pairs", str(folder), "--out", str(tmp_path), *SMALL, "--steps", "2", "--resume"])
+    assert (
+        b"\n2," in (tmp_path / "log.csv").read_bytes()
+        or b"\0" + b"2," in (tmp_path / "log.csv").read_bytes()
     )
-    torch.manual_seed(processes.rank)  # the first process decides where all start
-    network = DenseFuse()
-    combined = NetworkWithLosses(network, language, None)
-    crops = Crops(draw_pairs(), 32, 2, augment=True, seed=0)
-    plan = Plan("densefuse", {}, out, steps=1, batch=2 // processes.world, accumulate=2)
-    optimizer = torch.optim.SGD(network.parameters())
-    return Trainer(plan, combined, optimizer, crops, processes, generator)
+    (tmp_path / "settings.json").write_bytes(b"\0" * 40)
+    with pytest.raises(SystemExit, match="settings.json is damaged"):
+        run(folder, tmp_path, "--steps", 3, "--resume")
 
 
-def train_step(trainer):
-    """One step; returns the row of the log and all gradients."""
-    row, _ = trainer._train_step(trainer._load_batches(), Event())
-    return row, [p.grad.clone() for p in trainer.combined.network.parameters()]
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path, folder, monkeypatch):
+    refused = []
+
+    def another():
+        try:
+            with train.claimed(tmp_path):
+                pass
+        except ValueError as error:
+            refused.append(str(error))
+
+    stop_after(monkeypatch, 1, stop=another)
+    run(folder, tmp_path, "--steps", 1)
+    (message,) = refused
+    assert f"process {os.getpid()} on " in message
+    assert "choose another folder" in message
+    with train.claimed(tmp_path):  # free again
+        pass
 
 
-def take_part(_, rank, out):
-    """What each of the two processes does."""
-    torch.set_num_threads(1)
-    meeting = f"file://{out / 'meeting'}"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-    processes = Processes(rank, 2, torch.device("cpu"))
-    torch.save(train_step(make_trainer(out, processes)), out / f"result{rank}.pt")
-
-    def fail():
-        raise ValueError(f"failed in process {rank}")
-
-    assert processes.share(lambda: rank) == 0
-    with pytest.raises(ValueError, match="failed in process 0"):
-        processes.share(fail)
-    dist.destroy_process_group()
+def test_the_claim_of_a_killed_process_is_void(tmp_path):
+    code = f"import train, os; c = train.claimed(train.Path({str(tmp_path)!r})); c.__enter__(); "
+    code += "os.kill(os.getpid(), 9)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path])}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / ".claimed-by").is_file()
+    with train.claimed(tmp_path):
+        pass
 
 
-def test_two_processes_have_the_gradient_of_one(tmp_path, monkeypatch):
-    other = torch.multiprocessing.spawn(take_part, (1, tmp_path), join=False)
-    take_part(0, 0, tmp_path)
-    other.join()
-    results = [torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in range(2)]
-    assert results[0][0] == results[1][0]
-    assert all(map(torch.equal, results[0][1], results[1][1]))
+def test_a_full_disk_is_named_and_the_last_state_kept(tmp_path, folder, monkeypatch):
+    run(folder, tmp_path, "--steps", 1)
 
-    # Alone, with the patches that the two drew for their crops.
-    draw = functional.random_patch_transforms
-    ranks = [torch.Generator().manual_seed(seed_for(0, 0, rank)) for rank in range(2)]
+    def full(self, folder):
+        Path(folder).mkdir()
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise RuntimeError("[enforce fail] PytorchStreamWriter failed writing file\nand a trace")
 
-    def draw_for_both(batch, *arguments, generator, **options):
-        if batch == 1:  # the augmentation of a single crop
-            return draw(batch, *arguments, generator=generator, **options)
-        halves = [draw(batch // 2, *arguments, generator=each, **options) for each in ranks]
-        return torch.cat(halves)
-
-    monkeypatch.setattr(functional, "random_patch_transforms", draw_for_both)
-    row, gradients = train_step(make_trainer(tmp_path, Processes(0, 1, torch.device("cpu"))))
-    assert row == pytest.approx(results[0][0], rel=1e-4)
-    assert row["language_patch"] > 0
-    for alone, averaged in zip(gradients, results[0][1], strict=True):
-        torch.testing.assert_close(alone, averaged, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(train.Accelerator, "save_state", full)
+    with pytest.raises(SystemExit, match=r"state of step 2 cannot be written to .*full\?"):
+        run(folder, tmp_path, "--steps", 2, "--resume")
+    monkeypatch.undo()
+    assert train.last_state(tmp_path).name == "state-0000001"
+    assert len(run(folder, tmp_path, "--steps", 2, "--resume")) >= 2
 
 
-def test_torchrun(tmp_path, folder):
-    """Without patches and noise nothing is drawn by process: two must train as one does."""
-    options = ["--patch-weight", "0", "--noise", "0", "--steps", "3"]
-    alone = run(folder, tmp_path / "one", *options)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--standalone", str(EXAMPLES / "train.py"), "--network", "densefuse"]
-    command += ["--pairs", str(folder), "--out", str(tmp_path / "two"), *SMALL, *options]
-    command += ["--batch", "1"]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("finished") == 1
-    for one, two in zip(alone, read_log(tmp_path / "two"), strict=True):
-        for name in one:
-            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-3)
-    # All that counts is the same, so that one process may go on.
-    assert len(run(folder, tmp_path / "two", *options, "--steps", "4", "--resume")) == 4
+def test_a_source_that_vanishes_loses_no_steps(tmp_path, monkeypatch):
+    folder = save_pairs(tmp_path / "pairs", count=2)
+
+    def vanish():
+        pairs._kept_pair.cache_clear()
+        for path in folder.glob("*/*.png"):
+            path.unlink()
+
+    stop_after(monkeypatch, 2, stop=vanish)
+    with pytest.raises(SystemExit, match="cannot be read"):
+        run(folder, tmp_path / "out", "--steps", 9)
+    assert train.last_state(tmp_path / "out").name >= "state-0000002"
 
 
-def test_resuming_asks_for_the_same_settings(tmp_path, folder):
-    run(folder, tmp_path, "--steps", "1")
-    for options, message in (
-        ([], "must be a folder without a training, got .*; pass --resume"),
-        (["--resume", "--rate", "0.1"], "rate was 0.0005, is 0.1"),
-        (["--resume", "--batch", "1"], "global batch was 2, is 1"),
-        (["--resume", "--prompt", "a dark image"], "fused was"),
-        (["--resume", "--max-pairs", "2"], "number of pairs was 3, is 2"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            run(folder, tmp_path, "--steps", "2", *options)
-    (tmp_path / "checkpoint.pt").write_bytes(b"something else")
-    with pytest.raises(SystemExit, match="is no checkpoint of train.py"):
-        run(folder, tmp_path, "--steps", "2", "--resume")
+def test_losses_that_are_not_finite_stop(tmp_path, folder):
+    with pytest.raises(SystemExit, match="the loss is (nan|inf) in step .*; try a lower --rate"):
+        run(folder, tmp_path, "--network", "densefuse", "--steps", 9, "--rate", "1e12")
 
 
-def texts(*options):
-    required = ["--network", "densefuse", "--pairs", ".", "--out", "."]
-    return train.read_objective(train.parse([*required, *options]))
+def test_out_of_memory_is_one_sentence(tmp_path, folder, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(train.Accelerator, "backward", full)
+    with pytest.raises(SystemExit, match="not enough memory; use a smaller --batch, --crop or"):
+        run(folder, tmp_path, "--steps", 1)
 
 
-def test_objectives(tmp_path):
-    assert texts() == FusionObjective()
-    assert texts("--prompt", "a", "--prompt", "b").fused == ("a", "b")
-    file = tmp_path / "objective.json"
-    file.write_text(json.dumps({"fused": "sharp", "visible": ["a photo", "a picture"]}))
-    assert texts("--objective", str(file)) == FusionObjective("sharp", ["a photo", "a picture"])
-    assert texts("--objective", str(file), "--visible-text", "v").visible == ("v",)
-    file.write_text('{"fused": "a visible gray image"}')
-    assert texts("--objective", str(file), "--visible-text", "v").visible == ("v",)
-    for content in ('{"fused": 3}', '{"fuse": "sharp"}', "[1]", "{"):
-        file.write_text(content)
-        with pytest.raises(ValueError, match="--objective"):
-            texts("--objective", str(file))
-
-
-def test_the_recipe_is_that_of_the_paper(tmp_path, folder):
-    recipe = f"@{EXAMPLES / 'ldfusion_recipe.txt'}"
-    options = train.parse([recipe, "--pairs", ".", "--out", "."])
-    expected = {"network": "ldfusion", "rate": 5e-4, "batch": 16, "crop": 224, "epochs": 100}
-    expected |= {"crops_per_pair": 10, "noise": 0.03, "patches": 32, "augment": True}
-    expected |= {"direction_weight": 2, "patch_weight": 10, "similarity_weight": 6}
-    expected |= {"regularizer_weight": 10, "regularizer": "vgg", "loss": "language"}
-    expected |= {"encoder": "ViT-B-32-quickgelu/openai", "milestones": [50, 60, 70, 80, 90]}
-    assert {name: getattr(options, name) for name in expected} == expected
-    assert train.read_objective(options) == FusionObjective()
-    small = ["--encoder", "tiny", "--regularizer", "intensity", *SMALL, "--steps", "2"]
-    train.main([recipe, "--pairs", str(folder), "--out", str(tmp_path), *small])
-    assert len(read_log(tmp_path)) == 2
+@pytest.mark.parametrize("network", ["unet", "densefuse"])
+def test_tensorboard_bf16_and_workers(tmp_path, folder, network):
+    options = ["--log-to", "tensorboard", "--amp", "bf16", "--network", network]
+    run(folder, tmp_path, "--steps", 1, *options, "--workers", int(network == "densefuse"))
+    (events,) = (tmp_path / "tensorboard").rglob("events*")
+    content = events.read_bytes()
+    assert all(name in content for name in (b"direction", b"kept", b"rate"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--network", "ldfusion", "--loss", "original"], "must be language"),
-        (["--network", "u2fusion", "--loss", "both", "--vgg16", "no.pth"], "no file no.pth"),
-        (["--network", "swinfusion", "--reconstruction-epochs", "1"], "only for densefuse"),
-        (["--objective", "no.json"], "no.json"),
-        (["--encoder", "huge"], "--encoder must be tiny, which"),
-        (["--pairs", "nowhere"], "there is no folder nowhere"),
-        (["--device", "abacus"], "--device abacus does not work here"),
+        (["--max-norm", "0"], "--max-norm: must be a number above 0, got 0"),
+        (["--rate", "0"], "--rate: must be a number above 0, got 0"),
+        (["--rate", "nan"], "--rate: must be a number above 0, got nan"),
+        (["--steps", "0"], "--steps: must be a whole number from 1, got 0"),
+        (["--noise", "-1"], "--noise: must be a number of at least 0, got -1"),
     ],
 )
-def test_mistakes_end_in_a_message(tmp_path, folder, options, message):
-    with pytest.raises(SystemExit) as end:
-        run(folder, tmp_path, "--steps", "1", *options)
-    assert end.value.code.startswith("train: error: ")
-    assert message in end.value.code
+def test_options_that_would_train_nothing(tmp_path, folder, capsys, options, message):
+    with pytest.raises(SystemExit):
+        run(folder, tmp_path, *options)
+    assert message in capsys.readouterr().err
+
+
+def test_options_that_do_not_go_together(tmp_path, folder):
+    file = tmp_path / "sentences.txt"
+    for content, options, message in (
+        ("a dark image", ["--prompt", "a cat"], "must be used without --prompt"),
+        ("a dark image", ["--network", "densefuse"], "with --network unet"),
+        ("", [], "must hold a sentence a line, got none"),
+        ("0 | a dark image", [], "line 1: must be a sentence, or a weight above 0"),
+        ("a dark image\nx | y", [], "line 2: must be a sentence"),
+    ):
+        file.write_text(content, "utf-8")
+        with pytest.raises(SystemExit, match=message):
+            run(folder, tmp_path / "out", "--prompts", file, *options)
+    file.write_bytes("a dark image".encode("utf-16"))
+    with pytest.raises(SystemExit, match="must be text in UTF-8"):
+        run(folder, tmp_path / "out", "--prompts", file)
+    with pytest.raises(SystemExit, match="No such file.*no.txt"):
+        run(folder, tmp_path / "out", "--prompts", "no.txt")
+    with pytest.raises(SystemExit, match="must not lie among the sources"):
+        run(folder, folder / "ir" / "out")
+    assert not (folder / "ir" / "out").exists()
+
+
+def test_prompts_with_an_at_sign_or_apostrophe_are_prompts(tmp_path, folder):
+    for prompt in ("@night", "the street's dark image"):
+        assert train.parse(["--out", "x", "--prompt", prompt]).prompt == [prompt]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path):
+    """Both see their own crops, and the gradient is the mean: as one process with all crops."""
+    folder = save_pairs(tmp_path / "pairs", count=2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = ["--network", "densefuse", "--noise", "0", "--no-augment", "--steps", "2"]
+    options += ["--patch-weight", "0", "--batch", "1"]
+    arguments = ["--pairs", str(folder), *SMALL, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), *sys.path])
+    command += [str(EXAMPLES / "train.py"), *arguments, "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished") == 1
+    train.main([*arguments, "--batch", "2", "--out", str(tmp_path / "one")])
+    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"))
+    log = [[float(row[name]) for row in read_log(tmp_path / out)] for out in ("one", "two")
+           for name in ("total",)]  # fmt: skip
+    assert log[0] == pytest.approx(log[1], rel=1e-4)

@@ -1,0 +1,107 @@
+"""What the results page is made of: small tables of figures, kept as CSV files beside it."""
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evidence.trials import BRIGHTNESS, PAPER, Row
+from options import atomic_write
+
+NO_LANGUAGE = "no language"
+
+#: Names of the tables: what a row of each is.
+FILES = {
+    "run": "a setting or a duration",
+    "measures": "the mean of all measures over a data set, for one seed",
+    "brightness": "the mean grey level of one image under three sentences, for one seed",
+    "one_network": "the mean of what a sentence is about, as the one network is told, for one seed",
+    "blends": "what a blend is about in each of its steps, in one image, for one seed",
+}
+
+Table = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What a sentence is to change, against the same training without language."""
+
+    about: str
+    """The measure that one network is to change as a network of its own does."""
+    unseen: str
+    """A sentence of the same meaning that the one network never saw."""
+    changes: Mapping[str, float] = field(default_factory=dict)
+    """Least change of a measure in percent; negative: it is to fall."""
+    levels: Mapping[str, float] = field(default_factory=dict)
+    """Least level; of "invented" detail the highest."""
+
+
+SENTENCES: Mapping[str, Sentence] = {
+    PAPER: Sentence(
+        "AG",
+        "a detailed image with a clear background",
+        {"AG": 50, "SD": 25, "Qabf": 0},
+        {"SSIM": 0.65, "invented": 0.05},
+    ),
+    "a dark image": Sentence(BRIGHTNESS, "a dark photo", {BRIGHTNESS: -35}),
+    "a bright image": Sentence(BRIGHTNESS, "a bright photo", {BRIGHTNESS: 15}),
+    "a blurry image": Sentence("AG", "a blurred picture", {"AG": -35}),
+    "a noisy image": Sentence("AG", "a noisy photo", {"AG": 40}),
+    "an image with low contrast": Sentence("SD", "a picture of low contrast", {"SD": -35}),
+    "a sharp image": Sentence("AG", "a sharp photo"),
+    "an image with high contrast": Sentence("SD", "a high contrast photo"),
+}
+
+#: From which sentence to which, and the measure that is to rise all the way.
+BLENDS: Mapping[tuple[str, str], str] = {
+    ("a dark image", "a bright image"): BRIGHTNESS,
+    ("a blurry image", "a sharp image"): "AG",
+}
+
+
+def save(tables: Mapping[str, Table], folder: Path) -> None:
+    """Write NAME.csv for each table; figures have six digits."""
+    for name, rows in tables.items():
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _written(value) for key, value in row.items()} for row in rows)
+        with atomic_write(folder / f"{name}.csv") as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def load(folder: Path) -> dict[str, Table]:
+    """The tables that `save` has written."""
+    tables = {}
+    for name in FILES:
+        with open(folder / f"{name}.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        tables[name] = [{key: _read(value) for key, value in row.items()} for row in rows]
+    return tables
+
+
+def mean(rows: Sequence[Mapping[str, Any]]) -> Row:
+    """The mean of every figure over rows; the rest is left out."""
+    figures = [name for name, value in rows[0].items() if isinstance(value, float | int)]
+    return {name: statistics.mean(row[name] for row in rows) for name in figures}
+
+
+def chosen(rows: Table, **wanted: Any) -> Table:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def _written(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _read(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

@@ -1,0 +1,232 @@
+"""A small U-Net that sees what it fuses, with feature modulation by a text direction as an option.
+
+A sentence such as "a dark image" asks for other brightness here than there, and a network can only
+follow it where it sees enough around a pixel. DenseFuse sees 8 pixels around it, this one 62.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Channels at full resolution, at half of it, and so on.
+WIDTHS = (16, 32, 64, 64, 64)
+
+#: Sides are padded to multiples of it, and tiles start at multiples of it.
+STRIDE = 2 ** (len(WIDTHS) - 1)
+
+#: Sources are kept this far from black and white, whose logits are infinite.
+MARGIN = 0.01
+
+#: Hidden features between a text direction and the scales and shifts.
+MODULATION_WIDTH = 64
+
+#: Side of the tiles of a large image. With what the network sees around it, a tile is no larger
+#: than an image of 768 x 768, the largest square that is fused as a whole.
+TILE = 640
+
+#: Side and number of the windows that give the statistics for all tiles of a large image.
+WINDOW, WINDOWS = 192, 16
+
+
+class FusionUNet(nn.Module):
+    """A U-Net (Ronneberger et al., MICCAI 2015) that mixes the sources on the logit scale.
+
+        fused = sigmoid(s logit(visible) + (1 - s) logit(infrared) + b)
+
+    The network predicts the share s in (0, 1) and the offset b of each pixel; the detail comes
+    with the sources and need not pass the network. The output lies inside (0, 1) without a clamp,
+    which would stop gradients. A fresh network has s = 1/2 and b = 0: the average on that scale.
+
+    Normalisation over groups of channels and the whole image (Wu & He, ECCV 2018) tells each pixel
+    about the scene beyond the network's reach. Without it the sentence changes the contrast less.
+
+    Args:
+        dimension: length D of the text directions that the network is told. They scale and shift
+            the features after each normalisation and the output of the last convolution (FiLM,
+            Perez et al., AAAI 2018). Before training they change nothing. None: for one sentence.
+
+    Shape:
+        visible, infrared: (N, 1, H, W) in [0, 1], any size from 16 pixels.
+        vector: (N, D) unit vectors, one per image, or (1, D) for all; only with `dimension`.
+        returns: (N, 1, H, W) in (0, 1).
+
+    Raises:
+        ValueError: a `vector` is missing, has another shape, or there is no `dimension` for it.
+    """
+
+    #: With given statistics, an output pixel depends on inputs at most this many pixels away.
+    REACH = 62
+
+    def __init__(self, dimension: int | None = None) -> None:
+        super().__init__()
+        self.dimension = dimension
+        deeper = pairwise(WIDTHS)
+        self.down = nn.ModuleList(
+            [_Block(2, WIDTHS[0]), *(_Block(*widths, stride=2) for widths in deeper)]
+        )
+        shallower = zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
+        self.up = nn.ModuleList(_Block(below + skip, skip) for below, skip in shallower)
+        self.last = _convolution(WIDTHS[0], 2)
+        _zero(self.last)
+        self._sizes = [2 * block.norm.num_channels for block in (*self.down, *self.up)] + [2 * 2]
+        if dimension is not None:
+            self.modulation = nn.Sequential(
+                nn.Linear(dimension, MODULATION_WIDTH),
+                nn.ReLU(),
+                nn.Linear(MODULATION_WIDTH, sum(self._sizes)),
+            )
+            _zero(self.modulation[-1])
+
+    def forward(self, visible: Tensor, infrared: Tensor, vector: Tensor | None = None) -> Tensor:
+        changes = iter(self._changes(len(visible), vector))
+        height, width = visible.shape[2:]
+        features = torch.cat([visible, infrared], dim=1) * 4 - 2
+        features = F.pad(features, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        skips = []
+        for block in self.down:
+            features = block(features, next(changes))
+            skips.append(features)
+        skips.pop()  # the deepest features themselves
+        for block in self.up:
+            larger = F.interpolate(features, scale_factor=2, mode="bilinear")
+            features = block(torch.cat([larger, skips.pop()], dim=1), next(changes))
+        maps = _modulated(self.last(features), next(changes))[..., :height, :width]
+        maps = maps.to(visible.dtype)  # under autocast it would be lower
+        share, offset = torch.sigmoid(maps[:, :1]), maps[:, 1:]
+        mixed = torch.lerp(infrared.logit(MARGIN), visible.logit(MARGIN), share)
+        return torch.sigmoid(mixed + offset)
+
+    @torch.no_grad()
+    def fuse(
+        self, visible: Tensor, infrared: Tensor, vector: Tensor | None = None, *, tile: int = TILE
+    ) -> Tensor:
+        """Fuse images of any size without gradients; arguments and result as in a call.
+
+        Images of up to 768 x 768 pixels are fused as in a call. Larger ones are fused in tiles,
+        which overlap as far as the network sees and share the statistics of their normalisations,
+        so that nothing shows where they meet. The statistics are those of 16 windows spread over
+        the image; in road scenes this changes the result by half a grey level, at most by 1.3.
+
+        Beyond the libraries it takes 0.55 GB of memory for 1,280 x 1,024 pixels and 0.85 GB for
+        4,000 x 3,000 (float32 on a CPU), of which the three images are 0.15 GB.
+
+        Args:
+            tile: side of the tiles in pixels, a multiple of 16.
+        """
+        around = -(-self.REACH // STRIDE) * STRIDE
+        if visible[0].numel() <= (tile + 2 * around) ** 2:
+            return self(visible, infrared, vector)
+        if len(visible) > 1:  # each image has statistics of its own
+            vectors = [None] * len(visible) if vector is None else vector.expand(len(visible), -1)
+            images = zip(visible.split(1), infrared.split(1), vectors, strict=True)
+            return torch.cat(
+                [self.fuse(v, r, t if t is None else t[None], tile=tile) for v, r, t in images]
+            )
+        norms = [block.norm for block in (*self.down, *self.up)]
+        try:
+            for norm in norms:
+                norm.shares = True
+            self(*(_windows(image) for image in (visible, infrared)), vector)
+            return self._in_tiles(visible, infrared, vector, tile, around)
+        finally:
+            for norm in norms:
+                norm.shares, norm.statistics = False, None
+
+    def _in_tiles(
+        self, visible: Tensor, infrared: Tensor, vector: Tensor | None, tile: int, around: int
+    ) -> Tensor:
+        fused = torch.empty_like(visible)
+        height, width = visible.shape[2:]
+        for top in range(0, height, tile):
+            for left in range(0, width, tile):
+                above, before = min(top, around), min(left, around)
+                rows = slice(top - above, top + tile + around)
+                columns = slice(left - before, left + tile + around)
+                part = self(visible[..., rows, columns], infrared[..., rows, columns], vector)
+                part = part[..., above : above + tile, before : before + tile]
+                fused[..., top : top + tile, left : left + tile] = part
+        return fused
+
+    def _changes(self, count: int, vector: Tensor | None) -> list[Tensor] | list[None]:
+        """Scales and shifts of each layer, (N or 1, 2 C, 1, 1)."""
+        if self.dimension is None:
+            if vector is not None:
+                raise ValueError(
+                    "this network takes no `vector`; build it with the length of the vectors, as "
+                    f"FusionUNet({vector.shape[-1]})"
+                )
+            return [None] * len(self._sizes)
+        if vector is None or tuple(vector.shape) not in [
+            (count, self.dimension),
+            (1, self.dimension),
+        ]:
+            got = None if vector is None else tuple(vector.shape)
+            raise ValueError(
+                f"`vector` must have shape ({count}, {self.dimension}) or (1, {self.dimension}), "
+                f"got {got}; pass a text direction per image, or one for all"
+            )
+        # Scaled to a root mean square of 1; the small entries of a unit vector train slowly.
+        changes = self.modulation(vector * self.dimension**0.5)
+        return list(changes[:, :, None, None].split(self._sizes, dim=1))
+
+
+class _Block(nn.Module):
+    """Convolution, normalisation, modulation, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = _convolution(inputs, outputs, stride)
+        self.norm = _SharingNorm(4, outputs)
+
+    def forward(self, features: Tensor, change: Tensor | None) -> Tensor:
+        features = _modulated(self.norm(self.convolution(features)), change)
+        return F.relu(features, inplace=True)
+
+
+class _SharingNorm(nn.GroupNorm):
+    """Group normalisation; where it `shares`, all images have the statistics of the first batch."""
+
+    shares = False
+    statistics: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.shares:
+            return super().forward(features)
+        groups = features.unflatten(1, (self.num_groups, -1))
+        if self.statistics is None:
+            self.statistics = torch.var_mean(groups, (0, 2, 3, 4), keepdim=True, correction=0)
+        variance, mean = self.statistics
+        # One scale and one shift for each channel, in place of a copy for each operation.
+        scale = (variance + self.eps).rsqrt()
+        weight = self.weight.view(1, self.num_groups, -1, 1, 1) * scale
+        bias = self.bias.view(1, self.num_groups, -1, 1, 1) - mean * weight
+        return torch.addcmul(bias.flatten(1, 2), features, weight.flatten(1, 2))
+
+
+def _windows(images: Tensor) -> Tensor:
+    """(1, 1, H, W) -> (up to 16, 1, S, S) windows on an even grid, overlapping in small images."""
+    height, width = images.shape[2:]
+    side = min(WINDOW, height, width)
+    across = max(1, min(WINDOWS, round((WINDOWS * width / height) ** 0.5)))
+    down = max(1, WINDOWS // across)
+    tops = torch.linspace(0, height - side, down).long().tolist()
+    lefts = torch.linspace(0, width - side, across).long().tolist()
+    return torch.cat([images[..., y : y + side, x : x + side] for y in tops for x in lefts])
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, padding_mode="replicate")
+
+
+def _modulated(features: Tensor, change: Tensor | None) -> Tensor:
+    if change is None:
+        return features
+    scale, shift = change.chunk(2, dim=1)
+    return torch.addcmul(shift, features, 1 + scale)
+
+
+def _zero(layer: nn.Module) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)

@@ -1,0 +1,206 @@
+"""What the command lines of the examples share: options, messages, files written whole."""
+
+import argparse
+import math
+import os
+import re
+import secrets
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+def whole_number(text: str, minimum: int = 1) -> int:
+    """A whole number of at least `minimum`; raises an error that argparse prints."""
+    if not text.isdecimal() or not minimum <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {minimum}, got {text}")
+    return int(text)
+
+
+def number(text: str, *, positive: bool = False) -> float:
+    """A finite number of at least 0, or above 0; raises an error that argparse prints."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf or (positive and value == 0):
+        least = "above" if positive else "of at least"
+        raise argparse.ArgumentTypeError(f"must be a number {least} 0, got {text}")
+    return value
+
+
+natural = partial(whole_number, minimum=0)
+positive_number = partial(number, positive=True)
+
+CLIP_MODEL = "ViT-B-32-quickgelu"
+ENCODERS = (
+    "the CLIP of the loss: tiny, a small one for demonstrations that comes with the package; "
+    f"MODEL/TAG with names of open_clip, such as {CLIP_MODEL}/openai, downloaded once; "
+    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FILE "
+    f"with weights of {CLIP_MODEL}; FOLDER of open_clip or of a transformers CLIPModel; "
+    "hf-hub:ORG/REPO"
+)
+#: Options that several programs have.
+SHARED: dict[str, dict[str, Any]] = {
+    "--pairs": {"type": Path, "metavar": "DIR", "help": "folder with ir/ and vi/ in it, see below"},
+    "--infrared": {"type": Path, "metavar": "DIR", "help": "infrared images, if not in --pairs"},
+    "--visible": {"type": Path, "metavar": "DIR", "help": "visible images, if not in --pairs"},
+    "--max-pairs": {"type": whole_number, "help": "use at most N pairs, spread over the folder"},
+    "--out": {"type": Path, "metavar": "DIR", "help": "folder for the results"},
+    "--prompt": {"action": "append", "metavar": "TEXT", "help": "the fused image in words"},
+    "--encoder": {"metavar": "CLIP", "help": ENCODERS},
+    "--steps": {"type": whole_number, "help": "training steps"},
+    "--seed": {"type": natural, "help": "random seed"},
+    "--device": {"help": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"},
+}
+#: Placeholders in the help for values of these types.
+METAVARS = {Path: "FILE", whole_number: "N", natural: "N", number: "X", positive_number: "X"}
+
+
+def new_parser(overview: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with --pairs, --infrared and --visible that prints both texts as they are."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=overview, epilog=epilog, formatter_class=layout)
+    for name in ("--pairs", "--infrared", "--visible"):
+        add(parser, name)
+    return parser
+
+
+def add(parser: Any, name: str, text: str = "", default: Any = None, **settings: Any) -> None:
+    """Add an option; `text` is added to the help in `SHARED`, and so is the default."""
+    settings = SHARED.get(name, {}) | settings
+    text = settings.pop("help", "") + text
+    if default is not None and "(default: " not in text:
+        text += " (default: %(default)s)"
+    if settings.get("type") in METAVARS:
+        settings = {"metavar": METAVARS[settings["type"]]} | settings
+    parser.add_argument(name, help=text, default=default, **settings)
+
+
+def remedy_for(error: Exception) -> str | None:
+    """What to do about a full disk or memory, which libraries tell in many ways; or None."""
+    if isinstance(error, MemoryError) or re.search("out of memory|not enough memory", str(error)):
+        return "there is not enough memory; use a smaller --batch, --crop or --patches"
+    if re.search("No space left on device|PytorchStreamWriter", str(error)):
+        return "the disk is full; free some space and run it again"
+    return None
+
+
+@contextmanager
+def errors_as_messages(program: str) -> Iterator[None]:
+    """Exit with one line instead of a traceback for errors that the user can mend.
+
+    Inside, the standard streams exist even where a service or pythonw has none, and names that are
+    not Unicode are printed escaped.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as it was while PyTorch was loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(f"\n{program}: interrupted")
+    except Exception as error:
+        remedy = remedy_for(error)
+        if remedy is None and not isinstance(error, (OSError, ValueError)):
+            raise
+        sys.exit(f"{program}: error: {error}" + (f"\n{remedy}" if remedy else ""))
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print each UserWarning once, as a plain line without its source code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        note(str(warning.message))
+
+
+@cache
+def note(text: str) -> None:
+    """Print a line to stderr, each text once."""
+    tqdm.write(f"note: {text}", file=sys.stderr)
+
+
+def progress(things: Iterable[Any] | None, title: str, unit: str, **options: Any) -> tqdm:
+    """A progress bar around `things`; one line every five seconds if stderr is not a terminal."""
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    seconds = 0.1 if on_terminal else 5
+    options = {"disable": sys.stderr is None, "dynamic_ncols": True} | options
+    return tqdm(things, desc=title, unit=unit, mininterval=seconds, **options)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; for None a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: the device does not work here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} does not work here ({reason}); try cpu") from error
+    return device
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and move it there if the block succeeds.
+
+    Its name is like no other, so that writers in other threads, processes and containers do not
+    meet; its suffix, by which image writers choose their format, is that of `path`. A link is
+    followed.
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".unfinished-{secrets.token_hex(12)}{path.suffix}")
+    try:
+        # "x": exclusive. Not by tempfile, whose files only their owner may read.
+        open(temporary, "xb").close()
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_writable(folder: Path, option: str = "--out") -> Path:
+    """Make the folder if it does not exist; raises an OSError if it is not writable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(f"cannot write to {option} {folder}: {error.strerror}") from error
+
+
+def readable_name(text: str, length: int = 40) -> str:
+    """A file name from `text`, safe on all systems: "A dark image." -> a-dark-image."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-")
+
+
+def some(names: Sequence[str], limit: int = 10) -> str:
+    """The names in one line, at most `limit` of them."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

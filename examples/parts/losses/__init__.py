@@ -1,1 +1,0 @@
-"""Training losses: the language-driven loss, the networks' original losses, or both."""

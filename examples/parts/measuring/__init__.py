@@ -1,1 +1,0 @@
-"""Metrics, baselines, and trainings that are compared."""

@@ -1,1 +1,0 @@
-"""Fusion networks to try the loss on; each is called `net(visible, infrared) -> fused`."""

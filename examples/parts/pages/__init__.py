@@ -1,1 +1,0 @@
-"""Sheets of images, plots, tables and the sections of the results page."""

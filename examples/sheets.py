@@ -1,0 +1,128 @@
+"""Pictures of results: sheets of the same scenes fused in several ways, and curves of a loss."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from options import atomic_write
+from pairs import Pair, luminance
+
+DOTS_PER_INCH = 140
+#: A sheet is at most as tall as a screen, 1000 pixels, unless its images would be mere specks.
+MAX_INCHES = 1000 / DOTS_PER_INCH
+MIN_CELL_INCHES = 0.7
+#: Titles: their size in points, how many characters go into an inch, and how many lines they have.
+FONT_SIZE = 9
+LINE_INCHES = 1.2 * FONT_SIZE / 72
+CHARACTERS_AN_INCH = 13
+MAX_LINES = 4
+#: A detail shows this share of the image's width and height.
+DETAIL = 0.3
+
+Window = tuple[slice, slice]
+
+
+def salient_window(pair: Pair) -> Window:
+    """Where fine details of the sources differ most: usually around a warm target.
+
+    The window has the share `DETAIL` of the image's height and width.
+    """
+    visible = 255 * luminance(pair.visible)
+    difference = pair.infrared.float() - visible
+    # Without the coarse part, in which the sources differ nearly everywhere.
+    coarse = F.avg_pool2d(difference[None], 31, stride=1, padding=15, count_include_pad=False)[0]
+    importance = (difference - coarse).square()
+    height, width = (max(1, round(DETAIL * side)) for side in visible.shape[1:])
+    means = F.avg_pool2d(importance[None], (height, width), stride=1)[0, 0]
+    margin = min(8, (min(means.shape) - 1) // 2)  # borders of warped images may be black
+    rows, columns = (slice(margin, length - margin) for length in means.shape)
+    place = int(means[rows, columns].argmax())
+    top, left = (index + margin for index in divmod(place, means[rows, columns].shape[1]))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def salient_windows(pairs: Iterable[Pair]) -> list[Window]:
+    return [salient_window(pair) for pair in pairs]
+
+
+def save_sheet(
+    columns: Mapping[str, Sequence[Tensor]],
+    windows: Sequence[Window],
+    path: Path,
+    *,
+    cell_inches: float = 2.2,
+) -> None:
+    """Write columns of uint8 images (1 or 3, H, W) of the same scenes, each with a detail.
+
+    Args:
+        columns: images by title.
+        windows: the detail of each scene, framed in the image and enlarged below it.
+        path: the file to write.
+        cell_inches: width of a column; less where the sheet would be taller than a screen.
+    """
+    shapes = [image.shape[1:] for image in next(iter(columns.values()))]
+    ratios = [min(height / width, 1.6) for height, width in shapes]  # none fills the sheet alone
+    room = (MAX_INCHES - (MAX_LINES + 1) * LINE_INCHES) / (2 * sum(ratios))
+    cell_inches = max(min(cell_inches, room), MIN_CELL_INCHES)
+    characters = round(CHARACTERS_AN_INCH * cell_inches)
+    titles = [
+        textwrap.fill(title, characters, max_lines=MAX_LINES, placeholder=" ...")
+        for title in columns
+    ]
+    title_inches = (max(title.count("\n") for title in titles) + 2) * LINE_INCHES
+    heights = [cell_inches * ratio for ratio in ratios for _ in range(2)]
+    size = (cell_inches * len(columns), sum(heights) + title_inches)
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
+    axes = figure.subplots(len(heights), len(columns), squeeze=False, height_ratios=heights)
+    top = 1 - title_inches / size[1]
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=top, wspace=0.02, hspace=0.02)
+    for cells, title, images in zip(axes.T, titles, columns.values(), strict=True):
+        place = {"ha": "center", "va": "bottom", "transform": cells[0].transAxes}
+        cells[0].text(0.5, 1.04, title, **place, fontsize=FONT_SIZE, parse_math=False)
+        for whole, detail, image, window in zip(
+            cells[::2], cells[1::2], images, windows, strict=True
+        ):
+            for axis, shown in ((whole, image), (detail, image[(slice(None), *window)])):
+                axis.imshow(shown.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+                axis.set_axis_off()
+            rows, across = window
+            sides = (across.stop - across.start, rows.stop - rows.start)
+            frame = Rectangle((across.start, rows.start), *sides, fill=False, color="C1")
+            whole.add_patch(frame)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def save_loss_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Draw a panel per loss term with a line per training: single steps faint, their mean bold."""
+    terms = list(next(iter(histories.values())))
+    columns = min(3, len(terms))
+    rows = -(-len(terms) // columns)
+    figure = Figure(figsize=(9, 3 * rows + 1), dpi=DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    titles = {"total": "total, the weighted sum", "kept": "kept, share of the patches"}
+    for panel, term in zip(panels, terms, strict=False):
+        for number, history in enumerate(histories.values()):
+            values = np.asarray(history[term])
+            width = max(1, len(values) // 10)  # a batch's loss is noisy
+            means = np.convolve(values, np.full(width, 1 / width), mode="valid")
+            panel.plot(values, color=f"C{number}", alpha=0.2, linewidth=0.8)
+            panel.plot(np.arange(len(means)) + (width - 1) / 2, means, color=f"C{number}")
+        panel.set_title(titles.get(term, f"{term}, unweighted"))
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+    for panel in panels:  # those left over
+        panel.set_axis_off()
+    labels = [textwrap.shorten(title, 100, placeholder=" ...") for title in histories]
+    place = {"loc": "outside lower center", "title": "faint: each step; bold: their mean"}
+    legend = figure.legend(figure.axes[0].lines[1::2], labels, **place)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)

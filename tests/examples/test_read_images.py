@@ -1,0 +1,352 @@
+"""Reading images: whole depth, upright, one image, nothing made up; and writing them."""
+
+import struct
+import zlib
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+from image_files import COLOUR, GREY, write
+from PIL import Image
+
+import options
+from pairs import decode, luminance, read_image, save_image, to_grey_levels, with_chroma_of
+
+DEEP = (np.arange(40 * 48) + 7000).astype(np.uint16).reshape(40, 48)
+DEEP_COLOUR = np.stack([DEEP, DEEP + 1, DEEP + 2], -1)
+OPAQUE = np.full((40, 48, 1), 65535, np.uint16)
+#: The colour types of PNG: grey, RGB, grey with alpha, RGBA.
+PNG_TYPES = {1: 0, 3: 2, 2: 4, 4: 6}
+
+
+def write_png(path, values):
+    """A PNG of 16 bits, written from its specification."""
+    height, width = values.shape[:2]
+    rows = values.reshape(height, -1).astype(">u2")
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    kind = PNG_TYPES[1 if values.ndim == 2 else values.shape[2]]
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0),
+        b"IDAT": zlib.compress(data),
+        b"IEND": b"",
+    }
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+            for name, body in parts.items()
+        )
+    )
+
+
+def with_alpha(values):
+    return np.concatenate([values if values.ndim == 3 else values[..., None], OPAQUE], -1)
+
+
+@pytest.mark.parametrize("values", [DEEP, DEEP_COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
+@pytest.mark.parametrize("kind", ["png", "tif", "zlib.tif", "lzw.tif", "big.tif"])
+def test_16_bits_are_kept(tmp_path, values, alpha, kind):
+    path = tmp_path / f"a.{kind}"
+    stored = with_alpha(values) if alpha else values
+    if kind == "png":
+        write_png(path, stored)
+    else:
+        tifffile.imwrite(
+            path,
+            stored,
+            photometric="rgb" if values.ndim == 3 else "minisblack",
+            planarconfig="contig" if stored.ndim == 3 else None,
+            extrasamples=["unassalpha"] if alpha else None,
+            compression={"zlib.tif": "zlib", "lzw.tif": "lzw"}.get(kind),
+            byteorder=">" if kind == "big.tif" else "<",
+        )
+    decoded, _ = decode(path)
+    assert np.array_equal(decoded, values)
+    assert decoded.dtype == np.uint16
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "u4", "i2", "i1"])
+def test_other_number_types_of_tiff_are_kept(tmp_path, dtype):
+    values = (DEEP % 100).astype(dtype) - (50 if dtype[0] == "i" else 0)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    assert np.array_equal(decode(tmp_path / "a.tif")[0], values)
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([values] * 3, -1), photometric="rgb")
+    assert np.array_equal(decode(tmp_path / "b.tif")[0], np.stack([values] * 3, -1))
+
+
+def test_planes_and_white_as_zero(tmp_path):
+    planes = np.moveaxis(DEEP_COLOUR, -1, 0)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
+    assert np.array_equal(decode(tmp_path / "a.tif")[0], DEEP_COLOUR)
+    tifffile.imwrite(tmp_path / "b.tif", 65535 - DEEP, photometric="miniswhite")
+    assert np.array_equal(decode(tmp_path / "b.tif")[0], DEEP)
+
+
+def test_jpeg_2000(tmp_path):
+    for name, values in (("a", DEEP_COLOUR), ("b", COLOUR)):
+        path = tmp_path / f"{name}.jp2"
+        path.write_bytes(imagecodecs.jpeg2k_encode(values, level=0, reversible=True))
+        assert np.array_equal(decode(path)[0], values)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "values", [GREY, COLOUR, DEEP, DEEP_COLOUR], ids=["8", "8x3", "16", "16x3"]
+)
+def test_tiffs_are_upright(tmp_path, values, orientation):
+    # Where the first row and the first column of the file lie: TIFF 6.0, page 36.
+    expected = {
+        1: values,
+        2: np.fliplr(values),
+        3: np.rot90(values, 2),
+        4: np.flipud(values),
+        5: np.flipud(np.rot90(values)),
+        6: np.rot90(values, -1),
+        7: np.fliplr(np.rot90(values)),
+        8: np.rot90(values),
+    }[orientation]
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        values,
+        photometric="rgb" if values.ndim == 3 else "minisblack",
+        compression="zlib" if orientation % 2 else None,
+        extratags=[(274, 3, 1, orientation, True)],
+    )
+    assert np.array_equal(decode(tmp_path / "a.tif")[0], expected)
+
+
+def test_several_images_in_a_file_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([DEEP, DEEP]), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([GREY, GREY]), photometric="minisblack")
+    second = Image.fromarray(255 - GREY)
+    for name in ("c.gif", "d.png", "e.webp"):
+        write(tmp_path / name, Image.fromarray(GREY), save_all=True, append_images=[second])
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(ValueError, match="it holds 2 images; save the one that is meant"):
+            decode(path)
+
+
+def test_a_preview_is_no_second_image(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(DEEP, photometric="minisblack", metadata=None)
+        tiff.write(DEEP[::4, ::4], photometric="minisblack", subfiletype=1, metadata=None)
+    assert np.array_equal(decode(tmp_path / "a.tif")[0], DEEP)
+
+
+def test_what_nothing_reads_whole_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "a.ppm").write_bytes(b"P6\n48 40\n65535\n" + DEEP_COLOUR.astype(">u2").tobytes())
+    with pytest.raises(ValueError, match="more than 8 bits in PPM; save it as PNG or TIFF"):
+        decode(tmp_path / "a.ppm")
+    tifffile.imwrite(tmp_path / "b.tif", with_alpha(DEEP_COLOUR), photometric="separated")
+    with pytest.raises(ValueError, match="SEPARATED of 4 x 16 bits, expected grey or RGB"):
+        decode(tmp_path / "b.tif")[0]
+
+
+def test_half_a_deep_file_is_an_error(tmp_path):
+    write_png(tmp_path / "a.png", DEEP_COLOUR)
+    tifffile.imwrite(tmp_path / "b.tif", DEEP_COLOUR, photometric="rgb")
+    tifffile.imwrite(tmp_path / "c.tif", DEEP_COLOUR, photometric="rgb", compression="zlib")
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises((OSError, ValueError, RuntimeError)):
+            decode(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("L", "png"), ("L", "tif"), ("L", "pgm"), ("LA", "png"), ("P", "gif"), ("RGB", "bmp")],
+)
+def test_grey_images_of_any_mode(tmp_path, mode, suffix):
+    write(tmp_path / f"a.{suffix}", Image.fromarray(GREY).convert(mode))
+    assert np.array_equal(read_image(tmp_path / f"a.{suffix}")[0].numpy(), GREY)
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("RGB", "png"), ("RGBA", "png"), ("RGBA", "tif")])
+def test_colour_images_of_any_mode(tmp_path, mode, suffix):
+    write(tmp_path / f"a.{suffix}", Image.fromarray(COLOUR).convert(mode))
+    assert np.array_equal(read_image(tmp_path / f"a.{suffix}").permute(1, 2, 0).numpy(), COLOUR)
+
+
+@pytest.mark.parametrize("transparency", [0, bytes(range(256))])
+def test_palettes(tmp_path, transparency):
+    image = Image.fromarray(COLOUR).quantize(64)
+    write(tmp_path / "a.png", image, transparency=transparency)
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), expected)
+
+
+def test_black_and_white(tmp_path):
+    write(tmp_path / "a.png", Image.fromarray(GREY).convert("1"))
+    assert set(read_image(tmp_path / "a.png").unique().tolist()) == {0, 255}
+
+
+def test_the_orientation_of_a_camera_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter to the right
+    write(tmp_path / "a.jpg", Image.fromarray(GREY), exif=exif, quality=100)
+    turned = np.rot90(GREY, -1).astype(int)
+    assert np.abs(read_image(tmp_path / "a.jpg")[0].numpy() - turned).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_images_of_full_range_keep_their_levels(tmp_path, suffix):
+    write(tmp_path / f"a.{suffix}", GREY.astype(np.uint16) * 257)
+    assert np.array_equal(read_image(tmp_path / f"a.{suffix}")[0].numpy(), GREY)
+
+
+def test_raw_sensor_counts_are_stretched_despite_a_dead_pixel(tmp_path):
+    counts = GREY.astype(np.uint16) * 8 + 7000
+    counts[0, 0] = 0
+    write(tmp_path / "a.tif", counts)
+    difference = read_image(tmp_path / "a.tif")[0].numpy().astype(int) - GREY
+    assert np.abs(difference).max() <= 2
+
+
+def test_float_images(tmp_path):
+    write(tmp_path / "a.tif", GREY.astype(np.float32) / 255)
+    assert np.array_equal(read_image(tmp_path / "a.tif")[0].numpy(), GREY)
+    write(tmp_path / "b.tif", GREY.astype(np.float32) - 40)  # degrees Celsius, say
+    assert np.abs(read_image(tmp_path / "b.tif")[0].numpy().astype(int) - GREY).max() <= 2
+
+
+def test_deep_images_without_content():
+    assert (to_grey_levels(np.full((4, 4), 500, np.uint16), None, True) == 0).all()
+    with pytest.raises(ValueError, match="not finite"):
+        to_grey_levels(np.array([[0.0, np.nan]]), None, True)
+
+
+def test_colour_is_restored_from_the_visible_image():
+    visible = torch.tensor([60, 100, 140], dtype=torch.uint8).repeat(4, 4, 1).permute(2, 0, 1)
+    grey = torch.full((1, 4, 4), 120, dtype=torch.uint8)
+    restored = with_chroma_of(visible, grey)
+    assert (luminance(restored) * 255 - 120).abs().max() < 1
+    before, after = (
+        Image.fromarray(image.permute(1, 2, 0).numpy()).convert("YCbCr")
+        for image in (visible, restored)
+    )
+    chroma = np.asarray(before).astype(int)[..., 1:] - np.asarray(after)[..., 1:]
+    assert np.abs(chroma).max() <= 1
+    assert with_chroma_of(grey, grey) is grey
+
+
+def test_saving_leaves_the_old_file_if_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "fused" / "a.png"
+    save_image(torch.from_numpy(GREY)[None], path)
+    before = path.read_bytes()
+
+    def fail_half_way(image, target, **options):
+        target.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail_half_way)
+    with pytest.raises(OSError, match="disk full"):
+        save_image(torch.from_numpy(255 - GREY)[None], path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def saved(path, stretch=False):
+    return read_image(path, stretch=stretch).permute(1, 2, 0).numpy().squeeze()
+
+
+@pytest.mark.parametrize("levels", [GREY, GREY // 5 + 40, COLOUR, COLOUR // 5 + 40])
+def test_a_result_reads_the_same_in_every_type(tmp_path, levels):
+    photometric = {2: "minisblack", 3: "rgb"}[levels.ndim]
+    write(tmp_path / "a.png", levels)
+    tifffile.imwrite(tmp_path / "b.tif", levels.astype(np.uint16) * 257, photometric=photometric)
+    for name, dtype in (("c", np.float16), ("d", np.float32), ("e", np.float64)):
+        values = (levels / 255).astype(dtype)
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric=photometric)
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(saved(path), levels), path.name
+
+
+def test_a_result_saved_otherwise_is_refused():
+    for values, message in (
+        (np.array([0.0, 255.0]), "must be from 0 to 1, got 0 to 255"),
+        (np.array([-0.5, 0.5], np.float32), "from 0 to 1, got -0.5 to 0.5"),
+        (np.array([np.nan, 0.5]), "not finite"),
+        (np.array([-3, 9], np.int32), "must be from 0 to 65535"),
+        (np.array([0, 255], np.uint16), "from 0 to 65535, got 0 to 255; .* save it with 8 bits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            to_grey_levels(values, None, False)
+    assert to_grey_levels(np.array([0, 65535], np.int32), None, False).tolist() == [0, 255]
+    assert to_grey_levels(np.zeros(2, np.uint16), None, False).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_counts_of_a_sensor_keep_their_detail_in_any_number_of_channels(tmp_path, channels):
+    counts = GREY.astype(np.uint16) * 8 + 7000
+    stacked = np.stack([counts] * channels, -1).squeeze()
+    photometric = {1: "minisblack", 3: "rgb"}[channels]
+    tifffile.imwrite(tmp_path / "a.tif", stacked, photometric=photometric)
+    image = read_image(tmp_path / "a.tif")
+    assert image.shape == (1, 40, 48)
+    assert len(image.unique()) > 200
+    assert np.abs(image[0].numpy().astype(int) - GREY).max() <= 2
+
+
+NODATA = 42113  # the tag of GDAL
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "text"),
+    [
+        ("f4", -9999, "-9999"),
+        ("f4", -3.4028234663852886e38, "-3.40282346638529e+38"),
+        ("f4", np.nan, "nan"),
+        ("i2", -32768, "-32768"),
+        ("u2", 65535, "65535"),
+        ("u2", 0, "-9999"),  # a value that the file cannot hold marks nothing
+    ],
+)
+def test_missing_values_do_not_stretch_the_others(tmp_path, capsys, dtype, value, text):
+    options.note.cache_clear()
+    counts = GREY.astype(dtype) * 4 + 7000
+    marked = np.zeros(GREY.shape, bool)
+    if float(text) == value or text == "nan":
+        marked[10:20, 5:30] = True
+        marked[0] = True
+    counts[marked] = value
+    tag = [(NODATA, 2, len(text) + 1, text, True)]
+    tifffile.imwrite(tmp_path / "a.tif", counts, extratags=tag)
+    image = read_image(tmp_path / "a.tif")[0].numpy().astype(int)
+    assert (image[marked] == 0).all()
+    low, high = np.percentile(GREY[~marked], (0.1, 99.9))
+    expected = ((GREY[~marked] - low) / (high - low)).clip(0, 1) * 255
+    assert np.abs(image[~marked] - expected).max() <= 1
+    assert ("marked as missing" in capsys.readouterr().err) == marked.any()
+
+
+def test_missing_values_of_8_bits_are_black(tmp_path):
+    image = GREY.copy()
+    image[:5] = 255
+    tifffile.imwrite(tmp_path / "a.tif", image, extratags=[(NODATA, 2, 4, "255", True)])
+    expected = np.where(image == 255, 0, image)
+    assert np.array_equal(read_image(tmp_path / "a.tif")[0].numpy(), expected)
+
+
+def test_an_image_with_almost_no_levels_after_stretching_is_named(tmp_path, capsys):
+    options.note.cache_clear()
+    counts = GREY.astype("f4") / 16 + 20
+    counts[:5] = -9999  # without a tag
+    tifffile.imwrite(tmp_path / "a.tif", counts)
+    read_image(tmp_path / "a.tif")
+    assert "a.tif: has only 2 grey levels when stretched" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [10, 12])
+def test_deep_avif_keeps_its_levels(tmp_path, depth):
+    values = np.linspace(0, 2**depth - 1, 64 * 64).astype(np.uint16).reshape(64, 64)
+    encoded = imagecodecs.avif_encode(np.stack([values] * 3, -1), level=100, bitspersample=depth)
+    (tmp_path / "a.avif").write_bytes(encoded)
+    decoded, _ = decode(tmp_path / "a.avif")
+    assert decoded.dtype == np.uint16
+    assert len(np.unique(decoded)) > 2 ** (depth - 1)
+    scaled = values * (65535 / (2**depth - 1))
+    assert np.abs(decoded[..., 0] - scaled).max() <= 4 * 65535 / 2**depth
