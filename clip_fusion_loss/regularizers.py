@@ -98,7 +98,7 @@ class IntensityGradientLoss(nn.Module):
 class StructureLoss(nn.Module):
     """Edges and layout of the sources, but not their brightness and contrast; needs no download.
 
-        edges + layout_weight * layout
+        edges + layout_weight * layout + gradient_weight * gradient
 
     Use it for texts about brightness or contrast: `IntensityGradientLoss` and `VGGMaxFeatureLoss`
     keep both near those of the sources, so such a text has little effect. It works with any CLIP.
@@ -106,9 +106,11 @@ class StructureLoss(nn.Module):
     *Edges*: the gradient of the fused image must correlate with the stronger source gradient in
     each window, whatever its amplitude, and be flat where both sources are flat, which prevents
     noise and relief. *Layout*: on a coarse scale, bright and dark regions must be where
-    ``max(visible, infrared)`` has them. The equations are in `functional.structure_loss`. Sources
-    are converted to grey or RGB like `fused`. `LanguageDrivenFusionLoss.tiny()` has other values,
-    found by a search with the bundled CLIP (docs/results.md).
+    ``max(visible, infrared)`` has them. *Gradient*: the L1 distance to the stronger source
+    gradient, which keeps detail as strong as it is there, at any brightness. The equations are in
+    `functional.structure_loss`. Sources are converted to grey or RGB like `fused`.
+    `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the bundled CLIP
+    (docs/results.md).
 
     Args:
         window: side of the windows in pixels, at least 1.
@@ -116,33 +118,38 @@ class StructureLoss(nn.Module):
             flat; at least 1e-6. At higher values weak texture counts as flat too, and amplifying
             it is penalised.
         layout_weight: weight of the layout, at least 0.
+        noise_factor: gradients of a source count by how far their energy is above this multiple of
+            that in its flattest tenth, so that sensor noise is not taken for edges; at least 0.
+        gradient_weight: weight of the gradient part, at least 0.
     """
 
     def __init__(
-        self, *, window: int = 9, flat_energy: float = 0.05, layout_weight: float = 1.0
+        self,
+        *,
+        window: int = 9,
+        flat_energy: float = 0.05,
+        layout_weight: float = 1.0,
+        noise_factor: float = 0.0,
+        gradient_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.window = checks.check_number("window", window, minimum=1, whole=True)
         self.flat_energy = checks.check_number("flat_energy", flat_energy, minimum=1e-6)
         self.layout_weight = checks.check_number("layout_weight", layout_weight)
+        self.noise_factor = checks.check_number("noise_factor", noise_factor)
+        self.gradient_weight = checks.check_number("gradient_weight", gradient_weight)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-        """The (B,) losses, from 0 to ``2 + 2 * layout_weight``."""
+        """The (B,) losses, at least 0."""
         visible, infrared = _like_fused(fused, visible, infrared)
-        return functional.structure_loss(
-            fused,
-            visible,
-            infrared,
-            window=self.window,
-            flat_energy=self.flat_energy,
-            layout_weight=self.layout_weight,
-        )
+        return functional.structure_loss(fused, visible, infrared, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        names = "window", "flat_energy", "layout_weight", "noise_factor", "gradient_weight"
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
-        return (
-            f"window={self.window}, flat_energy={self.flat_energy}, "
-            f"layout_weight={self.layout_weight}"
-        )
+        return ", ".join(f"{name}={value}" for name, value in self._options().items())
 
 
 def _like_fused(fused: Tensor, *sources: Tensor) -> list[Tensor]:

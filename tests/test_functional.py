@@ -265,10 +265,25 @@ def field_of(image):
     return np.concatenate([across, down])
 
 
-def structure_of(f, v, r, window, flat_energy, layout_weight):
+def above_noise(field, factor):
+    """The field without what is no stronger than the noise of its flattest tenth."""
+    squares = (field**2).sum(0)
+    rows, columns = (range(length) for length in squares.shape)
+    energy = np.array(
+        [
+            [squares[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].mean() for x in columns]
+            for y in rows
+        ]
+    )
+    return field * np.clip(1 - factor * np.quantile(energy, 0.1) / energy, 0, 1)
+
+
+def structure_of(f, v, r, window, flat_energy, layout_weight, noise_factor, gradient_weight):
     """`structure_loss` of one sample of (C, H, W) arrays, window by window."""
     of_f, of_v, of_r = map(field_of, (f, v, r))
+    of_v, of_r = above_noise(of_v, noise_factor), above_noise(of_r, noise_factor)
     g = np.where(np.abs(of_v) >= np.abs(of_r), of_v, of_r)
+    gradient = np.abs(of_f - g).mean()
     of_f, g = (field / np.sqrt((field**2).mean()) for field in (of_f, g))
     height, width = min(window, g.shape[1]), min(window, g.shape[2])
     losses, weights = [], []
@@ -296,15 +311,20 @@ def structure_of(f, v, r, window, flat_energy, layout_weight):
 
     of_f, of_maximum = (m - m.mean() for m in (means(f), means(np.maximum(v, r))))
     scale = np.linalg.norm(of_f) * np.linalg.norm(of_maximum)
-    return edges + layout_weight * (1 - of_f @ of_maximum / scale)
+    layout = 1 - of_f @ of_maximum / scale
+    return edges + layout_weight * layout + gradient_weight * gradient
 
 
 class TestStructureLoss:
     @pytest.mark.parametrize("size", [(24, 33), (41, 24)])
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_equals_the_definition(self, size, channels):
+    @pytest.mark.parametrize("further", [(0.0, 0.0), (1.2, 0.0), (0.9, 3.0)])
+    def test_equals_the_definition(self, size, channels, further):
+        # Texture that fades to one side, so that the flattest tenth is much weaker than the rest.
         images = torch.rand(3, 2, channels, *size, dtype=torch.float64)
+        images = images * torch.linspace(0.1, 1, size[1], dtype=torch.float64)
         options = {"window": 7, "flat_energy": 0.1, "layout_weight": 0.7}
+        options |= dict(zip(("noise_factor", "gradient_weight"), further, strict=True))
         expected = [structure_of(*sample, **options) for sample in images.transpose(0, 1).numpy()]
         actual = functional.structure_loss(*images, **options)
         torch.testing.assert_close(actual, torch.tensor(expected))

@@ -158,8 +158,8 @@ def refuse(*_, **__):
             partial(functional.intensity_gradient_loss, gradient_weight=3),
         ),
         (
-            StructureLoss(window=5, flat_energy=0.2, layout_weight=0.5),
-            partial(functional.structure_loss, window=5, flat_energy=0.2, layout_weight=0.5),
+            StructureLoss(window=5, noise_factor=2.0, gradient_weight=1.5),
+            partial(functional.structure_loss, window=5, noise_factor=2.0, gradient_weight=1.5),
         ),
     ],
 )
