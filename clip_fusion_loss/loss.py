@@ -127,7 +127,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         data_range: (low, high), the values of black and white in the images, say (0, 255).
         reduction: "mean" or "sum" over the batch, or "none".
         generator: of the random patches, such as ``torch.Generator().manual_seed(0)``; None uses
-            torch's global CPU generator.
+            torch's global CPU generator. Inside `torch.utils.checkpoint` only None draws the same
+            patches again; better checkpoint the network alone.
         patch_chunk: patches to encode and differentiate at a time. Memory grows with it, not with
             `num_patches`; value and gradient do not depend on it. "auto" is 64 on accelerators; on
             a CPU 6 at 224 x 224 pixels, and up to 64 for smaller inputs. None takes all patches at
