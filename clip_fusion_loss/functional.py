@@ -50,9 +50,11 @@ CONSTANT_RMS = 1e-3
 # Side of the windows of `structure_loss` whose means are compared, in pixels.
 LAYOUT_WINDOW = 16
 
-# Of `structure_loss`, found by trial: the noise of a source is estimated in its flattest tenth.
+# Of `structure_loss`, found by trial: the side of the windows in which energy is measured, the part
+# of them that holds noise alone, and how far edges must be above it.
 NOISE_WINDOW = 7
 NOISE_QUANTILE = 0.1
+NOISE_FACTOR = 4
 
 # ITU-R BT.601 luma, as usual in infrared-visible fusion.
 LUMA = (0.299, 0.587, 0.114)
@@ -175,8 +177,8 @@ def structure_loss(
     window: int = 9,
     flat_energy: float = 0.05,
     layout_weight: float = 1.0,
-    noise_factor: float = 0.0,
     gradient_weight: float = 0.0,
+    above_noise: bool = False,
 ) -> Tensor:
     """Compare position and orientation of edges, but not brightness and contrast.
 
@@ -202,26 +204,27 @@ def structure_loss(
     added. The third part, the L1 distance of the gradients themselves, keeps detail as strong as
     the stronger source has it; it does not see brightness.
 
-    With a `noise_factor`, the gradients g of each source first lose what is no stronger than its
-    noise, so that sensor noise does not count as edges. E is the mean of |g|^2 over 7 x 7 pixels:
+    With `above_noise`, the gradients g of each source first lose what is no stronger than the
+    noise in its flattest tenth, so that sensor noise does not count as edges; E is the mean of
+    |g|^2 over 7 x 7 pixels. Weak edges then count for more: the weights are sqrt(a_w).
 
-        g * clamp(1 - noise_factor * quantile(E, 0.1) / E, 0, 1)
+        g * clamp(1 - 4 * quantile(E, 0.1) / E, 0, 1)
 
     Args:
         fused, visible, infrared: (B, C, H, W) images in [0, 1], H and W at least 2.
         window: side of the windows w in pixels; larger than the image counts as the image's.
         flat_energy: e relative to the mean gradient energy of the image, which is 1; at least 1e-6.
         layout_weight: weight of the layout part.
-        noise_factor: 0 counts all gradients of the sources.
         gradient_weight: weight of the third part.
+        above_noise: whether only gradients above the noise of their source count.
 
     Returns:
         (B,) losses, at least 0; finite for constant images too.
     """
     slope = _gradient_field(fused)
     slopes = [_gradient_field(source) for source in (visible, infrared)]
-    if noise_factor > 0:
-        slopes = [_above_noise(each, noise_factor) for each in slopes]
+    if above_noise:
+        slopes = [_above_noise(each) for each in slopes]
     strongest = _stronger(*slopes)
     field, wanted = _unit_rms(slope), _unit_rms(strongest)
     side = [min(window, length) for length in field.shape[2:]]
@@ -231,7 +234,8 @@ def structure_loss(
 
     amplitude = energy(wanted, wanted).sqrt()
     ncc = energy(field, wanted) / (energy(field, field).sqrt() * amplitude)
-    edges = ((1 - ncc) * amplitude).flatten(1).sum(1) / amplitude.flatten(1).sum(1)
+    weights = amplitude.sqrt() if above_noise else amplitude
+    edges = ((1 - ncc) * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
     layouts = [_layout(image) for image in (fused, torch.maximum(visible, infrared))]
     # Half the squared distance of unit vectors is 1 - cos; unlike that, it is 0 where both images
     # are constant.
@@ -242,10 +246,10 @@ def structure_loss(
     return loss
 
 
-def _above_noise(field: Tensor, factor: float) -> Tensor:
+def _above_noise(field: Tensor) -> Tensor:
     energy = field.square().sum(1, keepdim=True)
     energy = F.avg_pool2d(energy, NOISE_WINDOW, 1, NOISE_WINDOW // 2, count_include_pad=False)
-    noise = factor * energy.flatten(1).quantile(NOISE_QUANTILE, dim=1).view(-1, 1, 1, 1)
+    noise = NOISE_FACTOR * energy.flatten(1).quantile(NOISE_QUANTILE, dim=1).view(-1, 1, 1, 1)
     return field * (1 - noise / energy.clamp(min=1e-12)).clamp(0, 1)
 
 

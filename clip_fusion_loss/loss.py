@@ -241,10 +241,12 @@ class LanguageDrivenFusionLoss(nn.Module):
             "encoder": options.get("encoder") or FrozenCLIP.tiny(),
             "direction_weight": 3.2,
             "patch_weight": 1.0,
-            "similarity_weight": 5.0,
-            "regularizer": StructureLoss(window=11, flat_energy=0.12, layout_weight=2.0),
-            "regularizer_weight": 2.4,
-            "num_patches": 4,
+            "similarity_weight": 3.0,
+            "regularizer": StructureLoss(
+                window=11, layout_weight=1.5, gradient_weight=5.0, above_noise=True
+            ),
+            "regularizer_weight": 4.0,
+            "num_patches": 2,
             "min_patch_entropy": 5.0,
             "patch_reduction": "kept",
         }

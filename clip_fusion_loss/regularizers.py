@@ -118,9 +118,9 @@ class StructureLoss(nn.Module):
             flat; at least 1e-6. At higher values weak texture counts as flat too, and amplifying
             it is penalised.
         layout_weight: weight of the layout, at least 0.
-        noise_factor: gradients of a source count by how far their energy is above this multiple of
-            that in its flattest tenth, so that sensor noise is not taken for edges; at least 0.
         gradient_weight: weight of the gradient part, at least 0.
+        above_noise: whether only gradients above the noise of their source count, which keeps line
+            and sensor noise from being taken for edges.
     """
 
     def __init__(
@@ -129,15 +129,15 @@ class StructureLoss(nn.Module):
         window: int = 9,
         flat_energy: float = 0.05,
         layout_weight: float = 1.0,
-        noise_factor: float = 0.0,
         gradient_weight: float = 0.0,
+        above_noise: bool = False,
     ) -> None:
         super().__init__()
         self.window = checks.check_number("window", window, minimum=1, whole=True)
         self.flat_energy = checks.check_number("flat_energy", flat_energy, minimum=1e-6)
         self.layout_weight = checks.check_number("layout_weight", layout_weight)
-        self.noise_factor = checks.check_number("noise_factor", noise_factor)
         self.gradient_weight = checks.check_number("gradient_weight", gradient_weight)
+        self.above_noise = checks.check_flag("above_noise", above_noise)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         """The (B,) losses, at least 0."""
@@ -145,7 +145,7 @@ class StructureLoss(nn.Module):
         return functional.structure_loss(fused, visible, infrared, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        names = "window", "flat_energy", "layout_weight", "noise_factor", "gradient_weight"
+        names = "window", "flat_energy", "layout_weight", "gradient_weight", "above_noise"
         return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:

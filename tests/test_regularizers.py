@@ -158,8 +158,8 @@ def refuse(*_, **__):
             partial(functional.intensity_gradient_loss, gradient_weight=3),
         ),
         (
-            StructureLoss(window=5, noise_factor=2.0, gradient_weight=1.5),
-            partial(functional.structure_loss, window=5, noise_factor=2.0, gradient_weight=1.5),
+            StructureLoss(window=5, gradient_weight=1.5, above_noise=True),
+            partial(functional.structure_loss, window=5, gradient_weight=1.5, above_noise=True),
         ),
     ],
 )

@@ -85,6 +85,15 @@ CALLS = {
     "tiny dark rgb": {"tiny": True, "objective": "a dark image", "channels": (3, 3, 1)},
 }
 
+# `tiny()` has had other weights since.
+TINY_OF_0_2 = {
+    "direction_weight": 3.2,
+    "patch_weight": 1.0,
+    "similarity_weight": 5.0,
+    "regularizer": StructureLoss(window=11, flat_energy=0.12, layout_weight=2.0),
+    "regularizer_weight": 2.4,
+}
+
 
 def make_encoder() -> FrozenCLIP:
     with torch.random.fork_rng():
@@ -129,6 +138,8 @@ def measure(
     evaluating = options.pop("eval", False)
     if options.get("regularizer") == "vgg":
         options["regularizer"] = make_vgg()
+    if tiny:
+        options = TINY_OF_0_2 | options
     options = {"generator": torch.Generator().manual_seed(1), "num_patches": 6, **options}
     kind = LanguageDrivenFusionLoss.tiny if tiny else LanguageDrivenFusionLoss
     criterion = kind(encoder=encoders["tiny" if tiny else "drawn"], **options)
