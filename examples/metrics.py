@@ -9,7 +9,7 @@ to the full range first, as for some published tables, raises nearly all measure
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,26 +62,26 @@ def evaluate(fused: Any, visible: Any, infrared: Any, *, further: bool = False) 
     """
     fused, visible, infrared = map(_grey, (fused, visible, infrared))
     sources = (visible, infrared)
-    measures: dict[str, Callable[[], float]] = {
-        "EN": lambda: entropy(fused),
-        "SD": lambda: standard_deviation(fused),
-        "SF": lambda: spatial_frequency(fused),
-        "AG": lambda: average_gradient(fused),
-        "MI": lambda: sum(mutual_information(fused, source) for source in sources),
-        "SCD": lambda: sum_of_correlations_of_differences(fused, visible, infrared),
-        "SSIM": lambda: sum(similarity(fused, source) for source in sources) / 2,
-        "Qabf": lambda: edge_transfer(fused, visible, infrared),
-        "invented": lambda: invented_detail(fused, visible, infrared),
+    row = {
+        "EN": entropy(fused),
+        "SD": standard_deviation(fused),
+        "SF": spatial_frequency(fused),
+        "AG": average_gradient(fused),
+        "MI": sum(mutual_information(fused, source) for source in sources),
+        "SCD": sum_of_correlations_of_differences(fused, visible, infrared),
+        "SSIM": sum(similarity(fused, source) for source in sources) / 2,
+        "Qabf": edge_transfer(fused, visible, infrared),
+        "invented": invented_detail(fused, visible, infrared),
     }
     if further:
-        measures |= {
-            "CC": lambda: sum(correlation(_real(fused), _real(each)) for each in sources) / 2,
-            "VIF": lambda: sum(fidelity(fused, source) for source in sources),
-            "MS-SSIM": lambda: sum(multiscale_similarity(fused, each) for each in sources) / 2,
-            "PSNR": lambda: peak_signal_to_noise(fused, visible, infrared),
-            "Nabf": lambda: artefacts(fused, visible, infrared),
+        row |= {
+            "CC": sum(correlation(_real(fused), _real(source)) for source in sources) / 2,
+            "VIF": sum(fidelity(fused, source) for source in sources),
+            "MS-SSIM": sum(multiscale_similarity(fused, source) for source in sources) / 2,
+            "PSNR": peak_signal_to_noise(fused, visible, infrared),
+            "Nabf": artefacts(fused, visible, infrared),
         }
-    return {name: float(measure()) for name, measure in measures.items()}
+    return row
 
 
 def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:

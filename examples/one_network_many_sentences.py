@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     text = "sentences to interpolate between; new ones are allowed (default: dark to bright)"
     add("--blend", text, BLEND, nargs=2, metavar=("A", "B"))
     add("--out", default=Path("many_sentences_output"))
-    add("--steps", " of one crop; more have a stronger effect", default=900)
+    add("--steps", " of one crop; more have a stronger effect", default=675)
     add("--seed", " of network, crops, patches and drawn sentences", default=0)
     add("--device")
     add("--encoder", "; all but tiny are slow without a GPU", default="tiny")

@@ -14,6 +14,7 @@ import argparse
 import json
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -138,10 +139,10 @@ def quickstart(chosen: argparse.Namespace) -> None:
     }
     with options.atomic_write(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    width = max(map(len, rows))
-    print(" " * width + "".join(f"{name:>9}" for name in rows["average"]))
+    print(" " * 24 + "".join(f"{name:>9}" for name in rows["average"]))
     for title, row in rows.items():
-        print(f"{title:<{width}}" + "".join(f"{value:9.3f}" for value in row.values()))
+        label = textwrap.shorten(title, 24, placeholder=" ...")
+        print(f"{label:<24}" + "".join(f"{value:9.3f}" for value in row.values()))
     print("What is measured: python examples/evaluate.py --help\n")
     for prompt in prompts:
         print(f'"{prompt}": {in_words(rows[prompt], rows[NO_LANGUAGE])}')

@@ -309,8 +309,8 @@ def methods(results: Results) -> list[str]:
     return [
         *parts,
         f"{' '.join(standings)} It reaches {levels}. The rows without language tell what of a lead "
-        "is the regularizer's. The fidelity setting, found on these test pairs with another "
-        f"network, trained for {results.run['steps, fidelity']} steps:",
+        "is the regularizer's. The fidelity setting, found with another network on these test "
+        f"pairs and checked on others, trained for {results.run['steps, fidelity']} steps:",
         f"```python\n{fidelity_code(json.loads(results.run['settings, fidelity']))}\n```",
     ]
 

@@ -219,7 +219,11 @@ def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
         (told, [], '--prompt or --blend must be given for .*told.* --prompt "a dark image"'),
         (told, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be the CLIP of the loss"),
-        (told, ["--prompt", "A cat", "--prompt", "a cat"], "two sentences .* folder a-cat"),
+        (
+            told,
+            ["--prompt", "A dark image", "--prompt", "a dark image"],
+            "two sentences .* a-dark-image",
+        ),
     ):
         with pytest.raises(SystemExit, match=f"fuse: error: {message}"):
             run(source, folder, out, *more)
