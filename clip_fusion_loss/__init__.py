@@ -11,7 +11,7 @@ from .loss import FusionLossTerms, LanguageDrivenFusionLoss, SourceEmbeddings
 from .objective import EmbeddedFusionModel, FusionObjective
 from .regularizers import IntensityGradientLoss, StructureLoss, VGGMaxFeatureLoss
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "EmbeddedFusionModel",
