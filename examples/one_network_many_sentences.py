@@ -25,14 +25,13 @@ import sheets
 from clip_fusion_loss import FusionObjective
 from networks.unet import FusionUNet
 from pairs import LAYOUT, folders_of, keep_apart, luminance, open_pairs, spread, to_8bit
-from training import build_criterion, fuse_with, train
+from training import MANY_SIMILARITY, build_criterion, fuse_with, train
 
 PROMPTS = (
     *FusionObjective().fused,
     "a dark image",
     "a bright image",
     "a blurry image",
-    "a noisy image",
     "an image with low contrast",
 )
 BLEND = ("a dark image", "a bright image")
@@ -44,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = options.new_parser(__doc__, LAYOUT)
     add = partial(options.add, parser)
     add("--max-pairs", default=200)
-    add("--prompt", "; repeat it for more sentences (default: six)")
+    add("--prompt", "; repeat it for more sentences (default: five)")
     text = "sentences to interpolate between; new ones are allowed (default: dark to bright)"
     add("--blend", text, BLEND, nargs=2, metavar=("A", "B"))
     add("--out", default=Path("many_sentences_output"))
@@ -71,6 +70,7 @@ def run(chosen: argparse.Namespace) -> None:
         criterion = build_criterion(
             chosen.encoder, regularizer="structure", generator=generator
         ).to(device)
+        criterion.similarity_weight *= MANY_SIMILARITY
         bank = criterion.embed(prompts)
         ends = criterion.embed(chosen.blend).text_direction
     out = options.make_writable(chosen.out)

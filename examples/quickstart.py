@@ -38,7 +38,7 @@ from training import build_criterion, fuse_with, train
 EXAMPLES = f"""\
 examples:
   python examples/quickstart.py
-  python examples/quickstart.py --prompt "a bright image" --prompt "a noisy image"
+  python examples/quickstart.py --prompt "a bright image" --prompt "a blurry image"
   python examples/quickstart.py --pairs DIR --steps 300
 
 {pairs.LAYOUT}

@@ -41,6 +41,9 @@ LEARNING_RATE = 2e-3
 #: them can push a network to where it stays washed out.
 MANY_BATCH_SIZE = 1
 MANY_MAX_NORM = 0.5
+#: Such a network follows strong sentences only half as far unless it may leave the sources further:
+#: the factor of the weight of the similarity.
+MANY_SIMILARITY = 2 / 3
 
 #: Multiples of it, modulo 1, fill the unit interval evenly, however many they are.
 GOLDEN_RATIO = (1 + 5**0.5) / 2

@@ -260,7 +260,9 @@ def sentences(results: Results) -> list[str]:
         f'"A dark image" is darker and "a bright image" brighter than no language in '
         f"{results.in_order(0)} images of {results.names[0]} and {results.in_order(1)} of "
         f"{results.names[1]}. On {results.names[1]} the paper's sentence invents "
-        f"{second['invented']:.3f} (wanted: at most {INVENTED_ON_SECOND_SET:g}).",
+        f"{second['invented']:.3f} (wanted: at most {INVENTED_ON_SECOND_SET:g}). "
+        '"A noisy image" is not here: the network has no source of noise, so it only washes the '
+        "image out.",
     ]
 
 

@@ -17,7 +17,7 @@ FRONT_PICTURE = "prompts.jpg"
 
 #: All would be too small to see.
 SENTENCES = (
-    PAPER, "a dark image", "a bright image", "a blurry image", "a noisy image",
+    PAPER, "a dark image", "a bright image", "a blurry image",
     "an image with low contrast",
 )  # fmt: skip
 METHODS = ("U2Fusion", "SeAFusion", "TarDAL", "LD-Lite")

@@ -32,7 +32,7 @@ from evidence.trials import (
 )
 from networks.unet import FusionUNet
 from options import atomic_write, errors_as_messages, whole_number
-from training import BATCH_SIZE, MANY_BATCH_SIZE, build_criterion
+from training import BATCH_SIZE, MANY_BATCH_SIZE, MANY_SIMILARITY, build_criterion
 
 DOCS = Path(__file__).parents[1]
 
@@ -120,7 +120,9 @@ def trials_of(options: argparse.Namespace) -> tuple[dict[str, list[Trial]], list
     single[page.FIDELITY_PAPER] = each_seed(PAPER, fidelity, longer)
     unseen = tuple(sentence.unseen for sentence in SENTENCES.values())
     steps = round(MANY_COST * options.steps * BATCH_SIZE / MANY_BATCH_SIZE)
-    many = [Trial(tuple(SENTENCES), s, steps, default, unseen, tuple(BLENDS)) for s in seeds]
+    similarity = criterion.similarity_weight * MANY_SIMILARITY
+    told = settings_of(criterion, similarity_weight=similarity)
+    many = [Trial(tuple(SENTENCES), s, steps, told, unseen, tuple(BLENDS)) for s in seeds]
     return single, many
 
 

@@ -49,7 +49,6 @@ SENTENCES: Mapping[str, Sentence] = {
     "a dark image": Sentence(BRIGHTNESS, "a dark photo", {BRIGHTNESS: -35}),
     "a bright image": Sentence(BRIGHTNESS, "a bright photo", {BRIGHTNESS: 15}),
     "a blurry image": Sentence("AG", "a blurred picture", {"AG": -35}),
-    "a noisy image": Sentence("AG", "a noisy photo", {"AG": 40}),
     "an image with low contrast": Sentence("SD", "a picture of low contrast", {"SD": -35}),
     "a sharp image": Sentence("AG", "a sharp photo"),
     "an image with high contrast": Sentence("SD", "a high contrast photo"),
