@@ -149,11 +149,15 @@ def readme(tables_: Mapping[str, Table]) -> str:
     published = results.published(0)
     best = min(rank(row, [*published.values(), paper]) for row in published.values())
     missed = [
-        f"{short(sentence)}: {target} with {count} of {results.seeds} seeds"
+        (f"{short(sentence)} ({target})", count)
         for sentence in SENTENCES
         for target, count in results.reached(sentence).items()
         if count < results.seeds
     ]
+    by_none, by_some = (
+        ", ".join(words for words, count in missed if (count > 0) == some) or "nothing"
+        for some in (False, True)
+    )
     dark, bright = (results.effect(f"a {word} image", BRIGHTNESS) for word in ("dark", "bright"))
     lines = [
         f"- **The paper's sentence** changes the average gradient by {results.effect(PAPER, 'AG')} "
@@ -161,7 +165,7 @@ def readme(tables_: Mapping[str, Table]) -> str:
         f"{paper['Qabf']:.3f} in place of {silent['Qabf']:.3f}, SSIM {paper['SSIM']:.3f} in place "
         f"of {silent['SSIM']:.3f}.",
         f'- **"A dark image" and "a bright image"** change the brightness by {dark} and {bright}.',
-        f"- **Weak**, beside what we wanted: {'; '.join(missed) or 'nothing'}.",
+        f"- **Weak**: no seed reaches what we wanted of {by_none}; only some do of {by_some}.",
         f"- **Beside {len(published)} published methods** the mean rank over eight measures is "
         f"{results.standing(PAPER, 0)[0]:.2f}; the best published one has {best:.2f}, the training "
         f"without language {results.standing(NO_LANGUAGE, 0)[0]:.2f}.",
