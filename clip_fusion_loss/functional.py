@@ -206,7 +206,7 @@ def structure_loss(
 
     With `above_noise`, the gradients g of each source first lose what is no stronger than the
     noise in its flattest tenth, so that sensor noise does not count as edges; E is the mean of
-    |g|^2 over 7 x 7 pixels. Weak edges then count for more: the weights are sqrt(a_w).
+    the squares of g over 7 x 7 pixels. Weak edges then count for more: the weights are sqrt(a_w).
 
         g * clamp(1 - 4 * quantile(E, 0.1) / E, 0, 1)
 
