@@ -36,9 +36,7 @@ MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file by the dotted path to each; its content decides the format.
 
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: it is of another format, cut short or damaged. The message continues "it is".
+    A file of another format, cut short or damaged is a ValueError.
     """
     with open(path, "rb") as file:
         head = file.read(16)
@@ -54,8 +52,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):  # its text advises to run the file's code
             what = "a pickle with other objects than tensors"
         raise ValueError(
-            f"no file of weights, or cut short or damaged (it begins with {head!r}; {what}); "
-            "download it again, or save the state_dict alone with safetensors.torch.save_file"
+            f"`pretrained` must be a file of weights, got {path}, another file, cut short or "
+            f"damaged (it begins with {head!r}; {what}); download it again, or save the state_dict "
+            "alone with safetensors.torch.save_file"
         ) from error
 
 

@@ -123,7 +123,6 @@ class FrozenCLIP(FrozenModule):
         pretrained: str | Path | None = "openai",
         *,
         cache_dir: str | Path | None = None,
-        tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
         keep_text: bool = True,
     ) -> FrozenCLIP:
@@ -141,8 +140,6 @@ class FrozenCLIP(FrozenModule):
                 and repositories, which have weights of their own.
             cache_dir: folder for downloads; None uses the default of open_clip and the Hugging
                 Face hub.
-            tokenizer: a folder with the tokenizer's files, for models whose tokenizer is on the
-                hub (SigLIP and others). None uses CLIP's tokenizer or downloads the model's.
             device: device of the image tower; the text tower stays on the CPU.
             keep_text: see the class.
 
@@ -156,7 +153,7 @@ class FrozenCLIP(FrozenModule):
             ImportError: the model or its tokenizer needs transformers, which is not installed.
             RuntimeError: see the class.
         """
-        name, model, tokenize = load_clip(model_name, pretrained, cache_dir, tokenizer)
+        name, model, tokenize = load_clip(model_name, pretrained, cache_dir)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
 
     @classmethod
