@@ -1,7 +1,6 @@
 """Print versions, devices and cached weights for a bug report, and run the loss once per device.
 
-The loss uses the bundled CLIP on random images, so nothing is downloaded. The exit status is 1 if
-it fails on any device.
+It uses the bundled CLIP, so nothing is downloaded. The exit status is 1 if a device fails.
 """
 
 from __future__ import annotations

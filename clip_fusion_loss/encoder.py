@@ -42,23 +42,22 @@ FUNCTION_WORDS = frozenset(("a", "an", "and", "at", "in", "of", "on", "or", "the
 class FrozenCLIP(FrozenModule):
     """A frozen CLIP that embeds images and texts as unit vectors.
 
-    `model` is changed in place: it is put into eval mode, its weights are frozen, and its image
-    tower gets faster layers with the same results (`towers`). The image tower follows `.to()`,
-    `.cuda()` and `.half()`, but is hidden from everything else (`FrozenModule`). The text tower
-    stays where it is, usually on the CPU, as it runs once per text.
+    `model` is changed in place: it is frozen, and its image tower gets faster layers with the same
+    results (`towers`). The image tower follows `.to()` and casts, but is hidden from everything
+    else (`FrozenModule`). The text tower stays where it is, as it runs once per text.
 
     Args:
         model: a model built by open_clip (`create_model`, or one of its classes).
         tokenizer: the tokenizer of that model (`open_clip.get_tokenizer`).
         name: the model's name in messages and saved files.
         keep_text: False frees the text tower after its first use, or when a loss gets an embedded
-            objective. Afterwards only texts that are already embedded can be used.
+            objective. Then only texts that are already embedded can be used.
         vocabulary: lower-case words that the model knows; a space takes the place of other words
             and symbols in texts, with a warning. None keeps all words.
 
     Raises:
-        TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` is not
-            callable; another argument has a wrong type.
+        TypeError: `model` has no image tower (`visual`) or no `encode_text`, or another argument
+            has a wrong type.
         ValueError: `model` does not name the size of its input images.
         RuntimeError: it is built inside `accelerate.init_empty_weights()`.
 
@@ -90,10 +89,6 @@ class FrozenCLIP(FrozenModule):
                 "`model` must be an open_clip model with an image tower `visual` and a method "
                 f"`encode_text`, got {type(model).__name__}; build it with open_clip.create_model"
             )
-        if not callable(tokenizer):
-            raise TypeError(f"`tokenizer` must be callable, got {tokenizer!r}; open_clip has it")
-        if isinstance(vocabulary, str):
-            raise TypeError(f"`vocabulary` must hold words, got {vocabulary!r}; split the text")
         super().__init__()
         self.name = checks.check_type("name", name, str)
         self.keep_text = checks.check_flag("keep_text", keep_text)
@@ -134,24 +129,19 @@ class FrozenCLIP(FrozenModule):
             model_name: one of `open_clip.list_models()` or of OpenAI's names (``ViT-B/32``); or a
                 folder, ``local-dir:FOLDER``, or a repository, ``hf-hub:ORG/REPO``, of open_clip
                 or of a transformers CLIPModel.
-            pretrained: a tag of `open_clip.list_pretrained()`, or the path of a file with weights
-                of that model: a state dict, a training checkpoint, OpenAI's TorchScript archive,
-                or a transformers CLIPModel with its config.json beside it. Not used for folders
-                and repositories, which have weights of their own.
-            cache_dir: folder for downloads; None uses the default of open_clip and the Hugging
-                Face hub.
+            pretrained: a tag of `open_clip.list_pretrained()`, or a file with weights of that
+                model: a state dict, a training checkpoint or OpenAI's TorchScript archive. Not used
+                for folders and repositories.
+            cache_dir: folder for downloads; None is the default of the Hugging Face hub.
             device: device of the image tower; the text tower stays on the CPU.
             keep_text: see the class.
 
         Raises:
             TypeError: an argument has a wrong type.
             ValueError: the model or tag is unknown; the file has no weights, or not those of the
-                model; the weights were trained with another activation (QuickGELU or GELU).
-            FileNotFoundError: the file does not exist, or the weights or the tokenizer are not in
-                the cache and cannot be downloaded. The message says which file to fetch and how to
-                pass it.
-            ImportError: the model or its tokenizer needs transformers, which is not installed.
-            RuntimeError: see the class.
+                model; they were trained with another activation (QuickGELU or GELU).
+            FileNotFoundError: there is no such file; or the weights are not in the cache and cannot
+                be downloaded. The message says which file to fetch and how to pass it.
         """
         name, model, tokenize = load_clip(model_name, pretrained, cache_dir)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
@@ -162,11 +152,8 @@ class FrozenCLIP(FrozenModule):
         """Load the CLIP that comes with the package, for demonstrations and continuous integration.
 
         Nothing is downloaded. It was trained from scratch on rendered scenes and on crops of four
-        pairs of the TNO Image Fusion Dataset. It knows about a hundred words and warns of others.
-        It does not replace a real CLIP in research.
-
-        Raises:
-            ValueError: its files are missing or damaged.
+        pairs of the TNO Image Fusion Dataset. It knows about a hundred words, warns of others, and
+        does not replace a real CLIP in research. A ValueError says if its files are damaged.
         """
         model, tokenizer, words = load_bundled_clip()
         return cls(model, tokenizer, name="tiny", vocabulary=words)
@@ -188,16 +175,11 @@ class FrozenCLIP(FrozenModule):
 
         Args:
             images: (N, 1 | 3, H, W) floating point in [0, 1], any H and W, on `device`.
-            precision: of the image tower's arithmetic: "bf16", "fp16", or "fp32" for no autocast,
-                that is the precision of its weights. "auto" follows the surrounding
-                `torch.autocast`; without one it is the precision of the weights.
+            precision: of the arithmetic: "bf16", "fp16", or "fp32" for that of the weights. "auto"
+                follows the surrounding `torch.autocast`; without one it is that of the weights.
 
         Returns:
-            (N, D) float32 unit vectors.
-
-        Raises:
-            TypeError: `images` is not a floating point tensor.
-            ValueError: `images` has a wrong shape or device, or `precision` is unknown.
+            (N, D) float32 unit vectors. Wrong images are a TypeError or a ValueError.
         """
         checks.check_image("images", images)
         checks.check_device("images", images, self.device, "encoder", "encoder")
@@ -224,23 +206,15 @@ class FrozenCLIP(FrozenModule):
 
     @default_torch_state()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Embed texts. Each text is embedded once; later calls reuse its vector.
+        """Embed a text, or a sequence of T texts. Later calls reuse the vector of each text.
 
-        Args:
-            texts: a text, or a sequence of T texts.
-
-        Returns:
-            (T, D) float32 unit vectors on `device`, without gradient.
+        Returns (T, D) float32 unit vectors on `device`, without gradient. Warns of words that are
+        not in the `vocabulary`.
 
         Raises:
             TypeError: `texts` is neither a text nor a sequence of texts.
-            ValueError: there is no text, or one is empty, too long for the model, or the name of a
-                file.
+            ValueError: a text is empty, too long for the model, or the name of a file.
             RuntimeError: a text is new and the text tower was dropped.
-
-        Warns:
-            UserWarning: words or symbols are not in the model's vocabulary, if it has one; a space
-                takes their place.
         """
         return self._on_host(checks.check_texts("texts", texts)).to(self.device)
 
@@ -255,9 +229,8 @@ class FrozenCLIP(FrozenModule):
         """(T, D) float32 unit vectors on the CPU."""
         if self._text is None:
             raise RuntimeError(
-                f"the text tower of {self.name!r} was dropped (keep_text=False), so new texts "
-                f"cannot be embedded: {texts}; build the encoder with keep_text=True, or load what "
-                "another copy of it has embedded with EmbeddedFusionModel.save"
+                f"the text tower of {self.name!r} was dropped (keep_text=False), so it cannot "
+                f"embed {texts}; pass keep_text=True, or load a saved EmbeddedFusionModel"
             )
         (tower,) = self._text
         tokens = self._tokenize(texts).to(next(tower.parameters()).device)
@@ -278,7 +251,7 @@ class FrozenCLIP(FrozenModule):
             if cut:
                 raise ValueError(
                     f"a text must have at most {length} tokens, start and end included, "
-                    f"got {checks.shorten(text)}; shorten it, or split it into an ensemble of texts"
+                    f"got {checks.shorten(text)}; shorten it, or split it into several texts"
                 )
         return tokens
 
@@ -301,9 +274,8 @@ def _known_words(texts: list[str], name: str, vocabulary: frozenset[str]) -> lis
     unknown = sorted(set(WORDS.findall(" ".join(texts).lower())) - vocabulary)
     if unknown:
         checks.warn(
-            f"the model {name!r} was not trained on {', '.join(map(repr, unknown))}; "
-            "these words are removed from the text. Use words of encoder.vocabulary, "
-            "or a real CLIP: FrozenCLIP.from_pretrained()"
+            f"the model {name!r} was not trained on {', '.join(map(repr, unknown))}, which is left "
+            "out; use words of encoder.vocabulary, or a real CLIP: FrozenCLIP.from_pretrained()"
         )
 
     def known(word: re.Match[str]) -> str:
@@ -317,10 +289,7 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
     config: dict[str, Any] = getattr(visual, "preprocess_cfg", {})
     size = config.get("size", getattr(visual, "image_size", None))
     if size is None:
-        raise ValueError(
-            "`model.visual` must have its input size in `preprocess_cfg` or `image_size`, got "
-            "neither"
-        )
+        raise ValueError("`model.visual` must have `image_size` or `preprocess_cfg`, got neither")
     height, width = (size, size) if isinstance(size, int) else size
     return (height, width), config.get("mean", CLIP_MEAN), config.get("std", CLIP_STD)
 
@@ -328,9 +297,8 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
 def _rescale_gradient(images: Tensor, features: Tensor) -> None:
     """Keep the gradient between `features` and `images` within the range of float16.
 
-    A loss scale of 65536 could make it infinite, a nearly flat loss zero. So the gradient is scaled
-    to a largest value of about `GRADIENT_PEAK` before the tower and scaled back behind it. The
-    factor is a power of two, so nothing is rounded.
+    A loss scale of 65536 could make it infinite, a nearly flat loss zero. So it is scaled to about
+    `GRADIENT_PEAK` before the tower and back behind it, by a power of two, so nothing is rounded.
     """
     factors = []
 
@@ -379,11 +347,9 @@ def _fingerprint(
     visual: nn.Module, text: nn.Module, size: tuple[int, int], mean: Iterable[float],
     std: Iterable[float],
 ) -> str:  # fmt: skip
-    """A short text that identifies a CLIP. Compute it before `fold_batch_norms`.
+    """What identifies a CLIP: weights and arithmetic of both towers, and how images come in.
 
-    It covers the weights of both towers, the activations, the numbers of attention heads, the
-    epsilons of the normalisations, the pooling, the causal mask of the text tower, and the size,
-    mean and std of input images.
+    Compute it before `fold_batch_norms`.
     """
     numbers = [f"{number:.6g}" for number in (*size, *mean, *std)]
     weights = {
@@ -398,8 +364,7 @@ def _fingerprint(
 def _digests(weights: dict[str, Tensor], arithmetic: str) -> str:
     """Digests of the weights rounded to float16 and to bfloat16; empty if there are no weights.
 
-    Rounding a second time to the same dtype changes nothing. So a model and its float16 copy have
-    the same first digest, and a model and its bfloat16 copy the same second one.
+    A model and its float16 copy have the same first digest, and its bfloat16 copy the second.
     """
     weights = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
     if not weights:

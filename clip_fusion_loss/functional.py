@@ -20,23 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "direction",
-    "direction_loss",
-    "intensity_gradient_loss",
-    "match_channels",
-    "max_feature_loss",
-    "mean_direction",
-    "mean_over_patches",
-    "patch_entropy",
-    "random_patch_transforms",
-    "resize_images",
-    "sample_patches",
-    "shrink_images",
-    "similarity_loss",
-    "soften_outliers",
-    "structure_loss",
-    "total_loss",
-]
+    "direction", "direction_loss", "intensity_gradient_loss", "match_channels", "max_feature_loss",
+    "mean_direction", "mean_over_patches", "patch_entropy", "random_patch_transforms",
+    "resize_images", "sample_patches", "shrink_images", "similarity_loss", "soften_outliers",
+    "structure_loss", "total_loss",
+]  # fmt: skip
 
 # Smallest length by which a difference of unit vectors is divided. Real fused images differ from
 # their sources by 0.1 or more, so they are not affected. Where fused == source the gradient stays

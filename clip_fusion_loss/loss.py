@@ -105,8 +105,7 @@ class LanguageDrivenFusionLoss(nn.Module):
     v are the CLIP embeddings of the fused, visible and infrared image, t those of the texts, and
     m_i is 1 if patch i has a grey-level entropy above `min_patch_entropy` in both sources. The
     formulas are in `functional`. All defaults are the paper's, but for the regularizer, which
-    `paper()` adds. CLIP and the texts' vectors are not in `state_dict()`, `parameters()` or
-    `buffers()`. Options are attributes and may be assigned at any time, such as weights on a
+    `paper()` adds. Options are attributes and may be assigned at any time, such as weights on a
     schedule; only `encoder` and `compile` are fixed at construction.
 
     Args:
@@ -127,15 +126,12 @@ class LanguageDrivenFusionLoss(nn.Module):
         data_range: (low, high), the values of black and white in the images, say (0, 255).
         reduction: "mean" or "sum" over the batch, or "none".
         generator: of the random patches, such as ``torch.Generator().manual_seed(0)``; None uses
-            torch's global CPU generator. Inside `torch.utils.checkpoint` only None draws the same
-            patches again; better checkpoint the network alone.
-        patch_chunk: patches to encode and differentiate at a time. Memory grows with it, not with
-            `num_patches`; value and gradient do not depend on it. "auto" is 64 on accelerators; on
-            a CPU 6 at 224 x 224 pixels, and up to 64 for smaller inputs. None takes all patches at
-            once, which double backward needs (docs/performance.md).
-        precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
-            `torch.autocast`, or without one the encoder's weights. Directions and cosines are
-            always float32.
+            torch's global CPU generator, as `torch.utils.checkpoint` requires.
+        patch_chunk: patches to encode and differentiate at a time. Memory grows with it; value and
+            gradient do not depend on it. "auto" is 64 on accelerators, 6 or more on a CPU. None
+            takes all at once, which double backward needs (docs/performance.md).
+        precision: of CLIP's arithmetic: "fp32", "bf16", "fp16" or "auto", see
+            `FrozenCLIP.encode_image`. Directions and cosines are always float32.
         compile: whether to compile the encoder's image tower with `torch.compile`.
 
     A wrong argument is a TypeError or a ValueError that says what to do.
@@ -201,8 +197,8 @@ class LanguageDrivenFusionLoss(nn.Module):
     ) -> LanguageDrivenFusionLoss:
         """The paper's loss: CLIP ViT-B/32, VGG-19 regularizer, weights 2 / 10 / 6 / 10.
 
-        `options` are keyword arguments of the class, to replace values of the paper. A
-        FileNotFoundError names all weights that are not in the caches and cannot be downloaded.
+        `options` are keyword arguments of the class. A FileNotFoundError names all weights that are
+        not in the caches and cannot be downloaded.
         """
         inspect.signature(cls).bind(objective, **options)  # before a download, not after it
         networks: dict[str, Callable[[], nn.Module]] = {
@@ -264,25 +260,21 @@ class LanguageDrivenFusionLoss(nn.Module):
         Args:
             fused: (B, 1 | 3, H, W), H and W at least 16. Values outside `data_range` are allowed:
                 an untrained network may produce them, and clamping would stop their gradient.
-            visible: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of `fused`;
-                the number of channels and the precision may differ. Gets no gradient.
-            infrared: like `visible`.
-            sources: the result of `embed_sources` for the same `visible` and `infrared`, which are
-                then not encoded again.
+            visible, infrared: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of
+                `fused`; channels and precision may differ. They get no gradient.
+            sources: the result of `embed_sources` for these sources, which saves encoding them.
             objectives: one per image: B texts or `FusionObjective`s, as in `embed`; or B embedded
-                ones, as returned by `embed(...)` or ``bank[names]``. None: the current objective
-                for all images.
+                ones, from `embed(...)` or ``bank[names]``. None: the current one for all images.
 
         Returns:
             A float32 scalar, or (B,) with ``reduction="none"``; differentiable in `fused`.
 
         Raises:
-            TypeError, ValueError: shapes, dtypes, devices or objectives do not match (every call);
-                sources have values that are not finite or outside `data_range` (only the first
-                call, as reading values waits for the device; see `check_values`).
+            TypeError, ValueError: shapes, dtypes, devices or objectives do not match; in the first
+                call also if sources are not finite or outside `data_range` (see `check_values`).
 
-        It warns if the images of the first call suggest a mistake, such as a visible image in
-        YCrCb; or if too many steps of a training have no patch that passes the filter.
+        Warns if the images of the first call suggest a mistake, such as a visible image in YCrCb;
+        or if too many steps of a training have no patch that passes the filter.
         """
         return self.terms(
             fused=fused, visible=visible, infrared=infrared, sources=sources, objectives=objectives
@@ -328,22 +320,14 @@ class LanguageDrivenFusionLoss(nn.Module):
             patch = fused.new_zeros(len(fused))
             kept = fused.new_zeros(len(fused), self.num_patches)
         else:
+            # Padded, as a compiled tower would be recompiled for each number of patches.
             patch, kept = patch_term(
-                fused,
-                visible,
-                infrared,
-                score,
-                count=self.num_patches,
-                size=self.encoder.image_size,
-                scale=self.patch_scale,
-                min_entropy=self.min_patch_entropy,
-                reduction=self.patch_reduction,
-                generator=self.generator,
+                fused, visible, infrared, score, count=self.num_patches,
+                size=self.encoder.image_size, scale=self.patch_scale,
+                min_entropy=self.min_patch_entropy, reduction=self.patch_reduction,
+                generator=self.generator, chunk=self.patch_chunk, pad=self._compiled,
                 empty_steps=self._empty_steps if self.training else None,
-                chunk=self.patch_chunk,
-                # A compiled tower would be recompiled for each number of patches.
-                pad=self._compiled,
-            )
+            )  # fmt: skip
         embedding = self._encode(fused)
         regularizer = self._regularize(fused, visible, infrared)
         # Autocast would compute cosines of differences of nearly equal vectors in 16 bits.
@@ -383,21 +367,18 @@ class LanguageDrivenFusionLoss(nn.Module):
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
         """Embed whole source images once, to pass as `sources` to several calls on the same batch.
 
-        This saves time if the same images are used repeatedly: in evaluation, with fixed crops, or
-        for several fused images of one pair. It does not with random crops. Arguments, errors and
-        warnings are those of `forward`.
+        Arguments, errors and warnings are those of `forward`.
         """
         checks.check_images({"visible": visible, "infrared": infrared}, self.encoder.device)
         self._check_values_once(None, visible, infrared)
         return self._embed_sources(visible, infrared)
 
     def check_values(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
-        """Check the values of a batch, for example when the loss behaves unexpectedly.
+        """Check the values of a batch, as `forward` does with the sources of its first batch only.
 
-        `forward` does so for the sources of its first batch only. This waits for the device, so do
-        not call it in every step. Arguments, errors and warnings are those of `forward`; also a
-        ValueError if `fused` has values that are not finite or outside the range by more than its
-        width.
+        This waits for the device, so do not call it in every step. Arguments, errors and warnings
+        are those of `forward`; also a ValueError if `fused` is not finite or leaves the range by
+        more than its width.
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
@@ -417,9 +398,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         for embedding in sources:
             if embedding.shape != wanted or embedding.device != fused.device:
                 raise ValueError(
-                    f"`sources` must hold embeddings of shape {wanted} on {fused.device}, one per "
-                    f"image, got {tuple(embedding.shape)} on {embedding.device}; embed this batch "
-                    "with criterion.embed_sources(visible, infrared)"
+                    f"`sources` must be embeddings of shape {wanted} on {fused.device}, got "
+                    f"{tuple(embedding.shape)} on {embedding.device}; embed this batch"
                 )
 
     def _to_unit_range(self, images: Tensor) -> Tensor:
@@ -461,8 +441,7 @@ class LanguageDrivenFusionLoss(nn.Module):
 
         `objectives` are N texts or `FusionObjective`s, or a mapping of names to them. A text
         describes the fused image; the texts of the sources are those of the current objective.
-        Texts that this encoder has embedded before are not embedded again, and new ones take a
-        single call of the text tower. Errors are those of `EmbeddedFusionModel`.
+        Errors are those of `EmbeddedFusionModel`.
         """
         return embed_all(objectives, self.encoder, self.objective)
 
@@ -478,10 +457,7 @@ class LanguageDrivenFusionLoss(nn.Module):
             # Another encoder would not fit the texts.
             self.fusion_model.check_encoder(checks.check_type("encoder", value, FrozenCLIP))
         elif name == "compile":
-            raise TypeError(
-                f"`compile` is fixed at construction, got an assignment of {value!r}; build a new "
-                "loss with compile=True"
-            )
+            raise TypeError(f"`compile` must be set at construction, got {value!r} assigned later")
         elif not name.startswith("_") and not hasattr(self, name):
             close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.8)
             if close:

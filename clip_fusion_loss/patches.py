@@ -31,21 +31,11 @@ EMPTY_PART = 0.25
 
 
 def patch_term(
-    fused: Tensor,
-    visible: Tensor,
-    infrared: Tensor,
-    score: Callable[[Tensor, Tensor], Tensor],
-    *,
-    count: int,
-    size: tuple[int, int],
-    scale: tuple[float, float],
-    min_entropy: float | None,
-    reduction: str,
-    generator: torch.Generator | None,
+    fused: Tensor, visible: Tensor, infrared: Tensor, score: Callable[[Tensor, Tensor], Tensor],
+    *, count: int, size: tuple[int, int], scale: tuple[float, float], min_entropy: float | None,
+    reduction: str, generator: torch.Generator | None, chunk: int | str | None, pad: bool,
     empty_steps: EmptySteps | None,
-    chunk: int | str | None,
-    pad: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Draw patches, keep those with enough entropy, and average a score over them.
 
     Args:
@@ -93,13 +83,9 @@ def default_chunk(device: torch.device, size: tuple[int, int]) -> int:
 
 @torch.no_grad()
 def choose_patches(
-    visible: Tensor,
-    infrared: Tensor,
-    transforms: Tensor,
-    size: tuple[int, int],
-    *,
+    visible: Tensor, infrared: Tensor, transforms: Tensor, size: tuple[int, int], *,
     min_entropy: float | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The patches with a grey-level entropy above `min_entropy` bits in both sources; None: all.
 
     Returns (B, N) True for chosen patches, and their (K,) indices b * N + n.
@@ -136,23 +122,16 @@ class EmptySteps:
         if kept == 0 and many and not self._warned:
             self._warned = True
             checks.warn(
-                f"no patch passed the filter in {self._empty} of the last {self._steps} steps "
-                f"(`kept` is 0): none had more than {min_entropy:g} bits of grey-level entropy in "
-                "both sources. In these steps the patch term is 0, and the loss jumps when a patch "
-                "passes; train on larger crops, or lower `min_patch_entropy` (None keeps all)"
+                f"no patch passed the filter in {self._empty} of the last {self._steps} steps: none "
+                f"had more than {min_entropy:g} bits of grey-level entropy in both sources. There "
+                "the patch term is 0; train on larger crops, or lower `min_patch_entropy`"
             )
 
 
 def sum_over_patches(
-    images: Tensor,
-    transforms: Tensor,
-    index: Tensor,
-    size: tuple[int, int],
-    score: Callable[[Tensor, Tensor], Tensor],
-    *,
-    chunk: int | None,
-    pad: bool = False,
-) -> Tensor:
+    images: Tensor, transforms: Tensor, index: Tensor, size: tuple[int, int],
+    score: Callable[[Tensor, Tensor], Tensor], *, chunk: int | None, pad: bool = False,
+) -> Tensor:  # fmt: skip
     """Sum a score over the patches of each image.
 
     With a `chunk`, the gradient with respect to `images` is computed in the forward pass, so only
