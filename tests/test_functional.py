@@ -23,20 +23,13 @@ def test_direction_is_the_unit_difference():
     torch.testing.assert_close(functional.direction(start, end), expected)
 
 
-def test_direction_between_equal_vectors_is_zero_with_a_bounded_gradient():
-    start = vectors(3, 8)
-    end = start.clone().requires_grad_()
-    step = functional.direction(start, end)
-    step.sum().backward()
-    assert (step == 0).all()
-    assert end.grad.abs().max() <= 1 / functional.DIRECTION_EPS
-
-
-@pytest.mark.parametrize("gap", [1e-8, 1e-5, 1e-3, 0.1])
-def test_direction_gradient_is_bounded_near_equal_vectors(gap):
+@pytest.mark.parametrize("gap", [0.0, 1e-8, 1e-5, 1e-3, 0.1])
+def test_direction_gradient_is_bounded_between_equal_and_near_vectors(gap):
     start = vectors(1, 8)
     end = (start + gap * vectors(1, 8, seed=1)).requires_grad_()
-    functional.direction(start, end).sum().backward()
+    step = functional.direction(start, end)
+    step.sum().backward()
+    assert (step.norm() > 0) == (gap > 0)
     assert end.grad.isfinite().all()
     assert end.grad.norm() <= math.sqrt(8) / functional.DIRECTION_EPS
 
@@ -146,10 +139,6 @@ class TestPatchTransforms:
                 to_image = np.array([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]])
                 expected = to_image @ place @ np.linalg.inv(motion) @ to_pixels
                 np.testing.assert_allclose(maps[b, n], expected[:2], atol=1e-6)
-
-    def test_every_sample_and_patch_has_its_own(self):
-        maps = functional.random_patch_transforms(3, 4, (64, 64)).flatten(0, 1).flatten(1)
-        assert len(torch.unique(maps, dim=0)) == 12
 
 
 class TestSamplePatches:
@@ -292,13 +281,6 @@ class TestStructureLoss:
             assert fused.grad.isfinite().all()
         assert functional.structure_loss(black, black, black) < 1e-6
         assert functional.structure_loss(noise, noise, noise) < 1e-5
-
-    def test_gradient(self):
-        images = torch.rand(3, 1, 1, 18, 17, dtype=torch.float64)
-        fused = images[0].detach().requires_grad_()
-        assert torch.autograd.gradcheck(
-            lambda f: functional.structure_loss(f, images[1], images[2]), (fused,)
-        )
 
 
 def test_max_feature_loss():

@@ -68,22 +68,14 @@ def test_terms_and_gradient_equal_the_reference(
 
 def test_total_is_the_weighted_sum_of_the_parts(encoder):
     images = draw_images()
+    weights = {"direction": 0.5, "patch": 3.0, "similarity": 0.25, "regularizer": 7.0}
+    options = {f"{name}_weight": weight for name, weight in weights.items()}
     criterion = make_criterion(
-        encoder,
-        regularizer=IntensityGradientLoss(),
-        direction_weight=0.5,
-        patch_weight=3.0,
-        similarity_weight=0.25,
-        regularizer_weight=7.0,
-        reduction="none",
+        encoder, regularizer=IntensityGradientLoss(), reduction="none", **options
     )
     terms = criterion.terms(**named(images))
-    expected = (
-        0.5 * terms.direction
-        + 3.0 * terms.patch
-        + 0.25 * terms.similarity
-        + 7.0 * IntensityGradientLoss()(*images)
-    )
+    torch.testing.assert_close(terms.regularizer, IntensityGradientLoss()(*images))
+    expected = sum(weight * getattr(terms, name) for name, weight in weights.items())
     torch.testing.assert_close(terms.total, expected)
 
 
@@ -115,18 +107,6 @@ def test_seeds_decide_which_patches(encoder):
         torch.manual_seed(3)
         values.append(criterion(**images))
     assert values[0] == values[1]
-
-
-def test_no_patch_passes(encoder):
-    fused, visible, infrared = draw_images()
-    fused.requires_grad_()
-    terms = make_criterion(encoder, min_patch_entropy=8.0).terms(
-        fused=fused, visible=visible, infrared=infrared
-    )
-    terms.total.backward()
-    assert terms.kept == 0
-    assert terms.patch == 0
-    assert fused.grad.abs().sum() > 0
 
 
 def test_dropped_patches_are_not_encoded(encoder, encoded_batches):
@@ -217,13 +197,6 @@ def test_kept_as_plain_python_values(encoder, name, value, plain):
         torch.save(stored, file)
         file.seek(0)
         assert torch.load(file, weights_only=True) == plain
-
-
-def test_a_list_that_changes_later_does_not(encoder):
-    scale = [0.5, 0.75]
-    criterion = make_criterion(encoder, patch_scale=scale)
-    scale[0] = 7.0
-    assert criterion.patch_scale == (0.5, 0.75)
 
 
 def test_regularizers_too():
@@ -335,7 +308,7 @@ class TestObjective:
 
     def test_compile_is_settled_at_construction(self, encoder):
         criterion = make_criterion(encoder)
-        with pytest.raises(TypeError, match="`compile` is fixed at construction"):
+        with pytest.raises(TypeError, match="`compile` must be set at construction"):
             criterion.compile = True
         assert callable(criterion.compile)
 
