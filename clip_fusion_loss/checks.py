@@ -70,12 +70,9 @@ def check_image(name: str, image: Any) -> None:
         remedy = f"convert 8-bit images with {name}.float() / 255"
         raise TypeError(_message(name, "be floating point", image.dtype, remedy))
     if image.ndim != 4 or image.shape[1] not in (1, 3):
-        remedies = {
-            2: f"add the batch and channel axes with {name}[None, None]",
-            3: f"add a missing batch axis with {name}[None], or channel axis with {name}[:, None]",
-        }
-        remedy = f"move channels that come last with {name}.movedim(-1, 1), and drop alpha"
-        remedy = remedies.get(image.ndim, remedy)
+        remedy = f"add a missing batch axis with {name}[None], or channel axis with {name}[:, None]"
+        if image.ndim > 3:
+            remedy = f"move channels that come last with {name}.movedim(-1, 1), and drop alpha"
         expected = "have shape (B, C, H, W) with C = 1 or 3"
         raise ValueError(_message(name, expected, tuple(image.shape), remedy))
 
@@ -90,28 +87,23 @@ def check_device(
 
 
 def check_values(images: Mapping[str, Tensor], data_range: tuple[float, float]) -> None:
-    """Raise a ValueError if a value is not finite or not in `data_range`.
-
-    Only "fused" may leave the range, by its width. Reads from the device, so not in every step.
-    """
+    """Raise a ValueError unless values are finite and in the range; "fused" may leave it."""
     low, high = data_range
     for name, image in images.items():
         smallest, largest = _extremes(image)
         got = f"values from {smallest:g} to {largest:g}"
         tolerance, broken = RANGE_TOLERANCE, "check the data for broken files"
         if name == "fused":
-            tolerance = 1.0
-            broken = "the network diverged: lower the learning rate, or clip its gradients"
+            tolerance, broken = 1.0, "the network diverged: lower the learning rate"
         if not (math.isfinite(smallest) and math.isfinite(largest)):
             raise ValueError(_message(name, "be finite", got, broken))
         slack = tolerance * (high - low)
         if smallest < low - slack or largest > high + slack:
-            remedy = "rescale it or pass its range as data_range=(low, high)"
+            remedy = "rescale all three images, or pass their range as data_range=(low, high)"
             if smallest >= 0 and largest <= 256:
-                remedy = "divide by 255 or pass data_range=(0, 255)"
+                remedy = "divide by 255 or pass data_range=(0, 255), for all three images"
             elif smallest >= -1.05 and largest <= 1.05:
-                remedy = "pass data_range=(-1, 1)"
-            remedy = f"{remedy}, for all three images"
+                remedy = "pass data_range=(-1, 1), for all three images"
             raise ValueError(_message(name, f"lie in [{low:g}, {high:g}]", got, remedy))
 
 
@@ -166,10 +158,10 @@ def check_number(
     name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, whole: bool = False
 ) -> Any:
     """`value` as an `int` or a `float` within the bounds, also from a NumPy scalar or a tensor."""
-    given, value = value, _plain(value)
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         expected = "be a whole number" if whole else "be a number without gradient"
-        raise TypeError(_message(name, expected, shorten(given)))
+        raise TypeError(_message(name, expected, shorten(value)))
     if not (minimum <= value <= maximum and math.isfinite(value)):
         most = f" and at most {maximum:g}" if maximum < math.inf else ""
         raise ValueError(_message(name, f"be finite and at least {minimum:g}{most}", repr(value)))

@@ -28,8 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
-# Largest absolute value of the gradient that enters a float16 tower. It is far from both ends of
-# float16's normal range, 6e-5 and 65504, as the gradient grows and shrinks on its way.
+# Largest gradient that enters a float16 tower, far from both ends of its range, 6e-5 and 65504.
 GRADIENT_PEAK = 64.0
 
 # Words, numbers and runs of symbols such as emoji, but not ordinary punctuation.
@@ -52,13 +51,11 @@ class FrozenCLIP(FrozenModule):
         name: the model's name in messages and saved files.
         keep_text: False frees the text tower after its first use, or when a loss gets an embedded
             objective. Then only texts that are already embedded can be used.
-        vocabulary: lower-case words that the model knows; a space takes the place of other words
-            and symbols in texts, with a warning. None keeps all words.
+        vocabulary: lower-case words that the model knows; others are left out of texts, with a
+            warning. None keeps all words.
 
     Raises:
-        TypeError: `model` has no image tower (`visual`) or no `encode_text`, or another argument
-            has a wrong type.
-        ValueError: `model` does not name the size of its input images.
+        TypeError, ValueError: `model` is no CLIP of open_clip, or has no input size.
         RuntimeError: it is built inside `accelerate.init_empty_weights()`.
 
     Attributes:
@@ -75,14 +72,9 @@ class FrozenCLIP(FrozenModule):
 
     @default_torch_state()
     def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Callable[..., Tensor],
-        *,
-        name: str = "custom",
-        keep_text: bool = True,
-        vocabulary: Collection[str] | None = None,
-    ) -> None:
+        self, model: nn.Module, tokenizer: Callable[..., Tensor], *, name: str = "custom",
+        keep_text: bool = True, vocabulary: Collection[str] | None = None,
+    ) -> None:  # fmt: skip
         visual = getattr(model, "visual", None)
         if not isinstance(visual, nn.Module) or not hasattr(model, "encode_text"):
             raise TypeError(
@@ -113,14 +105,10 @@ class FrozenCLIP(FrozenModule):
     @classmethod
     @default_torch_state()
     def from_pretrained(
-        cls,
-        model_name: str = "ViT-B-32-quickgelu",
-        pretrained: str | Path | None = "openai",
-        *,
-        cache_dir: str | Path | None = None,
-        device: str | torch.device = "cpu",
+        cls, model_name: str = "ViT-B-32-quickgelu", pretrained: str | Path | None = "openai", *,
+        cache_dir: str | Path | None = None, device: str | torch.device = "cpu",
         keep_text: bool = True,
-    ) -> FrozenCLIP:
+    ) -> FrozenCLIP:  # fmt: skip
         """Load a pretrained CLIP as float32; the default is the paper's ViT-B/32.
 
         Code in files is never run. docs/encoders.md lists the kinds of files and how to load each.
@@ -130,18 +118,16 @@ class FrozenCLIP(FrozenModule):
                 folder, ``local-dir:FOLDER``, or a repository, ``hf-hub:ORG/REPO``, of open_clip
                 or of a transformers CLIPModel.
             pretrained: a tag of `open_clip.list_pretrained()`, or a file with weights of that
-                model: a state dict, a training checkpoint or OpenAI's TorchScript archive. Not used
-                for folders and repositories.
+                model; not used for folders and repositories.
             cache_dir: folder for downloads; None is the default of the Hugging Face hub.
             device: device of the image tower; the text tower stays on the CPU.
             keep_text: see the class.
 
         Raises:
-            TypeError: an argument has a wrong type.
-            ValueError: the model or tag is unknown; the file has no weights, or not those of the
-                model; they were trained with another activation (QuickGELU or GELU).
-            FileNotFoundError: there is no such file; or the weights are not in the cache and cannot
-                be downloaded. The message says which file to fetch and how to pass it.
+            TypeError, ValueError: the model or tag is unknown; the file has no weights, or not
+                those of the model; they were trained with another activation.
+            FileNotFoundError: there is no such file, or the weights cannot be downloaded. The
+                message says which file to fetch and how to pass it.
         """
         name, model, tokenize = load_clip(model_name, pretrained, cache_dir)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
@@ -151,9 +137,8 @@ class FrozenCLIP(FrozenModule):
     def tiny(cls) -> FrozenCLIP:
         """Load the CLIP that comes with the package, for demonstrations and continuous integration.
 
-        Nothing is downloaded. It was trained from scratch on rendered scenes and on crops of four
-        pairs of the TNO Image Fusion Dataset. It knows about a hundred words, warns of others, and
-        does not replace a real CLIP in research. A ValueError says if its files are damaged.
+        It was trained on rendered scenes and on crops of four pairs of the TNO Image Fusion
+        Dataset, knows about a hundred words, and does not replace a real CLIP in research.
         """
         model, tokenizer, words = load_bundled_clip()
         return cls(model, tokenizer, name="tiny", vocabulary=words)
@@ -168,18 +153,12 @@ class FrozenCLIP(FrozenModule):
         self.network.compile(*args, **kwargs)
 
     def encode_image(self, images: Tensor, *, precision: str = "auto") -> Tensor:
-        """Embed images; differentiable with respect to them.
+        """Embed (N, 1 | 3, H, W) images in [0, 1] as (N, D) float32 unit vectors; differentiable.
 
-        Images are resized to the model's input size (bilinear, anti-aliased, aspect ratio not
-        kept), repeated to three channels if grey, and normalised with the model's mean and std.
-
-        Args:
-            images: (N, 1 | 3, H, W) floating point in [0, 1], any H and W, on `device`.
-            precision: of the arithmetic: "bf16", "fp16", or "fp32" for that of the weights. "auto"
-                follows the surrounding `torch.autocast`; without one it is that of the weights.
-
-        Returns:
-            (N, D) float32 unit vectors. Wrong images are a TypeError or a ValueError.
+        Images are resized to the model's input size (bilinear, anti-aliased, aspect ratio not kept)
+        and normalised with its mean and std. `precision` is "bf16", "fp16", or "fp32" for that of
+        the weights; "auto" follows the surrounding `torch.autocast`, or else the weights. Wrong
+        images are a TypeError or a ValueError.
         """
         checks.check_image("images", images)
         checks.check_device("images", images, self.device, "encoder", "encoder")
@@ -206,14 +185,10 @@ class FrozenCLIP(FrozenModule):
 
     @default_torch_state()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Embed a text, or a sequence of T texts. Later calls reuse the vector of each text.
-
-        Returns (T, D) float32 unit vectors on `device`, without gradient. Warns of words that are
-        not in the `vocabulary`.
+        """Embed a text or T texts as (T, D) float32 unit vectors on `device`, each of them once.
 
         Raises:
-            TypeError: `texts` is neither a text nor a sequence of texts.
-            ValueError: a text is empty, too long for the model, or the name of a file.
+            TypeError, ValueError: a text is none, empty, too long, or the name of a file.
             RuntimeError: a text is new and the text tower was dropped.
         """
         return self._on_host(checks.check_texts("texts", texts)).to(self.device)
@@ -304,7 +279,7 @@ def _rescale_gradient(images: Tensor, features: Tensor) -> None:
 
     def enter(gradient: Tensor) -> Tensor:
         peak = gradient.detach().abs().max() / GRADIENT_PEAK
-        # Not torch.ldexp: it computes the power of two in torch's default dtype.
+        # Not torch.ldexp, which computes in torch's default dtype.
         factor = peak / torch.frexp(peak).mantissa
         factors.append(torch.where(peak > 0, factor, torch.ones_like(factor)))
         return gradient / factors[-1]
@@ -317,8 +292,7 @@ def _rescale_gradient(images: Tensor, features: Tensor) -> None:
 
 
 def _compute_dtype(network: nn.Module) -> torch.dtype:
-    # Mixed-precision towers keep 1-D to 3-D parameters in float32. The image must have the
-    # precision of the first convolution, whose weight is 4-D.
+    # That of the first convolution, as mixed-precision towers keep 1-D to 3-D weights in float32.
     parameters = list(network.parameters())
     return next((p.dtype for p in parameters if p.ndim == 4), parameters[0].dtype)
 
@@ -347,10 +321,7 @@ def _fingerprint(
     visual: nn.Module, text: nn.Module, size: tuple[int, int], mean: Iterable[float],
     std: Iterable[float],
 ) -> str:  # fmt: skip
-    """What identifies a CLIP: weights and arithmetic of both towers, and how images come in.
-
-    Compute it before `fold_batch_norms`.
-    """
+    """What identifies a CLIP: weights and arithmetic of both towers, and how images come in."""
     numbers = [f"{number:.6g}" for number in (*size, *mean, *std)]
     weights = {
         name.removeprefix("text."): weight  # as in open_clip's CustomTextCLIP

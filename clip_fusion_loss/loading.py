@@ -79,11 +79,7 @@ def load_clip(
 
 
 def load_bundled_clip() -> tuple[nn.Module, Callable[..., Tensor], frozenset[str]]:
-    """The model that comes with the package, its tokenizer and its vocabulary.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
+    """The model that comes with the package, its tokenizer and its vocabulary."""
     try:
         _, model, tokenizer = load_clip(f"local-dir:{BUNDLED}")
         words = (BUNDLED / "vocabulary.txt").read_text(encoding="utf-8").split()
@@ -111,10 +107,10 @@ def _first(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    found = ", ".join(path.name for path in sorted(folder.glob("*"))[:10])
+    found = ", ".join(path.name for path in sorted(folder.glob("*"))[:10]) or "nothing"
     raise FileNotFoundError(
-        "`model_name` must be a folder of open_clip or of a transformers CLIPModel with "
-        f"{' or '.join(names)}, got {folder}, which holds {found or 'nothing'}"
+        f"`model_name` must be a folder of a CLIP with {' or '.join(names)}, got {folder}, which "
+        f"holds {found}"
     )
 
 
@@ -130,9 +126,8 @@ def _named(
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         raise ValueError(
-            "`model_name` must be one of open_clip.list_models(), one of OpenAI's names "
-            f"(ViT-B/32), 'local-dir:FOLDER' or 'hf-hub:ORG/REPO', got {model_name!r}; "
-            "a file of weights is passed as `pretrained`"
+            "`model_name` must be one of open_clip.list_models(), 'local-dir:FOLDER' or "
+            f"'hf-hub:ORG/REPO', got {model_name!r}; a file of weights is passed as `pretrained`"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained in tags:
@@ -142,8 +137,7 @@ def _named(
             remedy = f"{name}-quickgelu" if quick_gelu else name.removesuffix("-quickgelu")
             raise ValueError(
                 f"`model_name` must have the activation that {pretrained!r} was trained with "
-                f"({'QuickGELU' if quick_gelu else 'GELU'}), got {name!r}, which would silently "
-                f"give wrong embeddings; use {remedy!r}"
+                f"({'QuickGELU' if quick_gelu else 'GELU'}), got {name!r}; use {remedy!r}"
             )
         repository, _, file = published["hf_hub"].rpartition("/")
         files = [f"{file.removesuffix('.bin')}.safetensors", file] if file else WEIGHTS[:3]
@@ -171,9 +165,8 @@ def _read_state(weights: Path) -> dict[str, Tensor]:
     matches = (TOWER.match(name) for name in tensors)
     prefixes = {match[1] for match in matches if match and "optim" not in match[1]}
     if len(prefixes) != 1:
-        found = f"{len(prefixes)} CLIPs, under {sorted(prefixes)}"
-        if not prefixes:
-            found = f"no image tower, but {list(tensors)[:3]}"
+        several = f"{len(prefixes)} CLIPs, under {sorted(prefixes)}"
+        found = several if prefixes else f"no image tower, but {list(tensors)[:3]}"
         raise ValueError(
             f"`pretrained` must hold the weights of one CLIP, got {weights} with {found}; save the "
             "state_dict() of the CLIP to a file of its own"
@@ -187,11 +180,7 @@ def _read_state(weights: Path) -> dict[str, Tensor]:
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Leaves out random initialisation, as weights are loaded after it.
-
-    It takes time and draws from the caller's random numbers, whose state cannot be saved and
-    restored safely while other threads draw.
-    """
+    """Leaves out random initialisation, which would draw from the caller's random numbers."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -216,8 +205,7 @@ def _build(config: dict[str, Any], name: str) -> Any:
             vision, text = config["vision_cfg"], config["text_cfg"]
             custom_text = config.pop("custom_text", False) or "hf_model_name" in text
             kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-            if custom_text and "multimodal_cfg" in config:
-                kind = open_clip.CoCa
+            kind = open_clip.CoCa if "multimodal_cfg" in config else kind
             if "timm_model_name" in vision:
                 vision["timm_model_pretrained"] = False
             if "hf_model_name" in text:
@@ -225,8 +213,8 @@ def _build(config: dict[str, Any], name: str) -> Any:
             return kind(**config).float()
     except Exception as error:  # of open_clip, timm or transformers
         raise ValueError(
-            "`model_name` must be a CLIP of open_clip, or a transformers CLIPModel, got "
-            f"{name!r} of type {config.get('model_type')!r}, which cannot be built: {error!r}"
+            f"`model_name` must be a CLIP of open_clip or a transformers CLIPModel, got {name!r} "
+            f"of type {config.get('model_type')!r}, which cannot be built: {error!r}"
         ) from error
 
 
@@ -239,18 +227,15 @@ class _TransformersCLIP(nn.Module):
         self.visual.vision_model = model.vision_model
         self.visual.visual_projection = model.visual_projection
         self.visual.image_size = model.config.vision_config.image_size
-        self.text_model: Any = model.text_model
+        self.text_model = model.text_model
         self.text_projection = model.text_projection
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
+    def encode_text(self: Any, tokens: Tensor) -> Tensor:
         return self.text_projection(self.text_model(input_ids=tokens).pooler_output)
 
 
 class _TransformersTower(nn.Module):
-    vision_model: Any
-    visual_projection: nn.Linear
-
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self: Any, images: Tensor) -> Tensor:
         return self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
 
 
@@ -301,18 +286,17 @@ def _tokenizer(
 def _fetch(
     repository: str, wanted: Sequence[Sequence[str]], cache_dir: str | None, remedy: str
 ) -> Path:
-    """The folder with files of a repository: from the hub's cache, or else downloaded.
-
-    Of each list in `wanted` it has the first file that exists.
-    """
+    """The folder with the first file of each list in `wanted`, from the cache or the hub."""
     from huggingface_hub import constants, get_session, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     def first(names: Sequence[str], local: bool) -> Path:
         for name in names:
             with suppress(EntryNotFoundError):
-                options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local}
-                return Path(hf_hub_download(repository, name, **options)).parent
+                path = hf_hub_download(
+                    repository, name, cache_dir=cache_dir, local_files_only=local
+                )
+                return Path(path).parent
         raise FileNotFoundError(f"it has none of {', '.join(names)}")
 
     for local in (True, False):
@@ -333,7 +317,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`model_name` must be a folder with valid JSON files, got {path}: {error}; copy it "
-            "again"
-        ) from error
+        reason = f"`model_name` must be a folder with valid JSON files, got {path}: {error}"
+        raise ValueError(reason) from error

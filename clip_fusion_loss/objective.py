@@ -55,10 +55,7 @@ class FusionObjective:
             object.__setattr__(self, field.name, texts)
         for name in ("visible", "infrared"):
             if set(self.fused) == set(getattr(self, name)):
-                raise ValueError(
-                    f"`fused` and `{name}` must differ, got {self.fused!r} for both; "
-                    f"describe in `fused` how the fused image differs from the {name} one"
-                )
+                raise ValueError(f"`fused` and `{name}` must differ, got {self.fused!r} for both")
 
 
 Texts = Sequence[str | FusionObjective]
@@ -88,7 +85,6 @@ class EmbeddedFusionModel(FrozenModule):
     Attributes:
         visible_direction, infrared_direction: float32 unit vectors, (D,), for a bank (N, D).
         names: the N names of a bank made from a mapping; otherwise None.
-        encoder_name, encoder_fingerprint: which encoder it was; see `check_encoder`.
     """
 
     frozen = ("visible_direction", "infrared_direction")
@@ -137,8 +133,7 @@ class EmbeddedFusionModel(FrozenModule):
         """The texts of a single objective. Raises a ValueError for a bank."""
         if self.visible_direction.ndim > 1:
             raise ValueError(
-                f"`objective` must be a single one, got a bank of {len(self)}; choose one with "
-                "bank[name] or bank[index], or read bank.objectives for all"
+                f"`objective` must be a single one, got a bank of {len(self)}; choose bank[name]"
             )
         return self.objectives[0]
 
@@ -180,9 +175,8 @@ class EmbeddedFusionModel(FrozenModule):
         ]
         if one:
             directions = [direction[0] for direction in directions]
-        model = self._of(
-            self.objectives, None, self.encoder_name, self.encoder_fingerprint, *directions
-        )
+        identity = self.encoder_name, self.encoder_fingerprint
+        model = self._of(self.objectives, None, *identity, *directions)
         # Looked up once they are asked for. A copy, as the caller may reuse its tensor.
         model._chosen = index.clone() if rows is None else torch.tensor(rows, device="cpu")
         return model
@@ -220,24 +214,18 @@ class EmbeddedFusionModel(FrozenModule):
         return row
 
     def forward(
-        self,
-        embedding: Tensor,
-        visible_embedding: Tensor,
-        infrared_embedding: Tensor,
-        *,
+        self, embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor, *,
         index: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Direction loss per embedding, (..., D) to (...); see `functional.direction_loss`.
 
-        For a bank, `index` has (P,) integers on its device: the objective of each of P embeddings.
-        None: embedding i has objective i. Not used with a single objective.
+        For a bank, `index` has (P,) integers, the objective of each of P embeddings; None: i of i.
         """
         directions = [self.visible_direction, self.infrared_direction]
         if index is not None and self.visible_direction.ndim > 1:
             directions = [direction[index] for direction in directions]
-        return functional.direction_loss(
-            embedding, visible_embedding, infrared_embedding, *directions
-        )
+        of_sources = visible_embedding, infrared_embedding
+        return functional.direction_loss(embedding, *of_sources, *directions)
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
         """Raise a ValueError unless `encoder`, or a copy in another precision, embedded it."""
@@ -278,10 +266,8 @@ class EmbeddedFusionModel(FrozenModule):
             with default_torch_state():
                 model = cls._of(*_read(path))
         except (ValueError, TypeError, KeyError, RecursionError, safetensors.SafetensorError) as e:
-            raise ValueError(
-                f"`path` must be a complete file written by EmbeddedFusionModel.save, got {path}: "
-                f"{e}; save it again"
-            ) from e
+            expected = "`path` must be a complete file written by EmbeddedFusionModel.save"
+            raise ValueError(f"{expected}, got {path}: {e}; save it again") from e
         if encoder is not None:
             model.check_encoder(encoder)
         return model
@@ -301,9 +287,8 @@ def embed_one(objective: Any, encoder: FrozenCLIP, before: FusionObjective) -> E
         return EmbeddedFusionModel(objective, encoder)
     if not isinstance(objective, EmbeddedFusionModel):
         raise TypeError(
-            "`objective` must be a text, a FusionObjective or an EmbeddedFusionModel, got "
-            f"{checks.shorten(objective)}; pass several texts as a list, texts by role as "
-            "FusionObjective(**texts), and a file as EmbeddedFusionModel.load(path)"
+            "`objective` must be a text, a list of texts, a FusionObjective(**texts) or an "
+            f"EmbeddedFusionModel, such as of .load(path), got {checks.shorten(objective)}"
         )
     objective.check_encoder(encoder)
     _ = objective.objective  # raises for a bank
@@ -315,9 +300,8 @@ def embed_one(objective: Any, encoder: FrozenCLIP, before: FusionObjective) -> E
 def embed_all(objectives: Any, encoder: FrozenCLIP, before: FusionObjective) -> EmbeddedFusionModel:
     """See `LanguageDrivenFusionLoss.embed`; `before` has the texts of the sources."""
     entries, names = _as_objectives("objectives", objectives, before)
-    return EmbeddedFusionModel(
-        entries if names is None else dict(zip(names, entries, strict=True)), encoder
-    )
+    named = entries if names is None else dict(zip(names, entries, strict=True))
+    return EmbeddedFusionModel(named, encoder)
 
 
 def embed_for_batch(
@@ -329,10 +313,9 @@ def embed_for_batch(
     embedded = isinstance(objectives, EmbeddedFusionModel)
     if not embedded and (isinstance(objectives, str) or not isinstance(objectives, Sequence)):
         raise TypeError(
-            "`objectives` must be a sequence of texts or FusionObjectives, one per image, "
-            f"or an EmbeddedFusionModel that holds as many, got {checks.shorten(objectives)}; set "
-            "one for all images with criterion.set_objective(...), and choose from a bank with "
-            "bank[names] or bank[indices]"
+            "`objectives` must be a sequence of texts or FusionObjectives, one per image, got "
+            f"{checks.shorten(objectives)}; set one for all images with "
+            "criterion.set_objective(...), choose from a bank with bank[names] or bank[indices]"
         )
     if len(objectives) != batch:
         raise ValueError(
@@ -424,10 +407,9 @@ def _read(path: Path) -> tuple[Any, ...]:
     objectives = tuple(FusionObjective(**roles) for roles in texts)
     for tensor in tensors.values():
         fits = tensor.numel() and tensor.dtype == torch.float32 and [*tensor.shape[:-1]] == axes
-        if not fits or tensor.shape != tensors["visible_direction"].shape:
-            raise ValueError(f"a direction is {tensor.dtype} of shape {tuple(tensor.shape)}")
-        if not ((tensor.norm(dim=-1) - 1).abs() < 1e-3).all():  # NaN fails too
-            raise ValueError("a direction is not a unit vector")
+        unit = ((tensor.norm(dim=-1) - 1).abs() < 1e-3).all()  # NaN is none either
+        if not (fits and unit) or tensor.shape != tensors["visible_direction"].shape:
+            raise ValueError("a direction is not a float32 unit vector per objective")
     if names is not None:
         if {*map(type, names)} != {str} or not len({*names}) == len(names) == len(objectives):
             raise ValueError("it does not have one name per objective")
