@@ -54,11 +54,6 @@ def test_a_first_check_on_demand_warns_once_and_embeds_nothing(encoder, encoded_
         criterion.check_values(**images)
 
 
-def test_all_on_the_wrong_device(encoder):
-    with pytest.raises(ValueError, match=r"criterion.to\('meta'\)"):
-        make_criterion(encoder)(**named([image.to("meta") for image in draw_images()]))
-
-
 @pytest.mark.parametrize("returned", [torch.zeros(()), torch.zeros(2, 1), 0.0, torch.zeros(3)])
 def test_regularizer_that_is_not_per_sample(encoder, returned):
     class Wrong(nn.Module):

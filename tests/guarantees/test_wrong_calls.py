@@ -144,6 +144,11 @@ def text_calls():
 D = torch.eye(4)  # (4, 4): embeddings and directions
 GREY = torch.rand(2, 1, 20, 20)
 
+
+def on_another_device(here):
+    here.call(**{name: image.to("meta") for name, image in here.images.items()})
+
+
 OTHERS = [
     # The other methods of the loss.
     (lambda h: h.criterion.set_objective(None), TypeError, "`objective`"),
@@ -168,11 +173,13 @@ OTHERS = [
     (lambda h: h.criterion.embed_sources(GREY * 255, GREY), ValueError, "`visible`"),
     (lambda h: LanguageDrivenFusionLoss.tiny("a", num_patch=3), TypeError, "num_patch"),
     (lambda h: LanguageDrivenFusionLoss("a", h.encoder), TypeError, "positional"),
+    (lambda h: setattr(h.criterion, "compile", True), TypeError, "`compile`.*at construction"),
+    (on_another_device, ValueError, r"criterion.to\('meta'\)"),
     # FrozenCLIP.
     (lambda h: FrozenCLIP(None, h.tokenizer), TypeError, "`model`"),
     (lambda h: FrozenCLIP(nn.ReLU(), h.tokenizer), TypeError, "`model`"),
     (lambda h: FrozenCLIP("ViT-B-32", h.tokenizer), TypeError, "`model`"),
-    (lambda h: FrozenCLIP(WithoutSize(), h.tokenizer), ValueError, "`model.visual`"),
+    (lambda h: FrozenCLIP(without_size(), h.tokenizer), ValueError, "`model.visual`"),
     (lambda h: FrozenCLIP(build_clip(), h.tokenizer, name=3), TypeError, "`name`"),
     (lambda h: FrozenCLIP(build_clip(), h.tokenizer, keep_text="no"), TypeError, "`keep_text`"),
     (lambda h: FrozenCLIP.from_pretrained(3), TypeError, "`model_name`"),
@@ -220,15 +227,11 @@ def check_values(here, **spoiled):
     here.criterion.check_values(**{**here.images, **spoiled})
 
 
-class WithoutSize(nn.Module):
+def without_size():
     """A model that does not say how large its input images are."""
-
-    def __init__(self):
-        super().__init__()
-        self.visual = nn.Identity()
-
-    def encode_text(self, tokens):
-        return tokens
+    model = build_clip()
+    model.visual = nn.Identity()
+    return model
 
 
 def other_calls():
