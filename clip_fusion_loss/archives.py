@@ -1,10 +1,9 @@
 """Read the tensors of checkpoint files of any origin without running code from them.
 
-`torch.load(weights_only=True)` refuses checkpoints with other objects in them, such as an
-argparse.Namespace, runs the code of TorchScript archives, in which OpenAI published its weights,
-and does not compare checksums. All these files are zip archives of a pickle and the raw numbers. In
-the pickle, each function and class is replaced by one inert class that keeps its arguments, which
-say where the numbers of each tensor are.
+`torch.load(weights_only=True)` refuses checkpoints with other objects in them and OpenAI's
+TorchScript archives. Both are zip archives of a pickle and the raw numbers. In the pickle, each
+function and class is replaced by one inert class that keeps its arguments, which say where the
+numbers of each tensor are.
 """
 
 from __future__ import annotations
@@ -34,12 +33,7 @@ MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file by the dotted path to each; its content decides the format.
-
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: it is of another format, cut short or damaged. The message continues "it is".
-    """
+    """All tensors of a file by the dotted path to each; a ValueError if it is none or damaged."""
     with open(path, "rb") as file:
         head = file.read(16)
     try:
@@ -54,8 +48,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):  # its text advises to run the file's code
             what = "a pickle with other objects than tensors"
         raise ValueError(
-            f"no file of weights, or cut short or damaged (it begins with {head!r}; {what}); "
-            "download it again, or save the state_dict alone with safetensors.torch.save_file"
+            f"`pretrained` must be a file of weights, got {path}, another file, cut short or "
+            f"damaged (it begins with {head!r}; {what}); download it again, or save the state_dict "
+            "alone with safetensors.torch.save_file"
         ) from error
 
 

@@ -64,26 +64,17 @@ def check_images(images: Mapping[str, Tensor], device: torch.device) -> None:
 def check_image(name: str, image: Any) -> None:
     """`image` must be a floating point tensor of shape (B, 1 | 3, H, W)."""
     if not isinstance(image, Tensor):
-        got, remedy = type(image).__name__, "convert arrays with torch.from_numpy"
-        if image is None:
-            remedy = "check that the function that makes it has a return statement"
-        elif isinstance(image, (list, tuple)) and any(isinstance(entry, Tensor) for entry in image):
-            got, remedy = f"a {got} of {len(image)}", f"pick the tensor from it, such as {name}[0]"
-        raise TypeError(_message(name, "be a torch.Tensor", got, remedy))
+        remedy = "convert arrays with torch.from_numpy, and pick one of several outputs"
+        raise TypeError(_message(name, "be a torch.Tensor", type(image).__name__, remedy))
     if not image.is_floating_point():
         remedy = f"convert 8-bit images with {name}.float() / 255"
         raise TypeError(_message(name, "be floating point", image.dtype, remedy))
     if image.ndim != 4 or image.shape[1] not in (1, 3):
-        shape = tuple(image.shape)
-        remedies = {
-            2: f"add the batch and channel axes with {name}[None, None]",
-            3: f"add a missing batch axis with {name}[None], or channel axis with {name}[:, None]",
-            4: f"if channels come last, move them with {name}.movedim(-1, 1)",
-        }
-        remedy = remedies.get(len(shape), "pass a batch of images")
-        if len(shape) == 4 and shape[1] in (2, 4) and shape[3] > 4:
-            remedy = f"drop the alpha channel with {name}[:, :{shape[1] - 1}]"
-        raise ValueError(_message(name, "have shape (B, C, H, W) with C = 1 or 3", shape, remedy))
+        remedy = f"add a missing batch axis with {name}[None], or channel axis with {name}[:, None]"
+        if image.ndim > 3:
+            remedy = f"move channels that come last with {name}.movedim(-1, 1), and drop alpha"
+        expected = "have shape (B, C, H, W) with C = 1 or 3"
+        raise ValueError(_message(name, expected, tuple(image.shape), remedy))
 
 
 def check_device(
@@ -96,28 +87,23 @@ def check_device(
 
 
 def check_values(images: Mapping[str, Tensor], data_range: tuple[float, float]) -> None:
-    """Raise a ValueError if a value is not finite or not in `data_range`.
-
-    Only "fused" may leave the range, by its width. Reads from the device, so not in every step.
-    """
+    """Raise a ValueError unless values are finite and in the range; "fused" may leave it."""
     low, high = data_range
     for name, image in images.items():
         smallest, largest = _extremes(image)
         got = f"values from {smallest:g} to {largest:g}"
         tolerance, broken = RANGE_TOLERANCE, "check the data for broken files"
         if name == "fused":
-            tolerance = 1.0
-            broken = "the network diverged: lower the learning rate, or clip its gradients"
+            tolerance, broken = 1.0, "the network diverged: lower the learning rate"
         if not (math.isfinite(smallest) and math.isfinite(largest)):
             raise ValueError(_message(name, "be finite", got, broken))
         slack = tolerance * (high - low)
         if smallest < low - slack or largest > high + slack:
-            remedy = "rescale it or pass its range as data_range=(low, high)"
+            remedy = "rescale all three images, or pass their range as data_range=(low, high)"
             if smallest >= 0 and largest <= 256:
-                remedy = "divide by 255 or pass data_range=(0, 255)"
+                remedy = "divide by 255 or pass data_range=(0, 255), for all three images"
             elif smallest >= -1.05 and largest <= 1.05:
-                remedy = "pass data_range=(-1, 1)"
-            remedy = f"{remedy}, for all three images"
+                remedy = "pass data_range=(-1, 1), for all three images"
             raise ValueError(_message(name, f"lie in [{low:g}, {high:g}]", got, remedy))
 
 
@@ -146,8 +132,7 @@ def warn_of_mistakes(
     if found and (high >= 255 or around_zero):
         warn(
             f"{' and '.join(found)} in [0, 1] although `data_range` is {(low, high)}; "
-            "pass data_range=(0, 1) if your images are in that range, for example because the loop "
-            "has converted them already"
+            "pass data_range=(0, 1), perhaps because the loop has converted them already"
         )
     if visible.shape[1] == 3:
         first, *_ = channels = ((visible.float() - low) / (high - low)).unbind(1)
@@ -156,16 +141,16 @@ def warn_of_mistakes(
         distance = (chroma - 0.5).abs().mean((2, 3)).amax(1)
         if distance.mean() < CHROMA_DISTANCE and contrast.mean() < CHROMA_CONTRAST:
             warn(
-                "`visible` looks like YCrCb or YCbCr: its second and third channels are nearly "
-                "constant and close to mid-grey; pass RGB, or the luminance alone, visible[:, :1]"
+                "`visible` looks like YCrCb or YCbCr: two channels are nearly mid-grey; pass RGB, "
+                "or the luminance alone, visible[:, :1]"
             )
     if fused is not None and high <= 1:
         scaled = (fused.float() - low) / (high - low)
         smallest, largest = _extremes(scaled)
         if scaled.mean() > GREY_LEVEL_MEAN and smallest >= -1 and largest <= 256:
             warn(
-                "`fused` looks like grey levels up to 255 with sources up to 1: in units of "
-                f"`data_range` it goes from {smallest:.3g} to {largest:.3g}; divide it by 255"
+                "`fused` looks like grey levels up to 255 with sources up to 1, got "
+                f"{smallest:.3g} to {largest:.3g} times `data_range`; divide it by 255"
             )
 
 
@@ -173,15 +158,10 @@ def check_number(
     name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, whole: bool = False
 ) -> Any:
     """`value` as an `int` or a `float` within the bounds, also from a NumPy scalar or a tensor."""
-    given, value = value, _plain(value)
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        remedy = ""
-        if isinstance(given, Tensor) and given.requires_grad:
-            remedy = "options carry no gradient: pass value.item()"
-        elif isinstance(given, str):
-            remedy = "convert text with float(text)"
-        expected = "be a whole number" if whole else "be a number"
-        raise TypeError(_message(name, expected, shorten(given), remedy))
+        expected = "be a whole number" if whole else "be a number without gradient"
+        raise TypeError(_message(name, expected, shorten(value)))
     if not (minimum <= value <= maximum and math.isfinite(value)):
         most = f" and at most {maximum:g}" if maximum < math.inf else ""
         raise ValueError(_message(name, f"be finite and at least {minimum:g}{most}", repr(value)))
@@ -207,14 +187,13 @@ def check_interval(
 ) -> tuple[float, float]:  # fmt: skip
     """`value` as a pair (low, high) of floats within the bounds; low == high only if `empty`."""
     try:
-        # Any sequence. Sets have no order, and an iterator could be read only once.
+        # Any sequence, but no set, which has no order.
         if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__getitem__"):
             raise TypeError
         low, high = (float(bound) for bound in value)
     except (TypeError, ValueError):
-        raise TypeError(
-            _message(name, "be a pair of numbers (low, high)", shorten(value))
-        ) from None
+        expected = "be a pair of numbers (low, high)"
+        raise TypeError(_message(name, expected, shorten(value))) from None
     ordered = low <= high if empty else low < high
     if not (ordered and minimum <= low and high <= maximum and math.isfinite(high - low)):
         expected = f"be (low, high) with low {'<=' if empty else '<'} high, both finite and from"
@@ -225,17 +204,15 @@ def check_interval(
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """`value`, one of `choices`, as a plain `str`."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(
-            _message(name, f"be one of {', '.join(map(repr, choices))}", shorten(value))
-        )
+        expected = f"be one of {', '.join(map(repr, choices))}"
+        raise ValueError(_message(name, expected, shorten(value)))
     return choices[choices.index(value)]
 
 
 def check_type(name: str, value: Any, kind: type, *, optional: bool = False) -> Any:
     """`value`, which must be a `kind`, or None if `optional`."""
     if not (isinstance(value, kind) or (optional and value is None)):
-        expected = f"be a {kind.__name__}{' or None' * optional}"
-        raise TypeError(_message(name, expected, shorten(value)))
+        raise TypeError(_message(name, f"be a {kind.__name__}", shorten(value)))
     return value
 
 
@@ -255,7 +232,7 @@ def check_texts(name: str, value: Any) -> tuple[str, ...]:
         raise ValueError(_message(name, "hold at least one text and no empty one", repr(value)))
     for text in texts:
         if text.strip().endswith(FILE_SUFFIXES):
-            remedy = "load a saved objective with EmbeddedFusionModel.load(path), or pass its text"
+            remedy = "load a saved objective with EmbeddedFusionModel.load(path)"
             got = f"what seems to be a file name, {text!r}"
             raise ValueError(_message(name, "be a text", got, remedy))
     return tuple(map(str, texts))  # NumPy strings become plain ones, which checkpoints may hold

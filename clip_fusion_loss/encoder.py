@@ -28,8 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
-# Largest absolute value of the gradient that enters a float16 tower. It is far from both ends of
-# float16's normal range, 6e-5 and 65504, as the gradient grows and shrinks on its way.
+# Largest gradient that enters a float16 tower, far from both ends of its range, 6e-5 and 65504.
 GRADIENT_PEAK = 64.0
 
 # Words, numbers and runs of symbols such as emoji, but not ordinary punctuation.
@@ -42,24 +41,21 @@ FUNCTION_WORDS = frozenset(("a", "an", "and", "at", "in", "of", "on", "or", "the
 class FrozenCLIP(FrozenModule):
     """A frozen CLIP that embeds images and texts as unit vectors.
 
-    `model` is changed in place: it is put into eval mode, its weights are frozen, and its image
-    tower gets faster layers with the same results (`towers`). The image tower follows `.to()`,
-    `.cuda()` and `.half()`, but is hidden from everything else (`FrozenModule`). The text tower
-    stays where it is, usually on the CPU, as it runs once per text.
+    `model` is changed in place: it is frozen, and its image tower gets faster layers with the same
+    results (`towers`). The image tower follows `.to()` and casts, but is hidden from everything
+    else (`FrozenModule`). The text tower stays where it is, as it runs once per text.
 
     Args:
         model: a model built by open_clip (`create_model`, or one of its classes).
         tokenizer: the tokenizer of that model (`open_clip.get_tokenizer`).
         name: the model's name in messages and saved files.
         keep_text: False frees the text tower after its first use, or when a loss gets an embedded
-            objective. Afterwards only texts that are already embedded can be used.
-        vocabulary: lower-case words that the model knows; a space takes the place of other words
-            and symbols in texts, with a warning. None keeps all words.
+            objective. Then only texts that are already embedded can be used.
+        vocabulary: lower-case words that the model knows; others are left out of texts, with a
+            warning. None keeps all words.
 
     Raises:
-        TypeError: `model` has no image tower (`visual`) or no `encode_text`; `tokenizer` is not
-            callable; another argument has a wrong type.
-        ValueError: `model` does not name the size of its input images.
+        TypeError, ValueError: `model` is no CLIP of open_clip, or has no input size.
         RuntimeError: it is built inside `accelerate.init_empty_weights()`.
 
     Attributes:
@@ -76,24 +72,15 @@ class FrozenCLIP(FrozenModule):
 
     @default_torch_state()
     def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Callable[..., Tensor],
-        *,
-        name: str = "custom",
-        keep_text: bool = True,
-        vocabulary: Collection[str] | None = None,
-    ) -> None:
+        self, model: nn.Module, tokenizer: Callable[..., Tensor], *, name: str = "custom",
+        keep_text: bool = True, vocabulary: Collection[str] | None = None,
+    ) -> None:  # fmt: skip
         visual = getattr(model, "visual", None)
         if not isinstance(visual, nn.Module) or not hasattr(model, "encode_text"):
             raise TypeError(
                 "`model` must be an open_clip model with an image tower `visual` and a method "
                 f"`encode_text`, got {type(model).__name__}; build it with open_clip.create_model"
             )
-        if not callable(tokenizer):
-            raise TypeError(f"`tokenizer` must be callable, got {tokenizer!r}; open_clip has it")
-        if isinstance(vocabulary, str):
-            raise TypeError(f"`vocabulary` must hold words, got {vocabulary!r}; split the text")
         super().__init__()
         self.name = checks.check_type("name", name, str)
         self.keep_text = checks.check_flag("keep_text", keep_text)
@@ -118,15 +105,10 @@ class FrozenCLIP(FrozenModule):
     @classmethod
     @default_torch_state()
     def from_pretrained(
-        cls,
-        model_name: str = "ViT-B-32-quickgelu",
-        pretrained: str | Path | None = "openai",
-        *,
-        cache_dir: str | Path | None = None,
-        tokenizer: str | Path | None = None,
-        device: str | torch.device = "cpu",
+        cls, model_name: str = "ViT-B-32-quickgelu", pretrained: str | Path | None = "openai", *,
+        cache_dir: str | Path | None = None, device: str | torch.device = "cpu",
         keep_text: bool = True,
-    ) -> FrozenCLIP:
+    ) -> FrozenCLIP:  # fmt: skip
         """Load a pretrained CLIP as float32; the default is the paper's ViT-B/32.
 
         Code in files is never run. docs/encoders.md lists the kinds of files and how to load each.
@@ -135,28 +117,19 @@ class FrozenCLIP(FrozenModule):
             model_name: one of `open_clip.list_models()` or of OpenAI's names (``ViT-B/32``); or a
                 folder, ``local-dir:FOLDER``, or a repository, ``hf-hub:ORG/REPO``, of open_clip
                 or of a transformers CLIPModel.
-            pretrained: a tag of `open_clip.list_pretrained()`, or the path of a file with weights
-                of that model: a state dict, a training checkpoint, OpenAI's TorchScript archive,
-                or a transformers CLIPModel with its config.json beside it. Not used for folders
-                and repositories, which have weights of their own.
-            cache_dir: folder for downloads; None uses the default of open_clip and the Hugging
-                Face hub.
-            tokenizer: a folder with the tokenizer's files, for models whose tokenizer is on the
-                hub (SigLIP and others). None uses CLIP's tokenizer or downloads the model's.
+            pretrained: a tag of `open_clip.list_pretrained()`, or a file with weights of that
+                model; not used for folders and repositories.
+            cache_dir: folder for downloads; None is the default of the Hugging Face hub.
             device: device of the image tower; the text tower stays on the CPU.
             keep_text: see the class.
 
         Raises:
-            TypeError: an argument has a wrong type.
-            ValueError: the model or tag is unknown; the file has no weights, or not those of the
-                model; the weights were trained with another activation (QuickGELU or GELU).
-            FileNotFoundError: the file does not exist, or the weights or the tokenizer are not in
-                the cache and cannot be downloaded. The message says which file to fetch and how to
-                pass it.
-            ImportError: the model or its tokenizer needs transformers, which is not installed.
-            RuntimeError: see the class.
+            TypeError, ValueError: the model or tag is unknown; the file has no weights, or not
+                those of the model; they were trained with another activation.
+            FileNotFoundError: there is no such file, or the weights cannot be downloaded. The
+                message says which file to fetch and how to pass it.
         """
-        name, model, tokenize = load_clip(model_name, pretrained, cache_dir, tokenizer)
+        name, model, tokenize = load_clip(model_name, pretrained, cache_dir)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
 
     @classmethod
@@ -164,12 +137,8 @@ class FrozenCLIP(FrozenModule):
     def tiny(cls) -> FrozenCLIP:
         """Load the CLIP that comes with the package, for demonstrations and continuous integration.
 
-        Nothing is downloaded. It was trained from scratch on rendered scenes and on crops of four
-        pairs of the TNO Image Fusion Dataset. It knows about a hundred words and warns of others.
-        It does not replace a real CLIP in research.
-
-        Raises:
-            ValueError: its files are missing or damaged.
+        It was trained on rendered scenes and on crops of four pairs of the TNO Image Fusion
+        Dataset, knows about a hundred words, and does not replace a real CLIP in research.
         """
         model, tokenizer, words = load_bundled_clip()
         return cls(model, tokenizer, name="tiny", vocabulary=words)
@@ -184,23 +153,12 @@ class FrozenCLIP(FrozenModule):
         self.network.compile(*args, **kwargs)
 
     def encode_image(self, images: Tensor, *, precision: str = "auto") -> Tensor:
-        """Embed images; differentiable with respect to them.
+        """Embed (N, 1 | 3, H, W) images in [0, 1] as (N, D) float32 unit vectors; differentiable.
 
-        Images are resized to the model's input size (bilinear, anti-aliased, aspect ratio not
-        kept), repeated to three channels if grey, and normalised with the model's mean and std.
-
-        Args:
-            images: (N, 1 | 3, H, W) floating point in [0, 1], any H and W, on `device`.
-            precision: of the image tower's arithmetic: "bf16", "fp16", or "fp32" for no autocast,
-                that is the precision of its weights. "auto" follows the surrounding
-                `torch.autocast`; without one it is the precision of the weights.
-
-        Returns:
-            (N, D) float32 unit vectors.
-
-        Raises:
-            TypeError: `images` is not a floating point tensor.
-            ValueError: `images` has a wrong shape or device, or `precision` is unknown.
+        Images are resized to the model's input size (bilinear, anti-aliased, aspect ratio not kept)
+        and normalised with its mean and std. `precision` is "bf16", "fp16", or "fp32" for that of
+        the weights; "auto" follows the surrounding `torch.autocast`, or else the weights. Wrong
+        images are a TypeError or a ValueError.
         """
         checks.check_image("images", images)
         checks.check_device("images", images, self.device, "encoder", "encoder")
@@ -227,23 +185,11 @@ class FrozenCLIP(FrozenModule):
 
     @default_torch_state()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Embed texts. Each text is embedded once; later calls reuse its vector.
-
-        Args:
-            texts: a text, or a sequence of T texts.
-
-        Returns:
-            (T, D) float32 unit vectors on `device`, without gradient.
+        """Embed a text or T texts as (T, D) float32 unit vectors on `device`, each of them once.
 
         Raises:
-            TypeError: `texts` is neither a text nor a sequence of texts.
-            ValueError: there is no text, or one is empty, too long for the model, or the name of a
-                file.
+            TypeError, ValueError: a text is none, empty, too long, or the name of a file.
             RuntimeError: a text is new and the text tower was dropped.
-
-        Warns:
-            UserWarning: words or symbols are not in the model's vocabulary, if it has one; a space
-                takes their place.
         """
         return self._on_host(checks.check_texts("texts", texts)).to(self.device)
 
@@ -258,9 +204,8 @@ class FrozenCLIP(FrozenModule):
         """(T, D) float32 unit vectors on the CPU."""
         if self._text is None:
             raise RuntimeError(
-                f"the text tower of {self.name!r} was dropped (keep_text=False), so new texts "
-                f"cannot be embedded: {texts}; build the encoder with keep_text=True, or load what "
-                "another copy of it has embedded with EmbeddedFusionModel.save"
+                f"the text tower of {self.name!r} was dropped (keep_text=False), so it cannot "
+                f"embed {texts}; pass keep_text=True, or load a saved EmbeddedFusionModel"
             )
         (tower,) = self._text
         tokens = self._tokenize(texts).to(next(tower.parameters()).device)
@@ -281,7 +226,7 @@ class FrozenCLIP(FrozenModule):
             if cut:
                 raise ValueError(
                     f"a text must have at most {length} tokens, start and end included, "
-                    f"got {checks.shorten(text)}; shorten it, or split it into an ensemble of texts"
+                    f"got {checks.shorten(text)}; shorten it, or split it into several texts"
                 )
         return tokens
 
@@ -304,9 +249,8 @@ def _known_words(texts: list[str], name: str, vocabulary: frozenset[str]) -> lis
     unknown = sorted(set(WORDS.findall(" ".join(texts).lower())) - vocabulary)
     if unknown:
         checks.warn(
-            f"the model {name!r} was not trained on {', '.join(map(repr, unknown))}; "
-            "these words are removed from the text. Use words of encoder.vocabulary, "
-            "or a real CLIP: FrozenCLIP.from_pretrained()"
+            f"the model {name!r} was not trained on {', '.join(map(repr, unknown))}, which is left "
+            "out; use words of encoder.vocabulary, or a real CLIP: FrozenCLIP.from_pretrained()"
         )
 
     def known(word: re.Match[str]) -> str:
@@ -320,10 +264,7 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
     config: dict[str, Any] = getattr(visual, "preprocess_cfg", {})
     size = config.get("size", getattr(visual, "image_size", None))
     if size is None:
-        raise ValueError(
-            "`model.visual` must have its input size in `preprocess_cfg` or `image_size`, got "
-            "neither"
-        )
+        raise ValueError("`model.visual` must have `image_size` or `preprocess_cfg`, got neither")
     height, width = (size, size) if isinstance(size, int) else size
     return (height, width), config.get("mean", CLIP_MEAN), config.get("std", CLIP_STD)
 
@@ -331,15 +272,14 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
 def _rescale_gradient(images: Tensor, features: Tensor) -> None:
     """Keep the gradient between `features` and `images` within the range of float16.
 
-    A loss scale of 65536 could make it infinite, a nearly flat loss zero. So the gradient is scaled
-    to a largest value of about `GRADIENT_PEAK` before the tower and scaled back behind it. The
-    factor is a power of two, so nothing is rounded.
+    A loss scale of 65536 could make it infinite, a nearly flat loss zero. So it is scaled to about
+    `GRADIENT_PEAK` before the tower and back behind it, by a power of two, so nothing is rounded.
     """
     factors = []
 
     def enter(gradient: Tensor) -> Tensor:
         peak = gradient.detach().abs().max() / GRADIENT_PEAK
-        # Not torch.ldexp: it computes the power of two in torch's default dtype.
+        # Not torch.ldexp, which computes in torch's default dtype.
         factor = peak / torch.frexp(peak).mantissa
         factors.append(torch.where(peak > 0, factor, torch.ones_like(factor)))
         return gradient / factors[-1]
@@ -352,8 +292,7 @@ def _rescale_gradient(images: Tensor, features: Tensor) -> None:
 
 
 def _compute_dtype(network: nn.Module) -> torch.dtype:
-    # Mixed-precision towers keep 1-D to 3-D parameters in float32. The image must have the
-    # precision of the first convolution, whose weight is 4-D.
+    # That of the first convolution, as mixed-precision towers keep 1-D to 3-D weights in float32.
     parameters = list(network.parameters())
     return next((p.dtype for p in parameters if p.ndim == 4), parameters[0].dtype)
 
@@ -382,12 +321,7 @@ def _fingerprint(
     visual: nn.Module, text: nn.Module, size: tuple[int, int], mean: Iterable[float],
     std: Iterable[float],
 ) -> str:  # fmt: skip
-    """A short text that identifies a CLIP. Compute it before `fold_batch_norms`.
-
-    It covers the weights of both towers, the activations, the numbers of attention heads, the
-    epsilons of the normalisations, the pooling, the causal mask of the text tower, and the size,
-    mean and std of input images.
-    """
+    """What identifies a CLIP: weights and arithmetic of both towers, and how images come in."""
     numbers = [f"{number:.6g}" for number in (*size, *mean, *std)]
     weights = {
         name.removeprefix("text."): weight  # as in open_clip's CustomTextCLIP
@@ -401,8 +335,7 @@ def _fingerprint(
 def _digests(weights: dict[str, Tensor], arithmetic: str) -> str:
     """Digests of the weights rounded to float16 and to bfloat16; empty if there are no weights.
 
-    Rounding a second time to the same dtype changes nothing. So a model and its float16 copy have
-    the same first digest, and a model and its bfloat16 copy the same second one.
+    A model and its float16 copy have the same first digest, and its bfloat16 copy the second.
     """
     weights = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
     if not weights:

@@ -10,19 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenModule", "computes_in_float16", "default_torch_state", "drop_traces"]
+__all__ = ["FrozenModule", "computes_in_float16", "default_torch_state"]
 
 
 @contextmanager
 def default_torch_state() -> Iterator[None]:
     """Context or decorator for code that creates networks, text embeddings and other lasting state.
 
-    Inside, the caller's `torch.inference_mode`, grad mode and default device have no effect. All of
-    this is local to the thread. PyTorch's default dtype is not, so it stays as it is: give each new
-    tensor its dtype.
-
-    Raises:
-        RuntimeError: new parameters have no values here.
+    Inside, the caller's `torch.inference_mode`, grad mode and default device have no effect. The
+    default dtype stays, as it is not local to the thread: give each new tensor its dtype.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         probe = nn.Module()
@@ -38,10 +34,9 @@ def default_torch_state() -> Iterator[None]:
 class FrozenModule(nn.Module):
     """Keeps the attributes that `frozen` names, networks and tensors, out of everybody's sight.
 
-    They are not in `parameters()`, `buffers()`, `state_dict()` or `modules()` of an owner, and
-    `.train()`, `.apply()` and `.requires_grad_()` do not reach them. So nothing trains, saves,
-    averages or broadcasts them. They follow `.to()` and the like: a tensor to another device, with
-    its dtype; a network also to another dtype. Networks are put into eval mode.
+    Nothing trains, saves, averages or broadcasts them, and `.train()`, `.apply()` and
+    `.requires_grad_()` do not reach them. They follow `.to()` and the like: a tensor to another
+    device, with its dtype; a network also to another dtype. Networks are put into eval mode.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ()
@@ -101,14 +96,3 @@ def computes_in_float16(network: nn.Module, device: torch.device) -> bool:
     half = known and torch.is_autocast_enabled(device.type)
     half = half and torch.get_autocast_dtype(device.type) == torch.float16
     return half or any(p.dtype == torch.float16 for p in network.parameters())
-
-
-def drop_traces(state: dict[str, Any], prefix: str) -> None:
-    """Remove the version entries of modules under `prefix` that saved nothing from `state`.
-
-    PyTorch keeps these entries in the attribute `_metadata`, which `torch.save` writes too.
-    """
-    metadata = getattr(state, "_metadata", {})
-    for name in [name for name in metadata if f"{name}.".startswith(prefix)]:
-        if not any(key.startswith(f"{name}.") for key in state):
-            del metadata[name]

@@ -2,12 +2,10 @@
 
 An *embedding* is a unit vector of a CLIP encoder and a *direction* the normalised difference of two
 embeddings; both lie along the last axis, of length D. Images are (N, C, H, W) with values in
-[0, 1]. Nothing is checked here: `LanguageDrivenFusionLoss` checks its arguments once, and a direct
-call with wrong shapes has PyTorch's own errors.
+[0, 1]. Nothing is checked here: a direct call with wrong shapes has PyTorch's own errors.
 
-Equations and constants are those of Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible Image
-Fusion with Language-Driven Loss in CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267), called
-"the paper" below. What the paper does not specify is as in its published code.
+Equations and constants are those of Wang et al., ACM MM 2025 (arXiv 2402.16267), "the paper", and
+of its published code.
 """
 
 from __future__ import annotations
@@ -20,27 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "direction",
-    "direction_loss",
-    "intensity_gradient_loss",
-    "match_channels",
-    "max_feature_loss",
-    "mean_direction",
-    "mean_over_patches",
-    "patch_entropy",
-    "random_patch_transforms",
-    "resize_images",
-    "sample_patches",
-    "shrink_images",
-    "similarity_loss",
-    "soften_outliers",
-    "structure_loss",
-    "total_loss",
-]
+    "direction", "direction_loss", "intensity_gradient_loss", "match_channels", "max_feature_loss",
+    "mean_direction", "mean_over_patches", "patch_entropy", "random_patch_transforms",
+    "resize_images", "sample_patches", "shrink_images", "similarity_loss", "soften_outliers",
+    "structure_loss", "total_loss",
+]  # fmt: skip
 
 # Smallest length by which a difference of unit vectors is divided. Real fused images differ from
-# their sources by 0.1 or more, so they are not affected. Where fused == source the gradient stays
-# below 1 / DIRECTION_EPS instead of becoming NaN.
+# their sources by 0.1 or more. Where fused == source it keeps the gradient finite.
 DIRECTION_EPS = 1e-3
 
 # Smallest root mean square by which image gradients and contrasts are divided: a quarter of an
@@ -76,19 +61,15 @@ def direction(start: Tensor, end: Tensor) -> Tensor:
 
 
 def direction_loss(
-    embedding: Tensor,
-    visible_embedding: Tensor,
-    infrared_embedding: Tensor,
-    visible_direction: Tensor,
-    infrared_direction: Tensor,
-) -> Tensor:
+    embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor,
+    visible_direction: Tensor, infrared_direction: Tensor,
+) -> Tensor:  # fmt: skip
     """Mean cosine distance between image directions and text directions, from both sources.
 
         1/2 (1 - cos(dir(v_v, e), D_v)) + 1/2 (1 - cos(dir(v_r, e), D_r))
 
-    Embeddings are (..., D): e of fused images or of their patches, v_v and v_r of the whole source
-    images. D_v and D_r are the text directions from the source's text to the fused image's; (D,),
-    or (..., D) with one per embedding. Returns (...) losses in [0, 2].
+    Embeddings are (..., D): e of fused images or their patches, v_v and v_r of whole sources. D_v
+    and D_r are the text directions, (D,), or (..., D). Returns (...) losses in [0, 2].
     """
     # All vectors are unit, so cos is the plain inner product.
     from_visible = (direction(visible_embedding, embedding) * visible_direction).sum(-1)
@@ -97,10 +78,9 @@ def direction_loss(
 
 
 def mean_direction(visible_direction: Tensor, infrared_direction: Tensor) -> Tensor:
-    """Normalised mean of both text directions: ``(D_v + D_r) / max(|D_v + D_r|, 1e-3)``.
+    """Normalised mean of both (..., D) text directions: ``(D_v + D_r) / max(|D_v + D_r|, 1e-3)``.
 
-    Both are (..., D). If the fused image has the same direction from both sources, `direction_loss`
-    is smallest for this one. Zero where both directions are zero or opposite.
+    Of all directions that are the same from both sources, `direction_loss` is smallest for it.
     """
     return F.normalize(visible_direction + infrared_direction, dim=-1, eps=DIRECTION_EPS)
 
@@ -116,22 +96,18 @@ def similarity_loss(
 
 
 def mean_over_patches(sums: Tensor, kept: Tensor, reduction: str = "all") -> Tensor:
-    """Mean loss of each sample's patches.
+    """(B,) mean losses of each sample's patches, from (B,) sums over those that passed the filter.
 
-    Args:
-        sums: (B,) sums of the losses of the patches that passed the entropy filter.
-        kept: (B, N) boolean, True for patches that passed.
-        reduction: "all" divides by N, so dropped patches count as zero (the paper's code);
-            "kept" divides by the number of kept patches; 0 without any.
+    `kept` is (B, N), True for patches that passed. "all" divides by N, so that dropped patches
+    count as zero (the paper's code); "kept" divides by the number of kept ones.
     """
     return sums / (kept.shape[1] if reduction == "all" else kept.sum(1).clamp(min=1))
 
 
 def total_loss(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Weighted sum of the terms: ``sum_i weights[i] * terms[i]``.
+    """``sum_i weights[i] * terms[i]``; terms are tensors of one shape.
 
-    Terms are tensors of one shape. The paper's weights of the direction, patch, similarity and
-    perceptual terms are 2, 10, 6 and 10.
+    The paper's weights of the direction, patch, similarity and perceptual terms: 2, 10, 6 and 10.
     """
     return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)
 
@@ -141,8 +117,7 @@ def max_feature_loss(
 ) -> Tensor:
     """The paper's perceptual term: ``sum_l MSE(phi_l(fused), max(phi_l(vis), phi_l(ir)))``.
 
-    Each argument holds feature maps phi_l of one image, (B, C_l, H_l, W_l), at least one layer;
-    returns (B,) losses.
+    Each argument holds feature maps phi_l of one image, (B, C_l, H_l, W_l); returns (B,) losses.
     """
     layers = [
         (f - torch.maximum(v, r)).square().flatten(1).mean(1)
@@ -280,10 +255,7 @@ def _mean_abs(images: Tensor) -> Tensor:
 
 
 def match_channels(images: Tensor, channels: int) -> Tensor:
-    """Repeat (N, 1, H, W) grey images to 3 channels, or convert RGB images to BT.601 luma.
-
-    Returns `images` itself if it has that many channels, 1 or 3, already.
-    """
+    """Repeat (N, 1, H, W) grey images to 3 channels, or convert RGB images to BT.601 luma."""
     if images.shape[1] == channels:
         return images
     if channels == 3:
@@ -293,20 +265,16 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, H, W) images to `size`, bilinear with anti-aliasing.
-
-    The aspect ratio may change. Returns `images` itself if it has that (height, width) already.
-    """
+    """Resize (N, C, H, W) images to `size`, (height, width), bilinear with anti-aliasing."""
     if images.shape[-2:] == size:
         return images
     return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def shrink_images(images: Tensor, short_side: int) -> Tensor:
-    """Downscale (N, C, H, W) images to a short side of `short_side` pixels, with anti-aliasing.
+    """Downscale larger (N, C, H, W) images to a short side of `short_side`, with anti-aliasing.
 
-    For `sample_patches`, which takes one bilinear sample per output pixel and would alias on images
-    that are much larger than its output. Returns `images` itself if it is not larger.
+    For `sample_patches`, which takes one bilinear sample per output pixel and would alias.
     """
     height, width = images.shape[-2:]
     factor = short_side / min(height, width)
@@ -318,11 +286,8 @@ def shrink_images(images: Tensor, short_side: int) -> Tensor:
 def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
     """Compress values beyond `limit`, of either sign, to a logarithm.
 
-    ``sign(x) * limit * (1 + log(|x| / limit))`` where ``|x| > limit``. Values up to the limit, so
-    all images in [0, 1], do not change.
-
-    Large inputs would overflow in the first layer of a float16 network, and clamping would stop
-    their gradient. With the default limit 1e4 becomes 35 and the largest float32 becomes 360.
+    ``sign(x) * limit * (1 + log(|x| / limit))`` where ``|x| > limit``. Large inputs would overflow
+    in a float16 network, and clamping would stop their gradient. The largest float32 becomes 360.
     """
     size = images.abs()
     softened = images.sign() * limit * (1 + (size.clamp(min=limit) / limit).log())
@@ -330,10 +295,9 @@ def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
 
 
 def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
-    """Entropy of the grey-level histogram in bits, (..., H, W) to (...). Not differentiable.
+    """Entropy of the grey-level histogram in bits, (..., H, W) to (...); not differentiable.
 
-    From 0 (constant) to ``log2(bins)``. There are `bins` equal bins on [0, 1], 256 in the paper's
-    code; values outside count in the first or last one.
+    `bins` are equal, on [0, 1], 256 in the paper's code; values outside count in the first or last.
     """
     pixels = patches.detach().flatten(-2)
     levels = (pixels * bins).long().clamp(0, bins - 1)
@@ -344,13 +308,9 @@ def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
 
 
 def random_patch_transforms(
-    batch: int,
-    patches: int,
-    image_size: tuple[int, int],
-    *,
-    scale: tuple[float, float] = (0.5, 0.8),
-    generator: torch.Generator | None = None,
-) -> Tensor:
+    batch: int, patches: int, image_size: tuple[int, int], *,
+    scale: tuple[float, float] = (0.5, 0.8), generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
     """Draw random affine transforms for the paper's patches.
 
     A patch is a square window with a side of ``u * min(H, W)``, u ~ U(`scale`), at a random
@@ -358,17 +318,10 @@ def random_patch_transforms(
     degrees, vertical shift within 10 % of the side, zoom 1 to 1.5, shear within 5 degrees along x.
     The paper's code draws one transform for a whole batch; here each sample and patch has its own.
 
-    Args:
-        batch: number of images B.
-        patches: number of patches N per image.
-        image_size: (H, W) in pixels.
-        scale: range of the window's side as a fraction of the image's short side, within [0, 1].
-        generator: of the random numbers; None uses torch's global CPU generator.
-
-    Returns:
-        (B, N, 2, 3) float32 maps from patch to image coordinates on the generator's device, x
-        before y, as in `torch.nn.functional.affine_grid` with ``align_corners=False``: both run
-        from -1 to 1 between the outer pixel edges.
+    Returns (B, N, 2, 3) float32 maps from patch to image coordinates, on the device of the
+    `generator` (None: torch's global one, CPU), for `batch` images of `image_size` (H, W) with N
+    `patches` each. They are x before y, from -1 to 1 between the outer pixel edges, as in
+    `torch.nn.functional.affine_grid` with ``align_corners=False``.
     """
     device = generator.device if generator is not None else torch.device("cpu")
     draws = torch.rand(7, batch, patches, generator=generator, device=device, dtype=torch.float32)
@@ -415,7 +368,5 @@ def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) ->
     grid = x_axis * x[:, None] + (y_axis * y[:, None, None] + origin)
     # The patches of an image are stacked into one tall output, so the image is not copied.
     grid = grid.flatten(1, 2)
-    tall = F.grid_sample(
-        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
-    )
+    tall = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     return tall.unflatten(2, (count, height)).transpose(1, 2)

@@ -14,7 +14,6 @@ from torch.profiler import record_function
 
 from . import checks, functional
 from .encoder import PRECISIONS, FrozenCLIP
-from .frozen import drop_traces
 from .objective import (
     EmbeddedFusionModel,
     FusionObjective,
@@ -32,13 +31,9 @@ __all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss", "SourceEmbeddings"]
 class FusionLossTerms(NamedTuple):
     """The total loss and its unweighted terms, float32; scalars, or (B,) with ``reduction="none"``.
 
-    Attributes:
-        total: the weighted sum, which `LanguageDrivenFusionLoss` returns.
-        direction: direction loss of the whole fused image, in [0, 2] per sample.
-        patch: direction loss of its patches, in [0, 2] per sample.
-        similarity: mean cosine distance to both sources, in [0, 2] per sample.
-        regularizer: the regularizer's loss.
-        kept: fraction of patches that passed the entropy filter; with "sum" also the mean.
+    `direction` and `patch` are the direction losses of the whole fused image and of its patches,
+    `similarity` the mean cosine distance to the sources, each in [0, 2] per sample; `kept` is the
+    fraction of patches that passed the entropy filter, averaged over the batch also with "sum".
     """
 
     total: Tensor
@@ -102,12 +97,10 @@ class LanguageDrivenFusionLoss(nn.Module):
 
         direction(e) = 1 - (cos(e - v_v, t_f - t_v) + cos(e - v_r, t_f - t_r)) / 2
 
-    v are the CLIP embeddings of the fused, visible and infrared image, t those of the texts, and
-    m_i is 1 if patch i has a grey-level entropy above `min_patch_entropy` in both sources. The
-    formulas are in `functional`. All defaults are the paper's, but for the regularizer, which
-    `paper()` adds. CLIP and the texts' vectors are not in `state_dict()`, `parameters()` or
-    `buffers()`. Options are attributes and may be assigned at any time, such as weights on a
-    schedule; only `encoder` and `compile` are fixed at construction.
+    v are the CLIP embeddings of the images, t those of the texts, and m_i is 1 if patch i has a
+    grey-level entropy above `min_patch_entropy` in both sources; see `functional`. All defaults are
+    the paper's, but for the regularizer, which `paper()` adds. Options are attributes and may be
+    assigned at any time; only `encoder` and `compile` are fixed at construction.
 
     Args:
         objective: a `FusionObjective`; or a text, or several, for `FusionObjective(fused=texts)`;
@@ -122,25 +115,20 @@ class LanguageDrivenFusionLoss(nn.Module):
             [0.05, 1] (paper: 0.5 to 0.8).
         min_patch_entropy: patches must have more bits of grey-level entropy than this in both
             sources, 0 to 8 (paper: 6); None keeps all patches.
-        patch_reduction: "all" averages over all patches and counts dropped ones as 0, as the
-            paper's code does; "kept" averages over a sample's kept patches, 0 if there are none.
+        patch_reduction: "all" counts dropped patches as 0, as the paper's code does; "kept"
+            averages over a sample's kept patches, 0 if there are none.
         data_range: (low, high), the values of black and white in the images, say (0, 255).
         reduction: "mean" or "sum" over the batch, or "none".
         generator: of the random patches, such as ``torch.Generator().manual_seed(0)``; None uses
-            torch's global CPU generator. Inside `torch.utils.checkpoint` only None draws the same
-            patches again; better checkpoint the network alone.
-        patch_chunk: patches to encode and differentiate at a time. Memory grows with it, not with
-            `num_patches`; value and gradient do not depend on it. "auto" is 64 on accelerators; on
-            a CPU 6 at 224 x 224 pixels, and up to 64 for smaller inputs. None takes all patches at
-            once, which double backward needs (docs/performance.md).
-        precision: of CLIP's arithmetic: "fp32", "bf16" or "fp16"; "auto" follows the surrounding
-            `torch.autocast`, or without one the encoder's weights. Directions and cosines are
-            always float32.
+            torch's global CPU generator, as `torch.utils.checkpoint` requires.
+        patch_chunk: patches to encode and differentiate at a time. Memory grows with it; value and
+            gradient do not depend on it. "auto" is 64 on accelerators, 6 or more on a CPU. None
+            takes all at once, which double backward needs (docs/performance.md).
+        precision: of CLIP's arithmetic: "fp32", "bf16", "fp16" or "auto", see
+            `FrozenCLIP.encode_image`. Directions and cosines are always float32.
         compile: whether to compile the encoder's image tower with `torch.compile`.
 
-    A wrong argument is a TypeError or a ValueError that says what to do.
-
-    Example:
+    A wrong argument is a TypeError or a ValueError that says what to do. Example:
 
         criterion = LanguageDrivenFusionLoss.paper().to(device)
         loss = criterion(fused=network(visible, infrared), visible=visible, infrared=infrared)
@@ -151,26 +139,16 @@ class LanguageDrivenFusionLoss(nn.Module):
     fusion_model: EmbeddedFusionModel
 
     def __init__(
-        self,
-        objective: Objective = FusionObjective(),
-        *,
-        encoder: FrozenCLIP | None = None,
-        direction_weight: float = 2.0,
-        patch_weight: float = 10.0,
-        similarity_weight: float = 6.0,
-        regularizer: nn.Module | None = None,
-        regularizer_weight: float = 10.0,
-        num_patches: int = 32,
-        patch_scale: tuple[float, float] = (0.5, 0.8),
-        min_patch_entropy: float | None = 6.0,
-        patch_reduction: str = "all",
-        data_range: tuple[float, float] = (0.0, 1.0),
-        reduction: str = "mean",
+        self, objective: Objective = FusionObjective(), *, encoder: FrozenCLIP | None = None,
+        direction_weight: float = 2.0, patch_weight: float = 10.0, similarity_weight: float = 6.0,
+        regularizer: nn.Module | None = None, regularizer_weight: float = 10.0,
+        num_patches: int = 32, patch_scale: tuple[float, float] = (0.5, 0.8),
+        min_patch_entropy: float | None = 6.0, patch_reduction: str = "all",
+        data_range: tuple[float, float] = (0.0, 1.0), reduction: str = "mean",
         generator: torch.Generator | None = None,
-        patch_chunk: int | Literal["auto"] | None = "auto",
-        precision: str = "auto",
+        patch_chunk: int | Literal["auto"] | None = "auto", precision: str = "auto",
         compile: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
         self._compiled = checks.check_flag("compile", compile)
@@ -201,28 +179,14 @@ class LanguageDrivenFusionLoss(nn.Module):
     ) -> LanguageDrivenFusionLoss:
         """The paper's loss: CLIP ViT-B/32, VGG-19 regularizer, weights 2 / 10 / 6 / 10.
 
-        `options` are keyword arguments of the class, to replace values of the paper. A
-        FileNotFoundError names all weights that are not in the caches and cannot be downloaded.
+        `options` are keyword arguments of the class. A FileNotFoundError names weights that are not
+        in the cache and cannot be downloaded, and how to pass the file. `tiny` needs none.
         """
         inspect.signature(cls).bind(objective, **options)  # before a download, not after it
-        networks: dict[str, Callable[[], nn.Module]] = {
-            "encoder": FrozenCLIP.from_pretrained,
-            "regularizer": VGGMaxFeatureLoss,
-        }
-        problems = []
-        for name in [name for name in networks if name not in options]:
-            try:
-                options[name] = networks[name]()
-            except FileNotFoundError as error:
-                problems.append(f"\n- `{name}`: {error}")
-        if problems:
-            raise FileNotFoundError(
-                "the paper's loss needs weights that are not available here. With the files, pass\n"
-                "    encoder=FrozenCLIP.from_pretrained('ViT-B-32-quickgelu', CLIP_FILE),\n"
-                "    regularizer=VGGMaxFeatureLoss(VGG_FILE)\n"
-                "or, without the VGG file, regularizer=StructureLoss(). Without any file there is "
-                "LanguageDrivenFusionLoss.tiny() for a first try. Missing:" + "".join(problems)
-            )
+        if "encoder" not in options:
+            options["encoder"] = FrozenCLIP.from_pretrained()
+        if "regularizer" not in options:
+            options["regularizer"] = VGGMaxFeatureLoss()
         return cls(objective, **options)
 
     @classmethod
@@ -253,38 +217,29 @@ class LanguageDrivenFusionLoss(nn.Module):
         return cls(objective, **(defaults | options))
 
     def forward(
-        self,
-        *,
-        fused: Tensor,
-        visible: Tensor,
-        infrared: Tensor,
-        sources: SourceEmbeddings | None = None,
-        objectives: Objectives | None = None,
-    ) -> Tensor:
+        self, *, fused: Tensor, visible: Tensor, infrared: Tensor,
+        sources: SourceEmbeddings | None = None, objectives: Objectives | None = None,
+    ) -> Tensor:  # fmt: skip
         """Compute the loss. All arguments are passed by keyword, so that no role can be mixed up.
 
         Args:
             fused: (B, 1 | 3, H, W), H and W at least 16. Values outside `data_range` are allowed:
                 an untrained network may produce them, and clamping would stop their gradient.
-            visible: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of `fused`;
-                the number of channels and the precision may differ. Gets no gradient.
-            infrared: like `visible`.
-            sources: the result of `embed_sources` for the same `visible` and `infrared`, which are
-                then not encoded again.
+            visible, infrared: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of
+                `fused`; channels and precision may differ. They get no gradient.
+            sources: the result of `embed_sources` for these sources, which saves encoding them.
             objectives: one per image: B texts or `FusionObjective`s, as in `embed`; or B embedded
-                ones, as returned by `embed(...)` or ``bank[names]``. None: the current objective
-                for all images.
+                ones, from `embed(...)` or ``bank[names]``. None: the current one for all images.
 
         Returns:
             A float32 scalar, or (B,) with ``reduction="none"``; differentiable in `fused`.
 
         Raises:
-            TypeError, ValueError: shapes, dtypes, devices or objectives do not match (every call);
-                sources have values that are not finite or outside `data_range` (only the first
-                call, as reading values waits for the device; see `check_values`).
+            TypeError, ValueError: shapes, dtypes, devices or objectives do not match; in the first
+                call also if sources are not finite or outside `data_range` (see `check_values`).
 
-        It warns if the images of the first call suggest a mistake, such as a visible image in
-        YCrCb; or if too many steps of a training have no patch that passes the filter.
+        Warns if the images of the first call suggest a mistake, such as a visible image in YCrCb;
+        or if too many steps of a training have no patch that passes the filter.
         """
         return self.terms(
             fused=fused, visible=visible, infrared=infrared, sources=sources, objectives=objectives
@@ -294,18 +249,12 @@ class LanguageDrivenFusionLoss(nn.Module):
     # images, so tracing would recompile for each number.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def terms(
-        self,
-        *,
-        fused: Tensor,
-        visible: Tensor,
-        infrared: Tensor,
-        sources: SourceEmbeddings | None = None,
-        objectives: Objectives | None = None,
-    ) -> FusionLossTerms:
-        """Compute the loss and its unweighted terms, for logging.
+        self, *, fused: Tensor, visible: Tensor, infrared: Tensor,
+        sources: SourceEmbeddings | None = None, objectives: Objectives | None = None,
+    ) -> FusionLossTerms:  # fmt: skip
+        """Compute the loss and its unweighted terms; arguments, errors, warnings as in `forward`.
 
-        Arguments, errors and warnings are those of `forward`. `patch` and `kept` are 0 if
-        `patch_weight` is 0, and `regularizer` is 0 if its weight is 0: they are not computed then.
+        `patch`, `kept` and `regularizer` are not computed, but 0, where their weight is 0.
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
@@ -330,22 +279,14 @@ class LanguageDrivenFusionLoss(nn.Module):
             patch = fused.new_zeros(len(fused))
             kept = fused.new_zeros(len(fused), self.num_patches)
         else:
+            # Padded, as a compiled tower would be recompiled for each number of patches.
             patch, kept = patch_term(
-                fused,
-                visible,
-                infrared,
-                score,
-                count=self.num_patches,
-                size=self.encoder.image_size,
-                scale=self.patch_scale,
-                min_entropy=self.min_patch_entropy,
-                reduction=self.patch_reduction,
-                generator=self.generator,
+                fused, visible, infrared, score, count=self.num_patches,
+                size=self.encoder.image_size, scale=self.patch_scale,
+                min_entropy=self.min_patch_entropy, reduction=self.patch_reduction,
+                generator=self.generator, chunk=self.patch_chunk, pad=self._compiled,
                 empty_steps=self._empty_steps if self.training else None,
-                chunk=self.patch_chunk,
-                # A compiled tower would be recompiled for each number of patches.
-                pad=self._compiled,
-            )
+            )  # fmt: skip
         embedding = self._encode(fused)
         regularizer = self._regularize(fused, visible, infrared)
         # Autocast would compute cosines of differences of nearly equal vectors in 16 bits.
@@ -354,11 +295,9 @@ class LanguageDrivenFusionLoss(nn.Module):
             similarity = functional.similarity_loss(embedding, *sources)
             parts = direction, patch, similarity, regularizer
             weights = (
-                self.direction_weight,
-                self.patch_weight,
-                self.similarity_weight,
-                self.regularizer_weight,
-            )
+                self.direction_weight, self.patch_weight,
+                self.similarity_weight, self.regularizer_weight,
+            )  # fmt: skip
             total = functional.total_loss(parts, weights)
             passed = kept.float().mean(1)
             passed = passed if self.reduction == "none" else passed.mean()
@@ -368,11 +307,11 @@ class LanguageDrivenFusionLoss(nn.Module):
         if self.regularizer is None or self.regularizer_weight == 0:
             return fused.new_zeros(len(fused))
         losses = self.regularizer(fused, visible, infrared)
-        if not isinstance(losses, Tensor) or losses.shape != (len(fused),):
-            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        shape = tuple(getattr(losses, "shape", ("none",)))
+        if shape != (len(fused),):
             raise ValueError(
-                f"`regularizer` must return one loss per sample, shape ({len(fused)},), got {got}; "
-                "reduce over channels and pixels, not over the batch"
+                f"`regularizer` must return one loss per sample, shape ({len(fused)},), got shape "
+                f"{shape}; reduce over channels and pixels, not over the batch"
             )
         return losses.float()
 
@@ -385,21 +324,18 @@ class LanguageDrivenFusionLoss(nn.Module):
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
         """Embed whole source images once, to pass as `sources` to several calls on the same batch.
 
-        This saves time if the same images are used repeatedly: in evaluation, with fixed crops, or
-        for several fused images of one pair. It does not with random crops. Arguments, errors and
-        warnings are those of `forward`.
+        Arguments, errors and warnings are those of `forward`.
         """
         checks.check_images({"visible": visible, "infrared": infrared}, self.encoder.device)
         self._check_values_once(None, visible, infrared)
         return self._embed_sources(visible, infrared)
 
     def check_values(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
-        """Check the values of a batch, for example when the loss behaves unexpectedly.
+        """Check the values of a batch, as `forward` does with the sources of its first batch only.
 
-        `forward` does so for the sources of its first batch only. This waits for the device, so do
-        not call it in every step. Arguments, errors and warnings are those of `forward`; also a
-        ValueError if `fused` has values that are not finite or outside the range by more than its
-        width.
+        This waits for the device, so do not call it in every step. Arguments, errors and warnings
+        are those of `forward`; also a ValueError if `fused` is not finite or leaves the range by
+        more than its width.
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
@@ -419,9 +355,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         for embedding in sources:
             if embedding.shape != wanted or embedding.device != fused.device:
                 raise ValueError(
-                    f"`sources` must hold embeddings of shape {wanted} on {fused.device}, one per "
-                    f"image, got {tuple(embedding.shape)} on {embedding.device}; embed this batch "
-                    "with criterion.embed_sources(visible, infrared)"
+                    f"`sources` must be embeddings of shape {wanted} on {fused.device}, got "
+                    f"{tuple(embedding.shape)} on {embedding.device}; embed this batch"
                 )
 
     def _to_unit_range(self, images: Tensor) -> Tensor:
@@ -450,10 +385,9 @@ class LanguageDrivenFusionLoss(nn.Module):
         return self.fusion_model.objective
 
     def set_objective(self, objective: Objective) -> None:
-        """Replace the current objective, from the next call on.
+        """Replace the current objective; a text, or several, leave those of the sources as is.
 
-        `objective` is as in the class; but a text, or several, leave the texts of the sources as
-        they are. On an error, see `EmbeddedFusionModel`, the objective does not change.
+        Errors are those of `EmbeddedFusionModel`; then the objective does not change.
         """
         self.fusion_model = embed_one(objective, self.encoder, self.objective)
 
@@ -461,10 +395,8 @@ class LanguageDrivenFusionLoss(nn.Module):
     def embed(self, objectives: Texts | Mapping[str, str | FusionObjective]) -> EmbeddedFusionModel:
         """Embed several objectives: one per image of a batch, or a bank to choose from.
 
-        `objectives` are N texts or `FusionObjective`s, or a mapping of names to them. A text
-        describes the fused image; the texts of the sources are those of the current objective.
-        Texts that this encoder has embedded before are not embedded again, and new ones take a
-        single call of the text tower. Errors are those of `EmbeddedFusionModel`.
+        `objectives` are N texts or `FusionObjective`s, or a mapping of names to them; for a text
+        the sources have those of the current objective. Errors are those of `EmbeddedFusionModel`.
         """
         return embed_all(objectives, self.encoder, self.objective)
 
@@ -480,21 +412,12 @@ class LanguageDrivenFusionLoss(nn.Module):
             # Another encoder would not fit the texts.
             self.fusion_model.check_encoder(checks.check_type("encoder", value, FrozenCLIP))
         elif name == "compile":
-            raise TypeError(
-                f"`compile` is fixed at construction, got an assignment of {value!r}; build a new "
-                "loss with compile=True"
-            )
+            raise TypeError(f"`compile` is fixed at construction, got {value!r} assigned later")
         elif not name.startswith("_") and not hasattr(self, name):
             close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.8)
             if close:
                 raise AttributeError(f"the loss has no option `{name}`; did you mean `{close[0]}`?")
         super().__setattr__(name, value)
-
-    def state_dict(self, *, prefix: str = "", **options: Any) -> Any:
-        """The state of a regularizer that has one; otherwise empty."""
-        state = super().state_dict(prefix=prefix, **options)
-        drop_traces(state, prefix)
-        return state
 
     def extra_repr(self) -> str:
         names = [name for name in OPTIONS if name not in ("regularizer", "generator")]

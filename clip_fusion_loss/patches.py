@@ -14,8 +14,7 @@ from . import checks, functional
 
 __all__ = ["EmptySteps", "choose_patches", "default_chunk", "patch_term", "sum_over_patches"]
 
-# Patches to encode at a time. ViT-B/32 keeps about 18 MiB of float32 activations per patch. An
-# accelerator needs many patches to be busy and has the memory; a CPU is busy with 6 of 224 px.
+# Patches to encode at a time, 18 MiB each with ViT-B/32: many on accelerators, 6 of 224 px on CPUs.
 CPU_CHUNK = 6
 CPU_PIXELS = CPU_CHUNK * 224**2
 ACCELERATOR_CHUNK = 64
@@ -31,36 +30,19 @@ EMPTY_PART = 0.25
 
 
 def patch_term(
-    fused: Tensor,
-    visible: Tensor,
-    infrared: Tensor,
-    score: Callable[[Tensor, Tensor], Tensor],
-    *,
-    count: int,
-    size: tuple[int, int],
-    scale: tuple[float, float],
-    min_entropy: float | None,
-    reduction: str,
-    generator: torch.Generator | None,
+    fused: Tensor, visible: Tensor, infrared: Tensor, score: Callable[[Tensor, Tensor], Tensor],
+    *, count: int, size: tuple[int, int], scale: tuple[float, float], min_entropy: float | None,
+    reduction: str, generator: torch.Generator | None, chunk: int | str | None, pad: bool,
     empty_steps: EmptySteps | None,
-    chunk: int | str | None,
-    pad: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Draw patches, keep those with enough entropy, and average a score over them.
 
-    Args:
-        fused, visible, infrared: (B, 1 | 3, H, W) in [0, 1].
-        score, chunk, pad: see `sum_over_patches`; "auto" uses `default_chunk`.
-        count: number N of patches per image.
-        size: (height, width) of the patches.
-        scale, generator: see `functional.random_patch_transforms`.
-        min_entropy: see `choose_patches`.
-        reduction: see `functional.mean_over_patches`.
-        empty_steps: the record of the training; None outside training. Then all images get the same
-            patches in every call, and no random number of the training is used.
+    Images are (B, 1 | 3, H, W) in [0, 1]; `count` is the number N of patches per image, `size` is
+    (height, width) of a patch. Without `empty_steps`, the record of a training, all images get the
+    same patches in every call, and no random number of the training is used. The other arguments
+    are those of the functions below and of `functional`.
 
-    Returns:
-        (B,) losses, differentiable in `fused`, and (B, N) True for kept patches.
+    Returns (B,) losses, differentiable in `fused`, and (B, N) True for kept patches.
     """
     # At this size even the smallest patch has a source pixel for each of its pixels.
     short_side = round(max(size) / scale[0])
@@ -93,13 +75,9 @@ def default_chunk(device: torch.device, size: tuple[int, int]) -> int:
 
 @torch.no_grad()
 def choose_patches(
-    visible: Tensor,
-    infrared: Tensor,
-    transforms: Tensor,
-    size: tuple[int, int],
-    *,
+    visible: Tensor, infrared: Tensor, transforms: Tensor, size: tuple[int, int], *,
     min_entropy: float | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The patches with a grey-level entropy above `min_entropy` bits in both sources; None: all.
 
     Returns (B, N) True for chosen patches, and their (K,) indices b * N + n.
@@ -137,40 +115,30 @@ class EmptySteps:
             self._warned = True
             checks.warn(
                 f"no patch passed the filter in {self._empty} of the last {self._steps} steps "
-                f"(`kept` is 0): none had more than {min_entropy:g} bits of grey-level entropy in "
-                "both sources. In these steps the patch term is 0, and the loss jumps when a patch "
-                "passes; train on larger crops, or lower `min_patch_entropy` (None keeps all)"
+                f"(`kept` is 0): none has more than {min_entropy:g} bits of grey-level entropy in "
+                "both sources. There the patch term is 0; use larger crops, or lower "
+                "`min_patch_entropy` (None keeps all)"
             )
 
 
 def sum_over_patches(
-    images: Tensor,
-    transforms: Tensor,
-    index: Tensor,
-    size: tuple[int, int],
-    score: Callable[[Tensor, Tensor], Tensor],
-    *,
-    chunk: int | None,
-    pad: bool = False,
-) -> Tensor:
-    """Sum a score over the patches of each image.
+    images: Tensor, transforms: Tensor, index: Tensor, size: tuple[int, int],
+    score: Callable[[Tensor, Tensor], Tensor], *, chunk: int | None, pad: bool = False,
+) -> Tensor:  # fmt: skip
+    """(B,) sums of a score over the patches of each image; zero for an image without patches.
 
     With a `chunk`, the gradient with respect to `images` is computed in the forward pass, so only
     the activations of one chunk exist at a time; the backward pass scales that gradient. Value and
-    gradient are those of the plain sum.
+    gradient are those of the plain sum, which None computes with ordinary autograd.
 
     Args:
         images: (B, C, H, W).
-        transforms: (B, N, 2, 3) maps of all patches.
+        transforms: (B, N, 2, 3) maps of all patches, of `size` (height, width).
         index: (K,) patches to use, as b * N + n, ascending.
-        size: (height, width) of the patches.
         score: maps (P, C, height, width) patches and the (P,) indices of their images to (P,)
             scores, each of which depends on its own patch only.
-        chunk: patches at a time; None uses all at once and ordinary autograd.
+        chunk: patches at a time.
         pad: whether to fill the last chunk with repeated patches, so that all have one shape.
-
-    Returns:
-        (B,) sums; zero for an image without patches.
     """
     count = transforms.shape[1]
     if len(index) == 0:  # the host knows the length: no synchronisation
@@ -256,7 +224,6 @@ class _DifferentiatedOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         raise RuntimeError(
-            "the patch term was differentiated chunk by chunk and cannot be differentiated "
-            "twice; for double backward (create_graph=True) pass patch_chunk=None, and use an "
+            "the patch term cannot be differentiated twice; pass patch_chunk=None, and use an "
             "attention that supports it: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
         )

@@ -29,14 +29,9 @@ class VGGMaxFeatureLoss(FrozenModule):
     are repeated to 3 channels. Images need at least 8 pixels per side. The network is frozen and
     stays out of checkpoints and optimizers.
 
-    Args:
-        weights: a file with the `state_dict` of torchvision's `vgg19`, complete or of its
-            ``features`` only; code in the file is not run. None loads torchvision's IMAGENET1K_V1
-            weights from torch's hub cache, or downloads them.
-
-    Raises:
-        FileNotFoundError: there is no such file, or the download failed.
-        ValueError: the file does not hold VGG-19 weights, or is damaged.
+    `weights` is a file with the `state_dict` of torchvision's `vgg19`, or of its ``features``; code
+    in it is not run. None loads torchvision's IMAGENET1K_V1 from torch's hub cache, or downloads
+    it. A missing file or a failed download is a FileNotFoundError, another file a ValueError.
     """
 
     frozen = ("network",)
@@ -76,10 +71,7 @@ class IntensityGradientLoss(nn.Module):
 
     g is the source gradient of larger magnitude, with its sign; see
     `functional.intensity_gradient_loss`. Sources are converted to grey or RGB like `fused`.
-
-    Args:
-        gradient_weight: weight of the second part, at least 0. The default of 2 was chosen in
-            trials with the bundled CLIP at a `regularizer_weight` of 10.
+    `gradient_weight` is at least 0; 2 was found in trials with the bundled CLIP.
     """
 
     def __init__(self, gradient_weight: float = 2.0) -> None:
@@ -179,11 +171,10 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
         features.float()
     except Exception as error:
         # Not the reason given by torch, which advises to load without `weights_only`.
+        remedy = f"replace it by {url}" + " or delete it, to download it again" * (weights is None)
         raise ValueError(
             f"`weights` must hold the state_dict of torchvision's vgg19, got {path}, which is "
-            f"damaged or something else ({type(error).__name__}); replace it by {url}"
-            + " or delete it, to download it again"
-            * (weights is None)
+            f"damaged or something else ({type(error).__name__}); {remedy}"
         ) from None
     return features[: VGG_LAYERS[-1] + 1]
 
@@ -197,8 +188,7 @@ def _cached(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem[-8:])
         except (OSError, RuntimeError) as error:  # RuntimeError: cut on its way
             raise FileNotFoundError(
-                "the weights of VGG-19 are not in the cache and could not be downloaded; download "
-                f"{url} on a machine with a network and pass the file as "
-                f"VGGMaxFeatureLoss(weights=...): {error}"
+                f"VGG-19 is not in the cache and cannot be downloaded: {error}; fetch {url} on a "
+                "machine with a network and pass the file as VGGMaxFeatureLoss(weights=...)"
             ) from error
     return path

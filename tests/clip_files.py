@@ -86,6 +86,16 @@ def make_archives(folder):
     return made
 
 
+class Dangerous:
+    """Pickles into a call that leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return type(self.trace).touch, (self.trace,)
+
+
 def renamed(state, prefix):
     return OrderedDict((f"{prefix}{name}", tensor) for name, tensor in state.items())
 

@@ -9,13 +9,9 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
 
-from clip_fusion_loss import (
-    FrozenCLIP,
-    IntensityGradientLoss,
-    LanguageDrivenFusionLoss,
-    functional,
-)
+from clip_fusion_loss import FrozenCLIP, IntensityGradientLoss, LanguageDrivenFusionLoss, functional
 
 # The tests' tensors are so small that handing them to threads costs more than it gains.
 torch.set_num_threads(1)
@@ -92,6 +88,16 @@ def reads(monkeypatch) -> list[str]:
     return found
 
 
+@pytest.fixture
+def vgg_without_a_file(monkeypatch):
+    """VGG-19 as `VGGMaxFeatureLoss` takes it, with random weights."""
+
+    def features(_):
+        return make_layers(cfgs["E"][:14], batch_norm=False)[:23]
+
+    monkeypatch.setattr("clip_fusion_loss.regularizers._vgg19_features", features)
+
+
 @pytest.fixture(scope="session")
 def real_pairs() -> Path:
     """A folder of real infrared-visible pairs beside the checkout, where there is one."""
@@ -159,9 +165,9 @@ class Trainer(nn.Module):
         self.network = Fusion()
         self.criterion = criterion
 
-    def forward(self, visible, infrared):
-        fused = self.network(visible, infrared)
-        return self.criterion(fused=fused, visible=visible, infrared=infrared)
+    def forward(self, visible, infrared, objectives=None):
+        images = named([self.network(visible, infrared), visible, infrared])
+        return self.criterion(**images, objectives=objectives)
 
 
 def gradients(module):

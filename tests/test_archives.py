@@ -16,6 +16,7 @@ import torch
 
 from clip_files import (
     RESNET,
+    Dangerous,
     assert_same_vectors,
     make_archives,
     openai_like,
@@ -61,7 +62,7 @@ class TestTorchScript:
             warnings.simplefilter("ignore")  # that it is deprecated
             torch.jit.load(str(path))
         assert "executed" in capfd.readouterr().out
-        refused("without an image tower", path)
+        refused("no image tower", path)
         assert "executed" not in capfd.readouterr().out
 
 
@@ -80,16 +81,6 @@ class RunsWhenLoaded(torch.nn.Module):
 
 class Stage(enum.Enum):
     LAST = 3
-
-
-class Dangerous:
-    """Pickles into a call that leaves a trace."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return type(self.trace).touch, (self.trace,)
 
 
 def training_objects(trace):
@@ -146,13 +137,10 @@ class TestTrainingCheckpoints:
         assert_same_vectors(loaded, FrozenCLIP(clip_model, tokenizer))
         assert not trace.exists()
 
-    def test_module_pickled_whole(self, clip_model, tokenizer, small_architecture, path):
-        torch.save(clip_model, path)
-        loaded = FrozenCLIP.from_pretrained(small_architecture, path)
-        assert_same_vectors(loaded, FrozenCLIP(clip_model, tokenizer))
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-    @pytest.mark.parametrize("kind", ["torch", "safetensors", "with objects"])
+    @pytest.mark.parametrize(
+        ("dtype", "kind"),
+        [(torch.float16, "torch"), (torch.bfloat16, "safetensors"), (torch.float64, "objects")],
+    )
     def test_float32_whatever_the_file_holds(
         self, dtype, kind, clip_model, tokenizer, small_architecture, path
     ):
@@ -206,8 +194,6 @@ OTHERS = {
     "empty": lambda: b"",
     "git-lfs": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
     "web page": lambda: b"\n<!DOCTYPE html><html>404",
-    "JSON": lambda: b'{"error": "Not Found"}',
-    "image": lambda: b"\xff\xd8\xff\xe0" + bytes(64),
     "zip of something else": lambda: zipped(notes__txt="a"),
     "zip without storages": lambda: zipped(a__data__pkl=b""),
     "pickle of a list": lambda: pickle.dumps([1]),
@@ -222,18 +208,15 @@ OTHERS = {
 @pytest.mark.parametrize("content", OTHERS.values(), ids=OTHERS.keys())
 def test_other_and_damaged_files(content, small_architecture, path):
     path.write_bytes(content())
-    message = refused("it is no file of weights, or cut short or damaged", path)
+    message = refused("another file, cut short or damaged", path)
     assert "\n" not in message
     assert "trust" not in message, "PyTorch's advice to run the code in the file"
     assert len(message) < 900
 
 
-@pytest.mark.parametrize(
-    "name", ["features.0.weight", "text_model.final_layer_norm.weight", "conv.weight"]
-)
-def test_other_weights_are_told_by_their_names(name, small_architecture, path):
-    safetensors.torch.save_file({name: torch.zeros(1)}, path)
-    refused(rf"without an image tower, with \['{name}'\]", path)
+def test_other_weights_are_told_by_their_names(small_architecture, path):
+    safetensors.torch.save_file({"features.0.weight": torch.zeros(1)}, path)
+    refused(r"with no image tower, but \['features.0.weight'\]", path)
 
 
 def crafted(*, key="0", count=4, size=(4,), stride=(1,), numbers=bytes(16), compression=0):

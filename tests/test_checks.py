@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from clip_fusion_loss import FusionObjective, LanguageDrivenFusionLoss, checks, functional
+from clip_fusion_loss import LanguageDrivenFusionLoss, functional
 from clip_fusion_loss.checks import warn_of_mistakes
 from conftest import draw_images, make_criterion, named
 
 
 def test_warnings_point_to_the_line_that_called(encoder):
-    criterion = make_criterion(encoder, data_range=(0, 255))
-    with pytest.warns(
-        UserWarning, match="`visible` and `infrared` in \\[0, 1\\] although"
-    ) as caught:
-        criterion(**named(draw_images()))
-    assert {warning.filename for warning in caught} == {__file__}
+    converted = "because the loop has converted them already"
+    for data_range, words in (((-1, 1), converted), ((0, 255), r"in \[0, 1\] although")):
+        criterion = make_criterion(encoder, data_range=data_range)
+        with pytest.warns(UserWarning, match=words) as caught:
+            criterion(**named(draw_images()))
+        assert {warning.filename for warning in caught} == {__file__}
     with pytest.warns(UserWarning, match="'zebra'") as caught:
         LanguageDrivenFusionLoss.tiny("a dark zebra")
     assert {warning.filename for warning in caught} == {__file__}
@@ -40,34 +40,18 @@ def test_values_are_looked_at_on_demand(encoder):
         criterion.check_values(**wrong)
 
 
-@pytest.mark.parametrize("batch", [1, 6, 12])
-def test_a_first_check_on_demand_warns_once_and_embeds_nothing(encoder, encoded_batches, batch):
+def test_a_first_check_on_demand_warns_once_and_embeds_nothing(encoder, encoded_batches):
     criterion = make_criterion(encoder, data_range=(0, 255), patch_weight=0)
-    images = named(draw_images(batch=batch))
+    images = named(draw_images())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         criterion.check_values(**images)
         assert encoded_batches == []
         criterion(**images)
     assert len(caught) == 1
-    assert encoded_batches == [2 * batch, batch]
+    assert encoded_batches == [4, 2]
     with pytest.warns(UserWarning, match="in \\[0, 1\\] although"):  # asked again, told again
         criterion.check_values(**images)
-
-
-def test_options_may_be_assigned(encoder):
-    images = draw_images()
-    criterion = make_criterion(encoder, direction_weight=1.0)
-    criterion.direction_weight = 3
-    criterion.objective = "a dark image"
-    expected = make_criterion(encoder, objective="a dark image", direction_weight=3)
-    assert criterion.objective == FusionObjective("a dark image")
-    assert criterion(**named(images)) == expected(**named(images))
-
-
-def test_all_on_the_wrong_device(encoder):
-    with pytest.raises(ValueError, match=r"criterion.to\('meta'\)"):
-        make_criterion(encoder)(**named([image.to("meta") for image in draw_images()]))
 
 
 @pytest.mark.parametrize("returned", [torch.zeros(()), torch.zeros(2, 1), 0.0, torch.zeros(3)])
@@ -88,14 +72,6 @@ def test_another_range_has_the_sources_checked_again(encoder):
     criterion.data_range = (0.0, 0.1)
     with pytest.raises(ValueError, match=r"`visible` must lie in \[0, 0.1\]"):
         criterion(**named(images))
-
-
-def test_also_in_a_script_beside_the_package():
-    script = str(Path(checks.__file__).parent) + "_training.py"
-    code = compile("def train():\n    checks.warn('so it is')\ntrain()", script, "exec")
-    with pytest.warns(UserWarning, match="so it is") as caught:
-        exec(code, {"checks": checks})
-    assert [(warning.filename, warning.lineno) for warning in caught] == [(script, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -119,30 +95,27 @@ def batches(pairs, size, crop=None):
     random = torch.Generator().manual_seed(size)
 
     def take(visible, infrared):
-        visible = visible.expand(3, -1, -1)
+        images = [visible.expand(3, -1, -1), infrared]
         if crop is None:
-            whole = (
-                functional.resize_images(image[None], (96, 96)) for image in (visible, infrared)
-            )
-            return [image[0].clamp(0, 1) for image in whole]
+            return [functional.resize_images(i[None], (96, 96))[0].clamp(0, 1) for i in images]
         top, left = (int(torch.randint(s - crop, (), generator=random)) for s in infrared.shape[1:])
-        return [image[:, top : top + crop, left : left + crop] for image in (visible, infrared)]
+        return [image[:, top : top + crop, left : left + crop] for image in images]
 
     taken = [take(*pair) for pair in pairs]
     for start in range(0, len(pairs), size):
         yield map(torch.stack, zip(*taken[start : start + size], strict=True))
 
 
-def luminance_and_chroma(rgb, order):
-    """What OpenCV (YCrCb) and Pillow (YCbCr) make of RGB in [0, 1]."""
+def luminance_and_chroma(rgb):
+    """What OpenCV (YCrCb) makes of RGB in [0, 1]; Pillow's YCbCr has the chroma swapped."""
     red, green, blue = rgb.split(1, 1)
     luminance = 0.299 * red + 0.587 * green + 0.114 * blue
-    chroma = {"r": 0.713 * (red - luminance) + 0.5, "b": 0.564 * (blue - luminance) + 0.5}
-    return torch.cat([luminance, *(chroma[name] for name in order)], 1).clamp(0, 1)
+    chroma = 0.713 * (red - luminance) + 0.5, 0.564 * (blue - luminance) + 0.5
+    return torch.cat([luminance, *chroma], 1).clamp(0, 1)
 
 
 @pytest.mark.parametrize("crop", [None, 112])
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [1, 3, 8])
 def test_real_pairs_raise_no_false_alarm(pairs, size, crop):
     # Warnings are errors here. In [-1, 1] too: bright crops have no pixel below 0 there.
     for visible, infrared in batches(pairs, size, crop):
@@ -158,25 +131,17 @@ def warnings_of(*arguments):
     return [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize("order", ["rb", "br"])
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 2, 1]])
 @pytest.mark.parametrize("size", [1, 8])
 def test_luminance_and_chroma_are_told_from_colours(pairs, order, size):
     coloured = [pair for pair in pairs if len(pair[0]) == 3]
     found = [
-        warnings_of(None, luminance_and_chroma(visible, order), infrared, (0, 1))
+        warnings_of(None, luminance_and_chroma(visible)[:, order], infrared, (0, 1))
         for visible, infrared in batches(coloured, size)
     ]
     assert sum(map(bool, found)) >= 0.9 * len(found)
     expected = "`visible` looks like YCrCb or YCbCr"
     assert all(expected in message for messages in found for message in messages)
-
-
-def test_a_range_that_was_converted_before(encoder):
-    images = named(draw_images(batch=2))
-    with pytest.warns(UserWarning, match="because the loop has converted them already"):
-        make_criterion(encoder, data_range=(-1, 1))(**images)
-    with pytest.warns(UserWarning, match="`visible` and `infrared` in .0, 1. although"):
-        make_criterion(encoder, data_range=(0, 255))(**images)
 
 
 def test_grey_levels_beside_fractions(encoder):

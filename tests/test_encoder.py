@@ -1,6 +1,5 @@
 """FrozenCLIP: images and texts to vectors, words that it does not know, and which CLIP it is."""
 
-import copy
 import hashlib
 import shutil
 from pathlib import Path
@@ -49,12 +48,6 @@ class TestEncodeImage:
         assert vectors.dtype == torch.float32
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
 
-    def test_differentiable_in_the_images_alone(self, encoder):
-        images = torch.rand(2, 1, 40, 40, requires_grad=True)
-        encoder.encode_image(images)[:, 0].sum().backward()
-        assert images.grad.abs().sum() > 0
-        assert all(p.grad is None for p in encoder.network.parameters())
-
     def test_the_models_own_size_mean_and_std(self, clip_model, tokenizer):
         images = torch.rand(1, 3, 32, 32)
         mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
@@ -68,23 +61,6 @@ class TestEncodeImage:
         torch.testing.assert_close(encoder._mean.flatten(), torch.tensor(MEAN), atol=0, rtol=0)
         torch.testing.assert_close(encoder._std.flatten(), torch.tensor(STD), atol=0, rtol=0)
 
-    @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-    def test_towers_of_mixed_precision(self, tokenizer, precision):
-        model = open_clip.model.CLIP(
-            **MODEL_CONFIG, cast_dtype=open_clip.model.get_cast_dtype(precision)
-        )
-        open_clip.model.convert_weights_to_lp(model, open_clip.model.get_cast_dtype(precision))
-        encoder = FrozenCLIP(model, tokenizer).to("cpu")
-        assert model.visual.ln_post.weight.dtype == torch.float32
-        assert encoder.encode_image(torch.rand(1, 1, 20, 20)).isfinite().all()
-
-    def test_towers_that_return_tokens_too(self, clip_model, tokenizer):
-        images = torch.rand(1, 3, 32, 32)
-        expected = FrozenCLIP(clip_model, tokenizer).encode_image(images)
-        clip_model.visual.output_tokens = True
-        vectors = FrozenCLIP(clip_model, tokenizer).encode_image(images)
-        assert torch.equal(vectors, expected)
-
 
 class TestEncodeText:
     def test_equals_the_reference(self, clip_model, tokenizer):
@@ -95,12 +71,6 @@ class TestEncodeText:
         torch.testing.assert_close(vectors.double(), expected, atol=1e-5, rtol=0)
         assert not vectors.requires_grad
 
-    def test_single_text_and_repeated_texts(self, encoder):
-        assert encoder.encode_text("one").shape == (1, 24)
-        vectors = encoder.encode_text(["two", "one", "two"])
-        assert torch.equal(vectors[0], vectors[2])
-        assert torch.equal(vectors[1], encoder.encode_text("one")[0])
-
     def test_text_tower_can_be_dropped_after_use(self, clip_model, tokenizer):
         encoder = FrozenCLIP(clip_model, tokenizer, keep_text=False)
         first = encoder.encode_text(["one", "two"])
@@ -108,27 +78,11 @@ class TestEncodeText:
         with pytest.raises(RuntimeError, match=r"keep_text=False.*'three'.*EmbeddedFusionModel"):
             encoder.encode_text(["one", "three"])
 
-    def test_long_text_is_refused_not_cut(self, encoder):
-        encoder.encode_text("word " * 22)
-        with pytest.raises(ValueError, match="at most 24 tokens"):
-            encoder.encode_text("word " * 23)
-
-    def test_unknown_words_are_named(self, clip_model, tokenizer, recwarn):
-        known = frozenset({"a", "clear", "image"})
-        encoder = FrozenCLIP(clip_model, tokenizer, vocabulary=known)
-        encoder.encode_text("A clear image.")
-        assert not recwarn
-        with pytest.warns(UserWarning, match="'elephant', 'purple'"):
-            encoder.encode_text("a purple elephant image")
-
     @pytest.mark.filterwarnings("ignore:the model")
     def test_unknown_words_are_left_out(self, clip_model, tokenizer):
         encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "clear", "image"})
         both = encoder.encode_text(["a Clear purple image \N{FIRE}", "a Clear image"])
         assert torch.equal(both[0], both[1])
-        everything = FrozenCLIP(clip_model, tokenizer)
-        both = everything.encode_text(["a clear purple image", "a clear image"])
-        assert not torch.allclose(both[0], both[1])
 
     def test_texts_without_a_known_word(self, clip_model, tokenizer):
         encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "the", "clear", "image"})
@@ -139,7 +93,7 @@ class TestEncodeText:
         assert not FrozenCLIP(clip_model, tokenizer).has_no_known_word("the a")
 
     @pytest.mark.filterwarnings("ignore:the model")
-    @pytest.mark.parametrize("mark", [*"/_-+&|\\~=*#^@<>%", *SEPARATORS], ids=ascii)
+    @pytest.mark.parametrize("mark", [*"/_-+&|=", *SEPARATORS], ids=ascii)
     def test_whatever_separates_words_is_a_space(self, clip_model, tokenizer, mark):
         encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "clear", "dark", "image"})
         expected = encoder.encode_text("a dark clear image")
@@ -151,19 +105,15 @@ class TestEncodeText:
     @pytest.mark.parametrize(
         ("text", "named"),
         [
+            ("a purple elephant image", "elephant', 'purple"),
             ("a clear image \N{FIRE}", "\N{FIRE}"),
-            (
-                "a clear image\N{WHITE MEDIUM STAR}\N{VARIATION SELECTOR-16}",
-                "\N{WHITE MEDIUM STAR}",
-            ),
+            ("a clear image\N{BLACK STAR}\N{VARIATION SELECTOR-16}", "\N{BLACK STAR}"),
             ("a clear \N{RIGHTWARDS ARROW} image", "\N{RIGHTWARDS ARROW}"),
-            ("a clear+image", "\\+"),
             ("a_clear_image", "_"),
             ("a clear image @ 100 %", "%', '100', '@"),
-            ("a clear \N{CJK UNIFIED IDEOGRAPH-56FE}", "\N{CJK UNIFIED IDEOGRAPH-56FE}"),
         ],
     )
-    def test_symbols_are_named_like_words(self, clip_model, tokenizer, text, named):
+    def test_unknown_words_and_symbols_are_named(self, clip_model, tokenizer, text, named):
         encoder = FrozenCLIP(clip_model, tokenizer, vocabulary={"a", "clear", "image"})
         with pytest.warns(UserWarning, match=f"not trained on '{named}"):
             encoder.encode_text(text)
@@ -225,9 +175,9 @@ def finetuned(relative):
     return model
 
 
-def mixed_precision(dtype):
+def mixed_precision():
     model = build()
-    open_clip.convert_weights_to_lp(model, dtype)
+    open_clip.convert_weights_to_lp(model)
     return model
 
 
@@ -241,9 +191,6 @@ OTHERS = {
     "input size": lambda: with_preprocessing(size=64),
     "number of heads": lambda: build(**vision(head_width=8)),
     "pooling": lambda: build(**vision(pool_type="avg")),
-    "norm before or after pooling": lambda: build(
-        **vision(pool_type="avg", final_ln_after_pool=True)
-    ),
     "pooling of the text": lambda: build(**text(pool_type="last")),
     "causal mask": lambda: build(**text(no_causal_mask=True)),
 }
@@ -252,11 +199,9 @@ SAME = {
     "another copy": build,
     "another class": with_a_text_tower_of_its_own,
     "float16": lambda: build().half(),
-    "bfloat16": lambda: build().bfloat16(),
     "float64": lambda: build().double(),
     "float16 and back": lambda: build().half().float(),
-    "mixed float16": lambda: mixed_precision(torch.float16),
-    "mixed bfloat16": lambda: mixed_precision(torch.bfloat16),
+    "mixed float16": lambda: mixed_precision(),
 }
 
 
@@ -287,56 +232,9 @@ def accepts(request, tokenizer, tmp_path):
     return check
 
 
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-def test_others_are_refused(other, accepts):
-    assert not accepts(build(), other())
-
-
-@pytest.mark.parametrize("same", SAME.values(), ids=SAME.keys())
-def test_casts_are_accepted(same, accepts):
-    assert accepts(build(), same())
-
-
-class ImagesOnly(nn.Module):
-    """An image tower whose objectives come as vectors."""
-
-    def __init__(self, visual):
-        super().__init__()
-        self.visual = visual
-
-    def encode_text(self, tokens):
-        raise NotImplementedError
-
-
-def test_text_towers_are_compared_where_there_are_two(tokenizer):
-    alone = FrozenCLIP(ImagesOnly(build().visual), lambda texts: texts)
-    model = EmbeddedFusionModel(FusionObjective(), FrozenCLIP(build(), tokenizer))
-    model.check_encoder(alone)
-    other = FrozenCLIP(ImagesOnly(build(seed=1).visual), lambda texts: texts)
-    with pytest.raises(ValueError, match="`encoder` must be"):
-        model.check_encoder(other)
-
-
-def test_activation_of_the_text_tower_alone(tokenizer):
-    """ResNets have no GELU of any kind; the texts beside them have."""
-    config = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}
-    first, second = (
-        FrozenCLIP(build(vision_cfg=config, quick_gelu=quick), tokenizer) for quick in (False, True)
-    )
-    with pytest.raises(ValueError, match="`encoder` must be"):
-        EmbeddedFusionModel(FusionObjective(), first).check_encoder(second)
-
-
-@pytest.mark.parametrize("quick_gelu", [False, True])
-def test_a_model_taken_twice(quick_gelu, tokenizer):
-    model = build(quick_gelu=quick_gelu)
-    first, second = FrozenCLIP(model, tokenizer), FrozenCLIP(model, tokenizer)
-    assert first.fingerprint == second.fingerprint
-
-
-def test_copies_keep_it(encoder):
-    assert copy.deepcopy(encoder).half().fingerprint == encoder.fingerprint
-    assert encoder.fingerprint == FrozenCLIP(build_clip(), lambda texts: texts).fingerprint
+@pytest.mark.parametrize("kind", [*OTHERS, *SAME])
+def test_others_are_refused_and_casts_accepted(kind, accepts):
+    assert accepts(build(), {**OTHERS, **SAME}[kind]()) == (kind in SAME)
 
 
 def test_of_version_0_2(tokenizer):
@@ -373,11 +271,6 @@ class TestBundled:
         vector = model.eval().encode_text(tokens, normalize=True)
         torch.testing.assert_close(vector, tiny.encode_text("an infrared image"))
 
-    def test_knows_the_papers_words(self, tiny, recwarn):
-        objective = FusionObjective()
-        tiny.encode_text([*objective.fused, *objective.visible, *objective.infrared])
-        assert not recwarn
-
     def test_warns_of_words_it_does_not_know(self):
         with pytest.warns(UserWarning, match=r"'dancing', 'elephant', 'purple'.*from_pretrained"):
             LanguageDrivenFusionLoss.tiny("a purple elephant dancing in the dark")
@@ -401,7 +294,7 @@ class TestBundled:
         assert as_told < before - 0.2
 
     @pytest.mark.parametrize("how", ["missing", "cut short"])
-    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocabulary.txt"])
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
     def test_damaged_files(self, name, how, tmp_path, monkeypatch):
         shutil.copytree(BUNDLED, tmp_path, dirs_exist_ok=True)
         path = next(tmp_path.glob(f"*{name}"))
@@ -410,9 +303,6 @@ class TestBundled:
         if how == "cut short":
             path.write_bytes(content[: len(content) // 2])
         monkeypatch.setattr("clip_fusion_loss.loading.BUNDLED", tmp_path)
-        if (name, how) == ("vocabulary.txt", "cut short"):
-            assert len(FrozenCLIP.tiny().vocabulary) < 110
-            return
         with pytest.raises(ValueError, match="bundled CLIP.*damaged.*install the package again"):
             FrozenCLIP.tiny()
 

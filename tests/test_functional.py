@@ -23,44 +23,28 @@ def test_direction_is_the_unit_difference():
     torch.testing.assert_close(functional.direction(start, end), expected)
 
 
-def test_direction_between_equal_vectors_is_zero_with_a_bounded_gradient():
-    start = vectors(3, 8)
-    end = start.clone().requires_grad_()
-    step = functional.direction(start, end)
-    step.sum().backward()
-    assert (step == 0).all()
-    assert end.grad.abs().max() <= 1 / functional.DIRECTION_EPS
-
-
-@pytest.mark.parametrize("gap", [1e-8, 1e-5, 1e-3, 0.1])
-def test_direction_gradient_is_bounded_near_equal_vectors(gap):
+@pytest.mark.parametrize("gap", [0.0, 1e-8, 1e-5, 1e-3, 0.1])
+def test_direction_gradient_is_bounded_between_equal_and_near_vectors(gap):
     start = vectors(1, 8)
     end = (start + gap * vectors(1, 8, seed=1)).requires_grad_()
-    functional.direction(start, end).sum().backward()
+    step = functional.direction(start, end)
+    step.sum().backward()
+    assert (step.norm() > 0) == (gap > 0)
     assert end.grad.isfinite().all()
     assert end.grad.norm() <= math.sqrt(8) / functional.DIRECTION_EPS
 
 
-def test_direction_loss():
+@pytest.mark.parametrize("shape", [(8,), (4, 8)], ids=["one for all", "one for each embedding"])
+def test_direction_loss(shape):
     e, v_v, v_r = vectors(4, 8), vectors(4, 8, seed=1), vectors(4, 8, seed=2)
-    d_v, d_r = vectors(8, seed=3), vectors(8, seed=4)
-    expected = [
-        0.5 * (1 - cosine(e[i] - v_v[i], d_v)) + 0.5 * (1 - cosine(e[i] - v_r[i], d_r))
-        for i in range(4)
-    ]
-    torch.testing.assert_close(
-        functional.direction_loss(e, v_v, v_r, d_v, d_r), torch.stack(expected)
-    )
-
-
-def test_direction_loss_with_directions_for_each_embedding():
-    e, v_v, v_r = vectors(4, 8), vectors(4, 8, seed=1), vectors(4, 8, seed=2)
-    d_v, d_r = vectors(4, 8, seed=3), vectors(4, 8, seed=4)
+    d_v, d_r = vectors(*shape, seed=3), vectors(*shape, seed=4)
     e.requires_grad_()
     expected = torch.stack(
         [
-            0.5 * (1 - cosine(e[i] - v_v[i], d_v[i])) + 0.5 * (1 - cosine(e[i] - v_r[i], d_r[i]))
-            for i in range(4)
+            0.5 * (1 - cosine(a - v, of_v)) + 0.5 * (1 - cosine(a - r, of_r))
+            for a, v, r, of_v, of_r in zip(
+                e, v_v, v_r, d_v.expand(4, 8), d_r.expand(4, 8), strict=True
+            )
         ]
     )
     actual = functional.direction_loss(e, v_v, v_r, d_v, d_r)
@@ -77,15 +61,6 @@ def test_mean_direction():
     # Opposite ones have no direction between them, and zero is none.
     assert not functional.mean_direction(d_v, -d_v).any()
     assert not functional.mean_direction(torch.zeros(8), torch.zeros(8)).any()
-
-
-def test_direction_loss_is_zero_along_and_two_against_the_texts():
-    v_v, v_r, e = vectors(8), vectors(8, seed=1), vectors(8, seed=2)
-    d_v, d_r = unit(e - v_v), unit(e - v_r)
-    along = functional.direction_loss(e, v_v, v_r, d_v, d_r)
-    against = functional.direction_loss(e, v_v, v_r, -d_v, -d_r)
-    torch.testing.assert_close(along, torch.zeros_like(along))
-    torch.testing.assert_close(against, torch.full_like(against, 2.0))
 
 
 def test_similarity_loss():
@@ -116,21 +91,19 @@ class TestPatchEntropy:
         actual = functional.patch_entropy(patches).double()
         torch.testing.assert_close(actual, torch.tensor(expected).double(), atol=1e-5, rtol=0)
 
-    @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
-    def test_constant_patch_has_none(self, level):
-        assert functional.patch_entropy(torch.full((16, 16), level)) == 0
-
-    def test_all_levels_alike_have_eight_bits(self):
-        levels = torch.arange(256).view(16, 16) / 255
-        torch.testing.assert_close(functional.patch_entropy(levels), torch.tensor(8.0))
-
-    def test_two_levels_have_one_bit(self):
-        checkers = torch.arange(64).view(8, 8).remainder(2).float()
-        torch.testing.assert_close(functional.patch_entropy(checkers), torch.tensor(1.0))
-
-    def test_values_outside_count_in_the_end_bins(self):
-        patch = torch.tensor([[-3.0, 0.0], [1.0, 40.0]])
-        torch.testing.assert_close(functional.patch_entropy(patch), torch.tensor(1.0))
+    @pytest.mark.parametrize(
+        ("patch", "bits"),
+        [
+            (torch.full((16, 16), 0.3), 0.0),
+            (torch.full((16, 16), 1.0), 0.0),
+            (torch.arange(256).view(16, 16) / 255, 8.0),
+            (torch.arange(64).view(8, 8).remainder(2).float(), 1.0),
+            (torch.tensor([[-3.0, 0.0], [1.0, 40.0]]), 1.0),
+        ],
+        ids=["mid-grey", "white", "all levels", "two levels", "values outside in the end bins"],
+    )
+    def test_of_known_patches(self, patch, bits):
+        torch.testing.assert_close(functional.patch_entropy(patch), torch.tensor(bits))
 
 
 class TestPatchTransforms:
@@ -167,22 +140,6 @@ class TestPatchTransforms:
                 expected = to_image @ place @ np.linalg.inv(motion) @ to_pixels
                 np.testing.assert_allclose(maps[b, n], expected[:2], atol=1e-6)
 
-    def test_every_sample_and_patch_has_its_own(self):
-        maps = functional.random_patch_transforms(3, 4, (64, 64)).flatten(0, 1).flatten(1)
-        assert len(torch.unique(maps, dim=0)) == 12
-
-    def test_geometry_stays_within_the_papers_ranges(self):
-        maps = functional.random_patch_transforms(
-            50, 40, (60, 90), generator=torch.Generator().manual_seed(0)
-        ).double()
-        linear = maps[..., :2] * torch.tensor([90.0, 60.0]).double()[:, None]
-        side = torch.linalg.det(linear).sqrt()  # zoomed patch side, in pixels
-        assert side.min() >= 0.5 * 60 / 1.5
-        assert side.max() <= 0.8 * 60
-        turn = torch.rad2deg(torch.atan2(-linear[..., 1, 0], linear[..., 1, 1]))
-        assert turn.abs().max() <= 5
-        assert turn.abs().max() > 4.9
-
 
 class TestSamplePatches:
     def test_equals_the_reference(self):
@@ -195,25 +152,6 @@ class TestSamplePatches:
             for n in range(5):
                 expected = warp(images[b], maps[b, n], (12, 16))
                 torch.testing.assert_close(patches[b, n], expected, atol=1e-9, rtol=0)
-
-    def test_identity_gives_the_image(self):
-        images = torch.rand(2, 1, 9, 7, dtype=torch.float64)
-        identity = torch.eye(3)[:2].expand(2, 1, 2, 3)
-        patches = functional.sample_patches(images, identity, (9, 7))
-        torch.testing.assert_close(patches[:, 0], images)
-
-    def test_gradient_flows_to_the_image(self):
-        images = torch.rand(1, 1, 20, 20, requires_grad=True)
-        maps = functional.random_patch_transforms(1, 2, (20, 20))
-        functional.sample_patches(images, maps, (8, 8)).sum().backward()
-        assert images.grad.abs().sum() > 0
-
-    def test_geometry_keeps_its_precision_under_autocast(self):
-        images = torch.rand(1, 1, 200, 200)
-        maps = functional.random_patch_transforms(1, 2, (200, 200))
-        expected = functional.sample_patches(images, maps, (32, 32))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(functional.sample_patches(images, maps, (32, 32)), expected)
 
 
 def test_resize_images_is_antialiased_bilinear():
@@ -237,26 +175,17 @@ def test_match_channels():
     assert functional.match_channels(colour, 3) is colour
 
 
-class TestIntensityGradientLoss:
-    def test_equals_the_definition(self):
-        fused, visible, infrared = (torch.rand(2, 1, 6, 7, dtype=torch.float64) for _ in range(3))
-        expected = []
-        for f, v, r in zip(fused.numpy(), visible.numpy(), infrared.numpy(), strict=True):
-            value = np.abs(f - np.maximum(v, r)).mean()
-            for axis in (1, 2):
-                gf, gv, gr = (np.diff(image, axis=axis) for image in (f, v, r))
-                value += 3 * np.abs(gf - np.where(np.abs(gv) >= np.abs(gr), gv, gr)).mean()
-            expected.append(value)
-        actual = functional.intensity_gradient_loss(fused, visible, infrared, 3)
-        torch.testing.assert_close(actual, torch.tensor(expected))
-
-    def test_inverted_contrast_is_punished(self):
-        visible = torch.rand(1, 1, 16, 16)
-        infrared = torch.full_like(visible, 0.0)
-        good = functional.intensity_gradient_loss(visible, visible, infrared)
-        inverted = functional.intensity_gradient_loss(1 - visible, visible, infrared)
-        assert good == 0
-        assert inverted > 1
+def test_intensity_gradient_loss():
+    fused, visible, infrared = (torch.rand(2, 1, 6, 7, dtype=torch.float64) for _ in range(3))
+    expected = []
+    for f, v, r in zip(fused.numpy(), visible.numpy(), infrared.numpy(), strict=True):
+        value = np.abs(f - np.maximum(v, r)).mean()
+        for axis in (1, 2):
+            gf, gv, gr = (np.diff(image, axis=axis) for image in (f, v, r))
+            value += 3 * np.abs(gf - np.where(np.abs(gv) >= np.abs(gr), gv, gr)).mean()
+        expected.append(value)
+    actual = functional.intensity_gradient_loss(fused, visible, infrared, 3)
+    torch.testing.assert_close(actual, torch.tensor(expected))
 
 
 def field_of(image):
@@ -338,24 +267,6 @@ class TestStructureLoss:
             actual = functional.structure_loss(gain * fused + bias, visible, infrared)
             torch.testing.assert_close(actual, expected, rtol=1e-9, atol=0)
 
-    def test_the_best_image_is_the_one_with_the_edges_and_the_layout(self):
-        visible = torch.rand(1, 1, 48, 48, dtype=torch.float64)
-        black = torch.zeros_like(visible)
-        assert functional.structure_loss(0.5 * visible, visible, black) < 1e-9
-        inverted = functional.structure_loss(1 - visible, visible, black)
-        assert inverted > 1.5 + functional.structure_loss(visible, visible, black)
-
-    def test_detail_in_flat_regions_costs(self):
-        """Noise and relief where neither source has anything."""
-        source = torch.zeros(1, 1, 64, 64)
-        source[..., 40:, 40:] = torch.rand(24, 24)
-        losses = [
-            functional.structure_loss(source + amount * torch.rand(64, 64), source, 0 * source)
-            for amount in (0.0, 0.1, 0.2, 0.4)
-        ]
-        assert losses == sorted(losses)
-        assert losses[1] > losses[0] + 0.05
-
     @pytest.mark.parametrize("size", [(2, 2), (16, 16), (17, 40)])
     def test_constant_and_equal_images(self, size):
         noise = torch.rand(1, 1, *size)
@@ -371,13 +282,6 @@ class TestStructureLoss:
             assert fused.grad.isfinite().all()
         assert functional.structure_loss(black, black, black) < 1e-6
         assert functional.structure_loss(noise, noise, noise) < 1e-5
-
-    def test_gradient(self):
-        images = torch.rand(3, 1, 1, 18, 17, dtype=torch.float64)
-        fused = images[0].detach().requires_grad_()
-        assert torch.autograd.gradcheck(
-            lambda f: functional.structure_loss(f, images[1], images[2]), (fused,)
-        )
 
 
 def test_max_feature_loss():

@@ -5,7 +5,7 @@ import re
 import shutil
 import threading
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -53,7 +53,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("arguments", "error", "words"),
         [
-            (("ViT-B32", "openai"), ValueError, "'ViT-B32'.*ViT-B-32"),
+            (("ViT-B32", "openai"), ValueError, "list_models.*'ViT-B32'"),
             ((__file__,), ValueError, "`model_name`.*a file of weights is passed as `pretrained`"),
             ((VIT, "opnai"), ValueError, "laion400m_e31.*'opnai'"),
             ((VIT, None), ValueError, "`pretrained`"),
@@ -68,12 +68,7 @@ class TestNames:
             FrozenCLIP.from_pretrained(*arguments)
 
     @pytest.mark.parametrize(
-        ("theirs", "ours"),
-        [
-            ("RN50", "RN50"),
-            ("ViT-B/32", "ViT-B-32-quickgelu"),
-            ("ViT-L/14@336px", "ViT-L-14-336-quickgelu"),
-        ],
+        ("theirs", "ours"), [("RN50", "RN50"), ("ViT-L/14@336px", "ViT-L-14-336-quickgelu")]
     )
     def test_those_of_openai(self, theirs, ours, monkeypatch, archives):
         kind, config = ("RN", RESNET) if theirs.startswith("RN") else ("ViT", MODEL_CONFIG)
@@ -95,19 +90,16 @@ class TestFiles:
         loaded = FrozenCLIP.from_pretrained(small_architecture, "~/weights.pt")
         assert_same_vectors(loaded, FrozenCLIP(clip_model, tokenizer))
 
-    def test_other_classes_of_open_clip(self, monkeypatch, tokenizer, tmp_path):
-        know(monkeypatch, "custom", {**MODEL_CONFIG, "custom_text": True})
-        model = build_clip()
-        torch.save(model.state_dict(), tmp_path / "weights.pt")
-        loaded = FrozenCLIP.from_pretrained("custom", tmp_path / "weights.pt")
-        assert_same_vectors(loaded, FrozenCLIP(model, tokenizer))
-
     @pytest.mark.parametrize(
         ("change", "words"),
         [
             (lambda state: state.pop("ln_final.weight"), r"Missing key\(s\).*ln_final.weight"),
             (lambda state: state.update(more=torch.ones(1)), r"Unexpected key\(s\).*more"),
-            (lambda state: state.update({"visual.proj": torch.ones(32, 8)}), "visual.proj"),
+            # Of another input size, which is not interpolated.
+            (
+                lambda state: state.update({"visual.positional_embedding": torch.ones(65, 32)}),
+                "visual.positional_embedding",
+            ),
         ],
     )
     def test_every_weight_and_no_other(self, change, words, small_architecture, tmp_path):
@@ -116,22 +108,11 @@ class TestFiles:
         torch.save(state, tmp_path / "weights.pt")
         assert len(refused(words, tmp_path / "weights.pt")) < 900
 
-    def test_the_input_size_is_not_interpolated(self, small_architecture, tmp_path):
-        config = {**MODEL_CONFIG, "vision_cfg": {**MODEL_CONFIG["vision_cfg"], "image_size": 64}}
-        torch.save(open_clip.CLIP(**config).state_dict(), tmp_path / "weights.pt")
-        refused("visual.positional_embedding", tmp_path / "weights.pt")
-
     def test_mean_and_std_of_the_models_published_weights(self, monkeypatch, tmp_path):
         know(monkeypatch, "ViT-B-16-SigLIP", MODEL_CONFIG)
         torch.save(build_clip().state_dict(), tmp_path / "weights.pt")
         loaded = FrozenCLIP.from_pretrained("ViT-B-16-SigLIP", tmp_path / "weights.pt")
         assert loaded._mean.flatten().tolist() == [0.5, 0.5, 0.5]
-
-    def test_random_initialisation_is_left_out(self, small_architecture, tmp_path, monkeypatch):
-        torch.save(build_clip().state_dict(), tmp_path / "weights.pt")
-        before = torch.get_rng_state()
-        FrozenCLIP.from_pretrained(small_architecture, tmp_path / "weights.pt")
-        assert torch.equal(torch.get_rng_state(), before)
 
 
 class TestFolders:
@@ -173,14 +154,6 @@ def folder(model, tmp_path_factory):
     return folder
 
 
-THEIRS = {
-    "embed_dim": 24,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8},
-    "text_cfg": {"context_length": 24, "width": 48, "heads": 3, "layers": 1},
-}
-
-
 class TestTransformers:
     """Hugging Face transformers' CLIPModel: its vectors are those of transformers."""
 
@@ -217,12 +190,6 @@ class TestTransformers:
                 MEAN,
                 STD,
             ),
-            (
-                "preprocessor_config.json",
-                {"do_normalize": False, "image_mean": MEAN},
-                [0.0] * 3,
-                [1.0] * 3,
-            ),
         ],
     )
     def test_mean_and_std(self, name, content, mean, std, folder, model, tmp_path):
@@ -230,35 +197,14 @@ class TestTransformers:
         (tmp_path / name).write_text(json.dumps(content))
         assert_equals_theirs(FrozenCLIP.from_pretrained(str(tmp_path)), model, mean, std)
 
-    def test_file_with_its_config_beside_it(self, folder, model, monkeypatch):
-        know(monkeypatch, "small-quickgelu", THEIRS)
-        know(monkeypatch, "small", {**THEIRS, "quick_gelu": False})
-        path = folder / "model.safetensors"
-        assert_equals_theirs(FrozenCLIP.from_pretrained("small-quickgelu", path), model)
-        with pytest.raises(ValueError, match=r"\(QuickGELU\), got 'small'.*use 'small-quickgelu'"):
-            FrozenCLIP.from_pretrained("small", path)
-        other = {**THEIRS, "vision_cfg": {**THEIRS["vision_cfg"], "patch_size": 16}}
-        know(monkeypatch, "small-quickgelu", other)
-        refused("another width or patch size; pass model_name", path, "small-quickgelu")
-
-    def test_file_alone(self, folder, small_architecture, tmp_path):
-        shutil.copy(folder / "model.safetensors", tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"config.json beside it.*model.safetensors"):
-            FrozenCLIP.from_pretrained(small_architecture, tmp_path / "model.safetensors")
-
-    def test_in_a_training_checkpoint(self, folder, model, monkeypatch, tmp_path):
-        know(monkeypatch, "small-quickgelu", THEIRS)
-        state = {f"module.clip.{name}": value for name, value in model.state_dict().items()}
-        torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-        shutil.copy(folder / "config.json", tmp_path)
-        encoder = FrozenCLIP.from_pretrained("small-quickgelu", tmp_path / "last.ckpt")
-        assert_equals_theirs(encoder, model)
+    def test_file_alone(self, folder, small_architecture):
+        refused("model_name='local-dir:FOLDER'", folder / "model.safetensors")
 
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"model_type": "siglip"}, "its type is 'siglip', not 'clip'"),
-            ({"vision_config": 7}, "transformers CLIPModel, got .*config.json"),
+            ({"model_type": "siglip"}, "transformers CLIPModel.*of type 'siglip'"),
+            ({"vision_config": 7}, "transformers CLIPModel.*cannot be built"),
             ({"projection_dim": 48}, "weights that fit"),
         ],
     )
@@ -269,47 +215,21 @@ class TestTransformers:
         with pytest.raises(ValueError, match=words):
             FrozenCLIP.from_pretrained(f"local-dir:{tmp_path}")
 
-    def test_half_a_clip_is_refused(self, model, tmp_path):
-        import transformers
-
-        vision = transformers.CLIPVisionModelWithProjection(model.config.vision_config)
-        vision.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="'clip_vision_model', not 'clip'"):
-            FrozenCLIP.from_pretrained(f"local-dir:{tmp_path}")
-
 
 REPOSITORY, COMMIT = "openai/clip-vit-tiny", "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(SimpleHTTPRequestHandler):
     """Serves a folder as the hub does."""
 
-    def __init__(self, *arguments, folder):
-        self.folder = folder
-        super().__init__(*arguments)
+    def translate_path(self, path):
+        return super().translate_path(path.replace(f"/{REPOSITORY}/resolve/main", ""))
 
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        name = self.path.rpartition("/resolve/main/")[2].partition("?")[0]
-        path = self.folder / name
-        if "/resolve/" not in self.path or not path.is_file():
-            self.send_response(200 if self.path == "/" else 404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.end_headers()
-            return
-        content = path.read_bytes()
-        self.send_response(200)
+    def end_headers(self):
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{name}-{len(content)}"')
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
+        self.send_header("X-Error-Code", "EntryNotFound")  # looked at if there is none
+        self.send_header("ETag", Path(self.path).name)
+        super().end_headers()
 
     def log_message(self, *_):
         pass
@@ -318,7 +238,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(folder, monkeypatch):
     """A hub that has the model's folder."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder=folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=folder))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -336,20 +256,19 @@ class TestHub:
         assert_equals_theirs(FrozenCLIP.from_pretrained(name, cache_dir=tmp_path), model)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         assert_equals_theirs(FrozenCLIP.from_pretrained(name, cache_dir=tmp_path), model)
-        cached = tmp_path / f"models--{REPOSITORY.replace('/', '--')}"
-        for folder in (cached, cached / "snapshots" / COMMIT):
-            assert_equals_theirs(FrozenCLIP.from_pretrained(str(folder)), model)
+        folder = tmp_path / f"models--{REPOSITORY.replace('/', '--')}" / "snapshots" / COMMIT
+        assert_equals_theirs(FrozenCLIP.from_pretrained(str(folder)), model)
 
     def test_repository_without_a_clip(self, hub, tmp_path, monkeypatch):
         monkeypatch.setattr("clip_fusion_loss.loading.CONFIGS", ("no_config.json",))
-        with pytest.raises(FileNotFoundError, match=f"all files of {REPOSITORY}.*no_config.json"):
+        with pytest.raises(FileNotFoundError, match=f"{REPOSITORY}.*all its files.*no_config.json"):
             FrozenCLIP.from_pretrained(f"hf-hub:{REPOSITORY}", cache_dir=tmp_path)
 
     @pytest.mark.parametrize(
         ("arguments", "file"),
         [
-            ((), "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai"),
-            (("hf-hub:org/model",), "all files of org/model"),
+            ((), "timm/vit_base_patch32_clip_224.openai.*fetch open_clip_model.safetensors"),
+            (("hf-hub:org/model",), "org/model.*fetch all its files"),
         ],
     )
     def test_out_of_reach(self, unreachable, tmp_path, arguments, file):
@@ -358,63 +277,10 @@ class TestHub:
         assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
-class TestTokenizer:
-    @pytest.fixture
-    def siglip(self, monkeypatch):
-        """The weights are in a file and the tokenizer in a repository."""
-        text = {**SMALL_TEXT, "hf_tokenizer_name": "timm/ViT-tiny-SigLIP"}
-        know(monkeypatch, "siglip", {**MODEL_CONFIG, "text_cfg": text})
-        return "siglip"
-
-    @pytest.fixture
-    def weights(self, tmp_path):
-        torch.save(build_clip().state_dict(), tmp_path / "weights.pt")
-        return tmp_path / "weights.pt"
-
-    def test_offline_the_message_is_of_the_tokenizer(self, siglip, weights, unreachable, tmp_path):
-        with pytest.raises(FileNotFoundError) as caught:
-            FrozenCLIP.from_pretrained(siglip, weights, cache_dir=tmp_path)
-        message = str(caught.value)
-        assert message.startswith("tokenizer.json, tokenizer_config.json, special_tokens_map.json")
-        for words in ("the tokenizer of 'siglip", "of timm/ViT-tiny-SigLIP", "tokenizer='FOLDER'"):
-            assert words in message
-
-    def test_folder_with_its_files(self, siglip, weights, tmp_path):
-        save_tokenizer(tmp_path / "tokenizer")
-        folder = tmp_path / "tokenizer"
-        encoder = FrozenCLIP.from_pretrained(siglip, weights, tokenizer=folder)
-        tokens = torch.zeros(1, 24, dtype=torch.long)
-        tokens[0, :3] = torch.tensor([2, 3, 4])
-        expected = F.normalize(build_clip().eval().encode_text(tokens), dim=-1).detach()
-        torch.testing.assert_close(encoder.encode_text("a gray image"), expected)
-
-    def test_no_folder(self, siglip, weights, tmp_path):
-        pytest.importorskip("transformers")
-        with pytest.raises(FileNotFoundError, match="`tokenizer`.*none"):
-            FrozenCLIP.from_pretrained(siglip, weights, tokenizer=tmp_path / "none")
-        with pytest.raises(TypeError, match="`tokenizer`"):
-            FrozenCLIP.from_pretrained(siglip, weights, tokenizer=7)
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match="`tokenizer` must be a folder with tokenizer.json"):
-            FrozenCLIP.from_pretrained(siglip, weights, tokenizer=tmp_path / "empty")
-
-
-def save_tokenizer(folder):
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {word: number for number, word in enumerate(["<pad>", "<unk>", "a", "gray", "image"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"
-    ).save_pretrained(folder)
-
-
 def documented_table():
     page = Path(__file__).parents[1] / "docs" / "encoders.md"
     codes = re.findall(r"\| `(FrozenCLIP[^`]*)` \|$", page.read_text(), re.MULTILINE)
-    assert len(codes) > 10
+    assert len(codes) > 8
     return codes
 
 
@@ -428,11 +294,7 @@ def test_the_documented_table(code, disk, tokenizer):
 @pytest.fixture
 def disk(files, unreachable, monkeypatch):
     """A folder with all that the table names, and architectures that are small under its names."""
-    for name in ("ViT-B-32", "RN50", "ViT-B-16-SigLIP"):
-        config = RESNET if name == "RN50" else MODEL_CONFIG
-        if name == "ViT-B-16-SigLIP":
-            text = {**SMALL_TEXT, "hf_tokenizer_name": f"timm/{name}"}
-            config = {**MODEL_CONFIG, "text_cfg": text}
+    for name, config in {"ViT-B-32": MODEL_CONFIG, "RN50": RESNET}.items():
         know(monkeypatch, name, config)
         know(monkeypatch, f"{name}-quickgelu", {**config, "quick_gelu": True})
     monkeypatch.chdir(files)
@@ -444,13 +306,11 @@ def disk(files, unreachable, monkeypatch):
 def files(archives, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("disk"))
-        save_tokenizer("siglip-tokenizer")
         shutil.copy(archives["ViT"][1], "ViT-B-32.pt")
         shutil.copy(archives["RN"][1], "RN50.pt")
         state = build_clip().state_dict()
         torch.save({"state_dict": renamed(state, "module.")}, "epoch_32.pt")
-        for name in ("open_clip_model.safetensors", "siglip.safetensors"):
-            safetensors.torch.save_file(state, name)
+        safetensors.torch.save_file(state, "open_clip_model.safetensors")
         theirs = transformers_clip(text_config={"hidden_size": 32, "num_attention_heads": 2})
         theirs.save_pretrained("clip-vit-base-patch32")
         for name, source in {
@@ -463,8 +323,6 @@ def files(archives, tmp_path_factory):
                 shutil.copy(path, snapshot)
             snapshot.parents[1].joinpath("refs").mkdir()
             snapshot.parents[1].joinpath("refs", "main").write_text("0" * 40)
-        for name in ("model.safetensors", "config.json"):
-            shutil.copy(f"clip-vit-base-patch32/{name}", name)
         Path("my-open-clip").mkdir()
         shutil.copy("open_clip_model.safetensors", "my-open-clip")
         config = json.dumps({"model_cfg": MODEL_CONFIG})

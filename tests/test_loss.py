@@ -16,7 +16,6 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
-    SourceEmbeddings,
     StructureLoss,
 )
 from clip_fusion_loss.loss import OPTIONS
@@ -69,22 +68,14 @@ def test_terms_and_gradient_equal_the_reference(
 
 def test_total_is_the_weighted_sum_of_the_parts(encoder):
     images = draw_images()
+    weights = {"direction": 0.5, "patch": 3.0, "similarity": 0.25, "regularizer": 7.0}
+    options = {f"{name}_weight": weight for name, weight in weights.items()}
     criterion = make_criterion(
-        encoder,
-        regularizer=IntensityGradientLoss(),
-        direction_weight=0.5,
-        patch_weight=3.0,
-        similarity_weight=0.25,
-        regularizer_weight=7.0,
-        reduction="none",
+        encoder, regularizer=IntensityGradientLoss(), reduction="none", **options
     )
     terms = criterion.terms(**named(images))
-    expected = (
-        0.5 * terms.direction
-        + 3.0 * terms.patch
-        + 0.25 * terms.similarity
-        + 7.0 * IntensityGradientLoss()(*images)
-    )
+    torch.testing.assert_close(terms.regularizer, IntensityGradientLoss()(*images))
+    expected = sum(weight * getattr(terms, name) for name, weight in weights.items())
     torch.testing.assert_close(terms.total, expected)
 
 
@@ -102,73 +93,20 @@ def test_reductions(encoder):
     assert mean.kept == total.kept == none.kept.mean()
 
 
-def test_call_returns_the_total(encoder):
-    images = draw_images()
-    assert (
-        make_criterion(encoder)(**named(images))
-        == make_criterion(encoder).terms(**named(images)).total
-    )
-
-
-def test_same_seed_same_value_and_other_seed_other_value(encoder):
-    images = draw_images()
-    values = [
-        make_criterion(encoder, generator=torch.Generator().manual_seed(seed))(**named(images))
-        for seed in (5, 5, 6)
+def test_seeds_decide_which_patches(encoder):
+    images = named(draw_images())
+    seeded = [
+        make_criterion(encoder, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
     ]
+    values = [criterion(**images) for criterion in seeded]
     assert values[0] == values[1] != values[2]
-
-
-def test_every_call_draws_new_patches(encoder):
-    images = draw_images()
-    criterion = make_criterion(encoder)
-    assert criterion(**named(images)) != criterion(**named(images))
-
-
-def test_global_seed_without_generator(encoder):
-    images = draw_images()
+    assert seeded[0](**images) == seeded[1].terms(**images).total != values[0]
     criterion = make_criterion(encoder, generator=None)
     values = []
     for _ in range(2):
         torch.manual_seed(3)
-        values.append(criterion(**named(images)))
+        values.append(criterion(**images))
     assert values[0] == values[1]
-
-
-@pytest.mark.parametrize("case", ["visible", "infrared", "black", "white", "constant", "all black"])
-@pytest.mark.parametrize("patch_reduction", ["all", "kept"])
-def test_degenerate_images_give_finite_loss_and_gradient(encoder, case, patch_reduction):
-    fused, visible, infrared = draw_images()
-    fused = {
-        "visible": visible,
-        "infrared": infrared,
-        "black": torch.zeros_like(fused),
-        "white": torch.ones_like(fused),
-        "constant": torch.full_like(fused, 0.4),
-        "all black": torch.zeros_like(fused),
-    }[case].clone()
-    if case == "all black":
-        visible, infrared = torch.zeros_like(visible), torch.zeros_like(infrared)
-    fused.requires_grad_()
-    criterion = make_criterion(
-        encoder, regularizer=IntensityGradientLoss(), patch_reduction=patch_reduction
-    )
-    loss = criterion(fused=fused, visible=visible, infrared=infrared)
-    loss.backward()
-    assert loss.isfinite()
-    assert fused.grad.isfinite().all()
-
-
-def test_no_patch_passes(encoder):
-    fused, visible, infrared = draw_images()
-    fused.requires_grad_()
-    terms = make_criterion(encoder, min_patch_entropy=8.0).terms(
-        fused=fused, visible=visible, infrared=infrared
-    )
-    terms.total.backward()
-    assert terms.kept == 0
-    assert terms.patch == 0
-    assert fused.grad.abs().sum() > 0
 
 
 def test_dropped_patches_are_not_encoded(encoder, encoded_batches):
@@ -177,12 +115,6 @@ def test_dropped_patches_are_not_encoded(encoder, encoded_batches):
     sources, *patches, fused = encoded_batches
     assert (sources, fused) == (4, 2)
     assert sum(patches) == round(20 * terms.kept.item())
-
-
-def test_filter_off_keeps_all(encoder):
-    terms = make_criterion(encoder, min_patch_entropy=None).terms(**named(draw_images()))
-    assert terms.kept == 1
-    assert terms.patch > 0
 
 
 def test_weights_of_zero_leave_their_terms_uncomputed(encoder):
@@ -198,15 +130,6 @@ def test_weights_of_zero_leave_their_terms_uncomputed(encoder):
     torch.testing.assert_close(terms.total, 2 * terms.direction + 6 * terms.similarity)
 
 
-def test_gradient_reaches_only_the_fused_image(encoder):
-    images = [image.requires_grad_() for image in draw_images()]
-    make_criterion(encoder, regularizer=IntensityGradientLoss())(**named(images)).backward()
-    assert images[0].grad.abs().sum() > 0
-    assert images[1].grad is None
-    assert images[2].grad is None
-    assert all(p.grad is None for p in encoder.network.parameters())
-
-
 @pytest.mark.parametrize("data_range", [(0, 255), (-1, 1)])
 def test_data_range(encoder, data_range):
     low, high = data_range
@@ -218,12 +141,6 @@ def test_data_range(encoder, data_range):
         rtol=1e-4,
         atol=1e-4,
     )
-
-
-def test_fused_outside_the_range_is_accepted(encoder):
-    fused, visible, infrared = draw_images()
-    loss = make_criterion(encoder)(fused=fused * 5 - 2, visible=visible, infrared=infrared)
-    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -246,30 +163,16 @@ def test_reduced_precision_images(encoder, dtype, sources):
     torch.testing.assert_close(loss, expected, rtol=0.01, atol=0)
 
 
-def test_memory_layout_is_irrelevant(encoder):
-    fused, visible, infrared = draw_images(channels=(3, 3, 3))
-    expected = make_criterion(encoder)(fused=fused, visible=visible, infrared=infrared)
-    strided = torch.stack([visible, visible], -1)[..., 0]
-    fused = fused.to(memory_format=torch.channels_last)
-    loss = make_criterion(encoder)(**named([fused, strided, infrared]))
-    torch.testing.assert_close(loss, expected)
-
-
 class Reduction(str, Enum):
     NONE = "none"
 
 
 CASES = [
     ("direction_weight", np.float32(0.5), 0.5),
-    ("direction_weight", np.float64(0.5), 0.5),
     ("direction_weight", np.int64(2), 2),
-    ("direction_weight", torch.tensor(0.5), 0.5),
-    ("direction_weight", torch.tensor(2), 2),
     ("direction_weight", np.array(0.5), 0.5),
     ("regularizer_weight", torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
-    ("num_patches", np.int32(3), 3),
     ("num_patches", torch.tensor(3), 3),
-    ("patch_scale", [0.5, 0.75], (0.5, 0.75)),
     ("patch_scale", np.array([0.5, 0.75]), (0.5, 0.75)),
     ("patch_scale", torch.tensor([0.5, 0.75]), (0.5, 0.75)),
     ("patch_scale", UserList([0.5, 0.75]), (0.5, 0.75)),  # as OmegaConf's lists are
@@ -277,9 +180,7 @@ CASES = [
     ("min_patch_entropy", np.float32(5.5), 5.5),
     ("patch_chunk", np.int64(4), 4),
     ("patch_chunk", np.str_("auto"), "auto"),
-    ("reduction", np.str_("sum"), "sum"),
     ("reduction", Reduction.NONE, "none"),
-    ("precision", np.str_("fp32"), "fp32"),
 ]
 
 
@@ -298,27 +199,19 @@ def test_kept_as_plain_python_values(encoder, name, value, plain):
         assert torch.load(file, weights_only=True) == plain
 
 
-def test_a_list_that_changes_later_does_not(encoder):
-    scale = [0.5, 0.75]
-    criterion = make_criterion(encoder, patch_scale=scale)
-    scale[0] = 7.0
-    assert criterion.patch_scale == (0.5, 0.75)
-
-
 def test_regularizers_too():
-    kept = IntensityGradientLoss(np.float32(0.5)).gradient_weight
-    assert kept == 0.5
-    assert type(kept) is float
+    loss = StructureLoss(window=np.int64(7), flat_energy=torch.tensor(0.25))
+    kept = (loss.window, loss.flat_energy, IntensityGradientLoss(np.float32(0.5)).gradient_weight)
+    assert kept == (7, 0.25, 0.5)
+    assert [type(value) for value in kept] == [int, float, float]
 
 
 @pytest.mark.parametrize(
     ("misspelt", "meant"),
     [
         ("direction_weigth", "direction_weight"),
-        ("patch_weights", "patch_weight"),
         ("num_patch", "num_patches"),
         ("data_ranges", "data_range"),
-        ("min_entropy_patch", None),
         ("note", None),
         ("_patch_weight", None),
     ],
@@ -334,20 +227,6 @@ def test_a_misspelt_option_names_the_one_that_was_meant(encoder, misspelt, meant
     assert not hasattr(criterion, misspelt)
 
 
-def test_images_are_passed_by_keyword_alone(encoder):
-    criterion = make_criterion(encoder)
-    for call in (criterion, criterion.terms, criterion.check_values):
-        with pytest.raises(TypeError, match="positional argument"):
-            call(*draw_images())
-
-
-def test_a_weight_that_learns_is_refused_with_the_remedy(encoder):
-    criterion = make_criterion(encoder)
-    with pytest.raises(TypeError, match="carry no gradient: pass value.item()"):
-        criterion.direction_weight = torch.nn.Parameter(torch.ones(()))
-    assert not list(criterion.parameters())
-
-
 class TestWhatIsGivenOutIsTakenBack:
     def test_options(self, encoder):
         criterion = make_criterion(encoder, patch_scale=[0.5, 0.6], regularizer=None)
@@ -361,11 +240,8 @@ class TestWhatIsGivenOutIsTakenBack:
         "given_out",
         [
             lambda criterion: criterion.objective,
-            lambda criterion: criterion.objective.fused,
             lambda criterion: list(criterion.objective.fused),
             lambda criterion: criterion.fusion_model,
-            lambda criterion: criterion.fusion_model.objective,
-            lambda criterion: np.array(criterion.objective.fused).tolist(),
         ],
     )
     def test_objectives(self, encoder, given_out):
@@ -381,10 +257,10 @@ class TestWhatIsGivenOutIsTakenBack:
             criterion.generator.manual_seed(1)
             assert criterion(**named(draw_images())) == expected
             assert criterion.objective == mine
-        if not isinstance(given, list | tuple):  # those say nothing of the sources
-            assert make_criterion(encoder, objective=given).objective == mine
-        else:
-            assert make_criterion(encoder, objective=given).objective.fused == mine.fused
+        again = make_criterion(encoder, objective=given).objective
+        assert again.fused == mine.fused
+        # Texts alone say nothing of the sources.
+        assert isinstance(given, list) or again == mine
 
     def test_numpys_texts_become_plain(self, encoder):
         criterion = make_criterion(encoder, objective=np.str_("a sharp image"))
@@ -392,30 +268,17 @@ class TestWhatIsGivenOutIsTakenBack:
         assert [type(text) for text in criterion.objective.fused] == [str, str]
 
 
-def test_those_of_the_structure_loss():
-    loss = StructureLoss(
-        window=np.int64(7), flat_energy=torch.tensor(0.25), layout_weight=np.float32(0.5)
-    )
-    kept = (loss.window, loss.flat_energy, loss.layout_weight)
-    assert kept == (7, 0.25, 0.5)
-    assert [type(value) for value in kept] == [int, float, float]
-
-
 class TestObjective:
-    def test_text_is_a_fused_text(self, encoder):
-        criterion = make_criterion(encoder, objective="a blurry dark image")
-        assert criterion.objective == FusionObjective("a blurry dark image")
-
     def test_swap_changes_the_next_value_and_back(self, encoder):
         images = draw_images()
-        criterion = make_criterion(encoder)
-        first = criterion(**named(images))
-        criterion.set_objective("a blurry dark image")
-        criterion.generator.manual_seed(1)
-        second = criterion(**named(images))
-        criterion.set_objective(FusionObjective())
-        criterion.generator.manual_seed(1)
-        assert criterion(**named(images)) == first != second
+        criterion = make_criterion(encoder, objective="a sharp image")
+        values = []
+        for text in ("a sharp image", "a blurry dark image", "a sharp image"):
+            criterion.set_objective(text)
+            assert criterion.objective == FusionObjective(text)
+            criterion.generator.manual_seed(1)
+            values.append(criterion(**named(images)))
+        assert values[0] == values[2] != values[1]
 
     @pytest.mark.parametrize("embedded", [False, True])
     def test_assigning_is_setting(self, encoder, embedded):
@@ -423,7 +286,6 @@ class TestObjective:
         objective = FusionObjective("a blurry dark image")
         criterion.objective = EmbeddedFusionModel(objective, encoder) if embedded else objective
         assert criterion.objective == criterion.fusion_model.objective == objective
-        assert "objective" not in dict(criterion.named_children())
         criterion.objective = ["a sharp image", "a clear image"]
         assert criterion.objective.fused == ("a sharp image", "a clear image")
 
@@ -435,17 +297,14 @@ class TestObjective:
 
     def test_another_encoder_is_refused(self, encoder, tokenizer):
         criterion = make_criterion(encoder)
-        for other in (FrozenCLIP(build_clip(seed=1), tokenizer, name="other"), None):
+        other = FrozenCLIP(build_clip(seed=1), tokenizer, name="other")
+        for wrong in (other, None):
             with pytest.raises((TypeError, ValueError), match="`encoder` must be"):
-                criterion.encoder = other
+                criterion.encoder = wrong
             assert criterion.encoder is encoder
         criterion.encoder = FrozenCLIP(build_clip(), tokenizer)  # a copy of the same weights
-
-    def test_compile_is_settled_at_construction(self, encoder):
-        criterion = make_criterion(encoder)
-        with pytest.raises(TypeError, match="`compile` is fixed at construction"):
-            criterion.compile = True
-        assert callable(criterion.compile)
+        with pytest.raises(ValueError, match="'other'.*'custom'"):
+            make_criterion(encoder, objective=EmbeddedFusionModel(FusionObjective(), other))
 
     def test_vectors_free_a_text_tower_that_is_not_to_be_kept(self, tokenizer):
         encoders = [FrozenCLIP(build_clip(), tokenizer, keep_text=keep) for keep in (True, False)]
@@ -456,60 +315,17 @@ class TestObjective:
             dropped.set_objective("a sharp image")
         assert dropped.objective == vectors.objective
 
-    @pytest.mark.parametrize("wrong", ["", 3, FusionObjective("An INFRARED image"), None])
-    def test_swap_is_atomic(self, encoder, wrong):
-        criterion = make_criterion(encoder)
-        before = criterion.fusion_model
-        with pytest.raises((TypeError, ValueError)):
-            criterion.set_objective(wrong)
-        assert criterion.fusion_model is before
 
-    def test_known_texts_are_not_embedded_again(self, clip_model, encoder):
-        criterion = make_criterion(encoder)
-        criterion.set_objective("a blurry dark image")
-        clip_model.encode_text = None
-        encoder.drop_text()
-        criterion.set_objective(FusionObjective())
-        criterion.set_objective("a blurry dark image")
-
-    def test_embedded_fusion_model_of_another_encoder(self, encoder, tokenizer):
-        other = FrozenCLIP(build_clip(seed=1), tokenizer, name="other")
-        embedded = EmbeddedFusionModel(FusionObjective(), other)
-        with pytest.raises(ValueError, match="'other'.*'custom'"):
-            make_criterion(encoder, objective=embedded)
-
-
-class TestEmbedSources:
-    def test_same_value(self, encoder):
-        images = draw_images(channels=(1, 3, 1))
-        criterion = make_criterion(encoder)
-        sources = criterion.embed_sources(*images[1:])
-        loss = criterion(**named(images), sources=sources)
-        assert loss == make_criterion(encoder)(**named(images))
-
-    def test_sources_are_not_encoded_again(self, encoder, encoded_batches):
-        images = draw_images()
-        criterion = make_criterion(encoder, patch_weight=0)
-        sources = criterion.embed_sources(*images[1:])
-        encoded_batches.clear()
-        criterion(**named(images), sources=sources)
-        assert encoded_batches == [2]
-
-    @pytest.mark.parametrize(
-        ("sources", "error"),
-        [
-            (torch.zeros(2, 24), TypeError),
-            (SourceEmbeddings(torch.zeros(3, 24), torch.zeros(3, 24)), ValueError),
-        ],
-    )
-    def test_wrong_sources(self, encoder, sources, error):
-        with pytest.raises(error, match="`sources`"):
-            make_criterion(encoder)(**named(draw_images()), sources=sources)
-
-    def test_wrong_images(self, encoder):
-        _, visible, infrared = draw_images()
-        with pytest.raises(ValueError, match="`infrared`.*of `visible`"):
-            make_criterion(encoder).embed_sources(visible, infrared[:1])
+def test_sources_that_are_embedded_once_are_not_encoded_again(encoder, encoded_batches):
+    images = draw_images(channels=(1, 3, 1))
+    expected = make_criterion(encoder)(**named(images))
+    criterion = make_criterion(encoder)
+    sources = criterion.embed_sources(*images[1:])
+    assert criterion(**named(images), sources=sources) == expected
+    encoded_batches.clear()
+    criterion.patch_weight = 0
+    criterion(**named(images), sources=sources)
+    assert encoded_batches == [2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,17 +1,13 @@
 """Objectives: the words, the words as directions, banks, one for each image, and files."""
 
 import copy
-import dataclasses
 import json
 import pickle
-import warnings
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from clip_fusion_loss import (
@@ -21,79 +17,21 @@ from clip_fusion_loss import (
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
 )
-from conftest import (
-    TORCH_VERSION,
-    build_clip,
-    draw_images,
-    make_criterion,
-    named,
-)
+from conftest import build_clip, draw_images, make_criterion, named
 from reference import Reference
-
-
-def test_defaults_are_the_papers_texts():
-    objective = FusionObjective()
-    assert objective.fused == ("a clear image with detailed background and salient objects",)
-    assert objective.visible == ("a visible gray image",)
-    assert objective.infrared == ("an infrared image",)
 
 
 def test_texts_and_ensembles_become_tuples():
     objective = FusionObjective(fused=["a sharp photo", "a clear photo"], visible="a photo")
     assert objective.fused == ("a sharp photo", "a clear photo")
     assert objective.visible == ("a photo",)
-
-
-def test_equal_texts_are_equal_objectives():
     assert FusionObjective("a") == FusionObjective(["a"])
     assert hash(FusionObjective("a")) == hash(FusionObjective(["a"]))
-
-
-def test_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        FusionObjective().fused = "other"
-
-
-@pytest.mark.parametrize("field", ["fused", "visible", "infrared"])
-@pytest.mark.parametrize("value", ["", "   ", [], ["a text", ""]])
-def test_empty_texts_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"`{field}`"):
-        FusionObjective(**{field: value})
-
-
-@pytest.mark.parametrize("field", ["fused", "visible", "infrared"])
-@pytest.mark.parametrize("value", [None, 3, b"bytes", ["a", 1], {"a": 1}, {"a"}])
-def test_other_types_are_refused(field, value):
-    with pytest.raises(TypeError, match=f"`{field}`"):
-        FusionObjective(**{field: value})
-
-
-@pytest.mark.parametrize("field", ["visible", "infrared"])
-def test_fused_text_of_a_modality_is_refused(field):
-    with pytest.raises(ValueError, match=f"`fused` and `{field}`"):
-        FusionObjective(**{"fused": "the same", field: "the same"})
 
 
 ENSEMBLE = FusionObjective(
     fused=("a clear image", "a sharp photo with detail"), visible="a photo", infrared=("a", "b")
 )
-
-
-@pytest.fixture
-def saved(encoder, tmp_path):
-    path = tmp_path / "objective.safetensors"
-    EmbeddedFusionModel(ENSEMBLE, encoder).save(path)
-    return path
-
-
-def test_directions_equal_the_reference(clip_model, tokenizer):
-    expected = Reference(clip_model, tokenizer, ENSEMBLE.fused, ENSEMBLE.visible, ENSEMBLE.infrared)
-    model = EmbeddedFusionModel(ENSEMBLE, FrozenCLIP(clip_model, tokenizer))
-    for actual, reference in (
-        (model.visible_direction, expected.d_v),
-        (model.infrared_direction, expected.d_r),
-    ):
-        torch.testing.assert_close(actual.double(), reference, atol=1e-5, rtol=0)
 
 
 def test_equal_vectors_are_refused_with_both_texts(encoder):
@@ -137,39 +75,12 @@ class TestTextsThatSayNothing:
                 call()
         assert criterion.objective == FusionObjective("a dark image")
 
-    def test_a_clip_without_vocabulary_takes_any(self, encoder):
-        assert EmbeddedFusionModel(FusionObjective("..."), encoder).visible_direction.norm() > 0.99
-
-    def test_files_of_0_2_with_such_a_text_warn(self, encoder, tmp_path):
-        model = EmbeddedFusionModel(FusionObjective("a dark image"), encoder)
-        model.visible_direction, model.infrared_direction = torch.zeros(2, 24)
-        model.save(tmp_path / "nothing.safetensors")
-        with pytest.warns(UserWarning, match="nothing.safetensors has no effect"):
-            EmbeddedFusionModel.load(tmp_path / "nothing.safetensors")
-
-
-def test_another_encoder_is_refused(saved, tokenizer):
-    other = FrozenCLIP(build_clip(seed=1), tokenizer, name="another")
-    with pytest.raises(ValueError, match="'custom'.*'another'"):
-        EmbeddedFusionModel.load(saved, other)
-
-
-def test_the_same_weights_in_half_precision_are_the_same_encoder(saved, encoder):
-    EmbeddedFusionModel.load(saved, encoder.half())
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        EmbeddedFusionModel.load(tmp_path / "none.safetensors")
-
 
 def test_home_folder(encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    fusion_model = EmbeddedFusionModel(FusionObjective("a sharp image"), encoder)
-    fusion_model.save("~/sharp.safetensors")
+    EmbeddedFusionModel(ENSEMBLE, encoder).save("~/sharp.safetensors")
     assert (tmp_path / "sharp.safetensors").is_file()
-    loaded = EmbeddedFusionModel.load("~/sharp.safetensors", encoder)
-    assert loaded.objective == fusion_model.objective
+    assert EmbeddedFusionModel.load("~/sharp.safetensors", encoder).objective == ENSEMBLE
 
 
 NAMED = {"dark": FusionObjective("a dark image"), "mine": ENSEMBLE, "haze": "a haze"}
@@ -182,6 +93,29 @@ def same(model, expected):
         and torch.equal(model.infrared_direction, expected.infrared_direction)
         and model.objectives == expected.objectives
     )
+
+
+DAMAGE = {
+    "names gone": lambda metadata, tensors: metadata.pop("names"),
+    "a name less": lambda metadata, tensors: metadata.update(names='["a", "b"]'),
+    "equal names": lambda metadata, tensors: metadata.update(names='["a", "a", "b"]'),
+    "numbers": lambda metadata, tensors: metadata.update(names="[1, 2, 3]"),
+    "a text less": lambda metadata, tensors: metadata.update(
+        objectives=json.dumps(json.loads(metadata["objectives"])[:2])
+    ),
+    "no texts": lambda metadata, tensors: (
+        metadata.update(objectives="[]", names="[]"), keep_rows(tensors, slice(0))
+    ),
+    "a row less": lambda metadata, tensors: tensors.update(visible_direction=torch.eye(24)[:2]),
+    "not unit": lambda metadata, tensors: tensors["infrared_direction"][2].mul_(2),
+    "nan": lambda metadata, tensors: tensors["infrared_direction"][2, 3].fill_(torch.nan),
+    "half": lambda metadata, tensors: tensors.update(visible_direction=torch.eye(24)[:3].half()),
+    "one direction": lambda metadata, tensors: keep_rows(tensors, 0),
+}  # fmt: skip
+
+
+def keep_rows(tensors, rows):
+    tensors.update({name: tensor[rows].clone() for name, tensor in tensors.items()})
 
 
 class TestBank:
@@ -217,10 +151,8 @@ class TestBank:
         [
             ["haze", "dark", "haze"],
             ("haze", 0, 2),
-            [2, 0, 2],
             np.array([2, 0, 2]),
             np.array(["haze", "dark", "haze"]),
-            torch.tensor([2, 0, 2]),
             torch.tensor([2, 0, 2], dtype=torch.uint8),
         ],
         ids=str,
@@ -255,25 +187,20 @@ class TestBank:
         [
             ("sharp", KeyError, r"of the names \['dark', 'mine', 'haze'\], got 'sharp'"),
             (["dark", "sharp"], KeyError, "got 'sharp'"),
-            (3, IndexError, r"indices from 0 to 2, got \[3\]"),
-            (-1, IndexError, r"indices from 0 to 2, got \[-1\]"),
-            ([0, 7, 1, 9], IndexError, r"got \[7, 9\]"),
-            (torch.tensor([0, 3]), IndexError, r"from 0 to 2, got \[3\]"),
-            (torch.tensor([-1]), IndexError, r"got \[-1\]"),
+            (3, IndexError, "indices from 0 to 2, got 3"),
+            ([0, 7, -1, 9], IndexError, "got 7"),
+            (torch.tensor([0, 3]), IndexError, "from 0 to 2, got 3"),
+            (torch.tensor([-1]), IndexError, "got -1"),
             ([], ValueError, "got none"),
             (torch.tensor([], dtype=torch.int64), ValueError, "got none"),
-            (torch.tensor(1), TypeError, r"shape \(B,\), got .* \(\)"),
-            (torch.tensor([[1]]), TypeError, r"shape \(B,\), got .* \(1, 1\)"),
-            (torch.tensor([0.0]), TypeError, "got torch.float32 .*long"),
-            (torch.tensor([True, False, True]), TypeError, "got torch.bool"),
+            (torch.tensor([[1]]), TypeError, r"names or indices, got \[1\]"),
+            (torch.tensor([0.0]), TypeError, "names or indices, got 0.0"),
+            (torch.tensor([True, False]), TypeError, "names or indices, got True"),
             (True, TypeError, "names or indices, got True"),
             ([0.5], TypeError, "names or indices, got 0.5"),
-            (0.5, TypeError, "be a name, an index"),
-            ({"dark"}, TypeError, "be a name, an index"),
             ({"dark": 1}, TypeError, "be a name, an index"),
             (b"dark", TypeError, "be a name, an index"),
             (slice(0, 2), TypeError, "be a name, an index"),
-            (None, TypeError, "be a name, an index"),
         ],
         ids=str,
     )
@@ -281,18 +208,17 @@ class TestBank:
         with pytest.raises(error, match=f"`choice` must.* {words}"):
             bank[choice]
 
-    def test_names_of_a_bank_without(self, encoder):
+    def test_without_names_or_a_single_objective(self, bank, encoder):
         with pytest.raises(KeyError, match=r"of the names \[\], got 'dark'"):
             EmbeddedFusionModel(list(NAMED.values()), encoder)["dark"]
-
-    def test_has_no_single_objective(self, bank):
         with pytest.raises(ValueError, match="a bank of 3; choose"):
             _ = bank.objective
 
-    @pytest.mark.parametrize("wrong", [[], {}, [3], {3: "a"}, {"a": ["b", "c"]}, "a", iter("a")])
+    @pytest.mark.parametrize("wrong", [[], {}, [3], {3: "a"}, {"a": ["b"]}, {"a"}, "a", 3, None])
     def test_wrong_objectives(self, encoder, wrong):
-        with pytest.raises((TypeError, ValueError), match="`objective` must"):
-            EmbeddedFusionModel(wrong, encoder)
+        for call in (make_criterion(encoder).embed, lambda x: EmbeddedFusionModel(x, encoder)):
+            with pytest.raises((TypeError, ValueError), match="`objectives?` must"):
+                call(wrong)
 
     @pytest.mark.parametrize("how", ["named", "unnamed", "chosen", "single"])
     def test_save_and_load(self, bank, encoder, tmp_path, how):
@@ -308,40 +234,14 @@ class TestBank:
         assert loaded.names == bank.names
         assert loaded.encoder_name == bank.encoder_name
 
-    @pytest.mark.parametrize(
-        "how", ["names gone", "a name less", "equal names", "no names", "numbers", "a text less",
-                "no texts", "a row less", "not unit", "nan", "half", "one direction"],
-    )  # fmt: skip
+    @pytest.mark.parametrize("how", DAMAGE)
     def test_damaged_files_are_refused(self, bank, tmp_path, how, monkeypatch):
         path = tmp_path / "bank.safetensors"
         bank.save(path)
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         tensors = safetensors.torch.load(path.read_bytes())
-        texts = json.loads(metadata["objectives"])
-        if how == "names gone":
-            del metadata["names"]
-        names = {
-            "a name less": ["a", "b"], "equal names": ["a", "a", "b"], "no names": [],
-            "numbers": [1, 2, 3],
-        }  # fmt: skip
-        if how in names:
-            metadata["names"] = json.dumps(names[how])
-        if how == "a text less":
-            metadata["objectives"] = json.dumps(texts[:2])
-        if how == "no texts":
-            metadata["objectives"] = metadata["names"] = "[]"
-            tensors = {name: tensor[:0] for name, tensor in tensors.items()}
-        if how == "a row less":
-            tensors["visible_direction"] = tensors["visible_direction"][:2].clone()
-        if how == "not unit":
-            tensors["infrared_direction"][2] *= 2
-        if how == "nan":
-            tensors["infrared_direction"][2, 3] = torch.nan
-        if how == "half":
-            tensors["visible_direction"] = tensors["visible_direction"].half()
-        if how == "one direction":
-            tensors = {name: tensor[0].clone() for name, tensor in tensors.items()}
+        DAMAGE[how](metadata, tensors)
         # Damage that the checksum does not tell, say of a file made by other means.
         monkeypatch.setattr("clip_fusion_loss.objective._digest", lambda *_: "")
         metadata["sha256"] = ""
@@ -357,38 +257,21 @@ class TestTextDirection:
         bank = EmbeddedFusionModel(NAMED, FrozenCLIP(clip_model, tokenizer))
         vectors = bank.text_direction
         assert vectors.shape == (3, 24)
-        assert vectors.dtype == torch.float32
-        for number, objective in enumerate((DARK, MINE, HAZE)):
-            expected = Reference(
-                clip_model, tokenizer, objective.fused, objective.visible, objective.infrared
-            )
-            both = expected.d_v + expected.d_r
-            torch.testing.assert_close(
-                vectors[number].double(), both / both.norm(), atol=1e-5, rtol=0
-            )
+        assert not vectors.requires_grad
+        for number, one in enumerate((DARK, MINE, HAZE)):
+            texts = Reference(clip_model, tokenizer, one.fused, one.visible, one.infrared)
+            both = texts.d_v + texts.d_r
+            for actual, expected in (
+                (vectors, both / both.norm()),
+                (bank.visible_direction, texts.d_v),
+                (bank.infrared_direction, texts.d_r),
+            ):
+                torch.testing.assert_close(actual[number].double(), expected, atol=1e-5, rtol=0)
 
     def test_of_one_and_of_chosen_ones(self, encoder):
         bank = EmbeddedFusionModel(NAMED, encoder)
-        assert bank["mine"].text_direction.shape == (24,)
         torch.testing.assert_close(bank["mine"].text_direction, bank.text_direction[1])
         torch.testing.assert_close(bank[[2, 0]].text_direction, bank.text_direction[[2, 0]])
-        assert not bank.text_direction.requires_grad
-
-    def test_no_common_step_has_less_loss(self, encoder):
-        """It is where the loss pulls, as seen from both sources."""
-        one = EmbeddedFusionModel(MINE, encoder)
-        generator = torch.Generator().manual_seed(0)
-        steps = torch.randn(200, 24, generator=generator)
-        steps = torch.nn.functional.normalize(steps, dim=-1)
-
-        def loss(step):  # of the step from sources at one place
-            source = torch.zeros(24)
-            return one(source + step, source, source)
-
-        best = loss(one.text_direction)
-        near = torch.nn.functional.normalize(one.text_direction + 0.05 * steps, dim=-1)
-        assert best < loss(near).min()
-        assert best < loss(steps).min()
 
 
 OBJECTIVES = ["a dark image", ENSEMBLE, "a bright image", "a dark image"]
@@ -424,43 +307,32 @@ def one_call_each(criterion, images):
     return [torch.cat(term) for term in zip(*terms, strict=True)], torch.cat(gradients)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_equals_one_call_for_each_image(encoder, form):
-    images = draw_images(batch=4)
-    criterion = make_criterion(encoder, reduction="none", regularizer=IntensityGradientLoss())
-    expected, gradient = one_call_each(criterion, images)
-    terms, actual = run(criterion, images, FORMS[form](criterion))
-    assert 0 < expected[-1].mean() < 1, "the filter must have something to decide"
-    assert expected[1][0] != expected[1][2]
-    for term, wanted in zip(terms, expected, strict=True):
-        torch.testing.assert_close(term, wanted, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(actual, gradient, rtol=0, atol=1e-5 * gradient.abs().max().item())
-
-
 @pytest.mark.parametrize(
-    "options",
+    ("form", "options"),
     [
-        {"patch_chunk": None},
-        {"patch_chunk": 5},
-        {"patch_reduction": "kept", "patch_chunk": 3},
-        {"min_patch_entropy": None},
-        {"patch_weight": 0},
-        {"reduction": "mean"},
-        {"reduction": "sum"},
+        *((form, {"regularizer": IntensityGradientLoss()}) for form in FORMS),
+        ("texts and objectives", {"patch_chunk": None}),
+        ("texts and objectives", {"patch_reduction": "kept", "patch_chunk": 3}),
+        ("texts and objectives", {"min_patch_entropy": None}),
+        ("texts and objectives", {"patch_weight": 0}),
+        ("texts and objectives", {"reduction": "mean"}),
     ],
     ids=str,
 )
-def test_with_every_option(encoder, options):
-    images = draw_images(batch=4, channels=(3, 1, 3))
+def test_equals_one_call_for_each_image(encoder, form, options):
+    images = draw_images(batch=4, channels=(3, 1, 1))
     criterion = make_criterion(encoder, **{"reduction": "none", **options})
-    criterion.reduction = "none"
+    reduction, criterion.reduction = criterion.reduction, "none"
     expected, gradient = one_call_each(criterion, images)
-    criterion.reduction = reduction = options.get("reduction", "none")
-    terms, actual = run(criterion, images, OBJECTIVES)
-    reduce = {"none": lambda x: x, "mean": torch.mean, "sum": torch.sum}[reduction]
-    torch.testing.assert_close(terms[0], reduce(expected[0]), rtol=1e-6, atol=1e-6)
+    decides = not options.keys() & {"min_patch_entropy", "patch_weight"}
+    assert decides == (0 < expected[-1].mean() < 1), "the filter must have something to decide"
+    assert expected[1][0] != expected[1][2]
     if reduction == "mean":
-        gradient /= 4
+        expected, gradient = [term.mean() for term in expected], gradient / 4
+    criterion.reduction = reduction
+    terms, actual = run(criterion, images, FORMS[form](criterion))
+    for term, wanted in zip(terms, expected, strict=True):
+        torch.testing.assert_close(term, wanted, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(actual, gradient, rtol=0, atol=1e-5 * gradient.abs().max().item())
 
 
@@ -512,15 +384,6 @@ class TestTexts:
         )
         assert embedded[1:] == [["a dim image", "a haze"]]
 
-    def test_unknown_words_are_named_once(self, knowing):
-        criterion = make_criterion(knowing, objective="a dark image")
-        images = draw_images()
-        with pytest.warns(UserWarning, match="'zebra'") as caught:
-            criterion(**named(images), objectives=["a dark zebra", "an image"])
-        assert [warning.filename for warning in caught] == [__file__]
-        terms = criterion.terms(**named(images), objectives=["a dark zebra", "an image"])
-        assert terms.total.isfinite()
-
     def test_banks_from_disk_need_no_text_tower(self, encoder, tmp_path):
         images = draw_images(batch=4)
         criterion = make_criterion(encoder).eval()
@@ -537,95 +400,6 @@ class TestTexts:
 
 
 class TestWithinAProgram:
-    def test_nothing_is_saved_or_trained(self, encoder):
-        criterion = make_criterion(encoder)
-        criterion(**named(draw_images(batch=4)), objectives=OBJECTIVES)
-        owner = nn.ModuleDict({"criterion": criterion, "bank": criterion.embed(BANK)})
-        assert owner.state_dict() == {}
-        assert not list(owner.parameters())
-        assert not list(owner.buffers())
-
-    @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-    def test_copies(self, encoder, clone):
-        images = draw_images(batch=4)
-        criterion = make_criterion(encoder, generator=None).eval()
-        bank = criterion.embed(BANK)
-        expected = criterion(**named(images), objectives=OBJECTIVES)
-        copied, copied_bank = clone((criterion, bank))
-        assert copied(**named(images), objectives=OBJECTIVES) == expected
-        chosen = copied_bank[["dark", "mine", "bright", "dark"]]
-        assert copied(**named(images), objectives=chosen) == expected
-        assert clone(chosen).objectives == chosen.objectives
-
-    def test_what_is_seen_in_inference_mode_serves_in_training(self, encoder):
-        images = draw_images(batch=4)
-        criterion = make_criterion(encoder, reduction="none")
-        expected = run(copy.deepcopy(criterion), images, OBJECTIVES)
-        with torch.inference_mode():
-            criterion(**named(images), objectives=OBJECTIVES)
-            chosen = criterion.embed(BANK)[torch.tensor([0, 1, 2, 0])]
-        for objectives in (OBJECTIVES, chosen):
-            torch.testing.assert_close(run(criterion, images, objectives), expected)
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_autocast(self, encoder, dtype):
-        images = draw_images(batch=4)
-        criterion = make_criterion(encoder)
-        expected, _ = run(criterion, images, OBJECTIVES)
-        with torch.autocast("cpu", dtype):
-            chosen = criterion.embed(BANK)[[0, 1, 2, 0]]
-            assert chosen.text_direction.dtype == torch.float32
-            terms, gradient = run(criterion, images, chosen)
-        assert gradient.isfinite().all()
-        torch.testing.assert_close(terms[0], expected[0], rtol=0.02, atol=0)
-
-    def test_transforms(self, encoder):
-        fused, *sources = draw_images(batch=4)
-        criterion = make_criterion(encoder).eval()
-        _, expected = run(criterion, (fused, *sources), OBJECTIVES)
-        actual = torch.func.grad(
-            lambda f: criterion(**named([f, *sources]), objectives=OBJECTIVES)
-        )(fused)
-        torch.testing.assert_close(actual, expected)
-
-    @pytest.mark.skipif(
-        TORCH_VERSION < (2, 5), reason="compiling `bank[tensor]` is an error in torch 2.4"
-    )
-    @pytest.mark.filterwarnings("ignore:The .grad attribute")
-    def test_compiled_step(self, encoder):
-        """Other texts, no other graphs."""
-        torch.manual_seed(0)
-        network = nn.Conv2d(2 + 24, 1, 1)
-        _, visible, infrared = draw_images(batch=4)
-        criterion = make_criterion(encoder).eval()
-        bank = criterion.embed(BANK)
-
-        def step(index):
-            vector = bank.text_direction[index][:, :, None, None].expand(-1, -1, 40, 48)
-            fused = network(torch.cat([visible, infrared, vector], 1)).sigmoid()
-            return criterion(
-                fused=fused, visible=visible, infrared=infrared, objectives=bank[index]
-            )
-
-        compiled = torch.compile(step, backend="eager")
-        indices = [torch.tensor(rows) for rows in ([0, 1, 2, 0], [2, 2, 1, 0], [1, 1, 1, 1])]
-        losses = [compiled(indices[0])]
-        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        losses += [compiled(index) for index in indices[1:]]
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
-        for loss, index in zip(losses, indices, strict=True):
-            torch.testing.assert_close(loss, step(index))
-            assert all(slope.any() for slope in torch.autograd.grad(loss, network.parameters()))
-
-    def test_the_host_waits_for_nothing_more(self, encoder, reads):
-        criterion = make_criterion(encoder)
-        images = draw_images(batch=4)
-        chosen = criterion.embed(BANK)[[0, 1, 2, 0]]
-        criterion(**named(images), objectives=OBJECTIVES)
-        reads.clear()
-        criterion(**named(images), objectives=chosen)
-        assert reads == ["nonzero"]
-
     def test_averages_and_casts_of_an_owner_leave_the_vectors_alone(self, encoder):
         owner = nn.Sequential(nn.BatchNorm2d(1))
         owner.criterion = make_criterion(encoder, objective="a dark image", generator=None)
@@ -635,26 +409,11 @@ class TestWithinAProgram:
         averaged.update_parameters(owner)
         assert_vectors_are_of_the_text(averaged.module.criterion, "a dark image")
         assert_vectors_are_of_the_text(owner.double().criterion, "a bright image")
-        assert_vectors_are_of_the_text(owner.to_empty(device="cpu").criterion, "a bright image")
         copied = pickle.loads(pickle.dumps(copy.deepcopy(owner)))
         assert_vectors_are_of_the_text(copied.criterion, "a bright image")
         vectors = owner.to("meta").criterion.fusion_model
         assert vectors.visible_direction.is_meta
         assert vectors.infrared_direction.is_meta
-
-    @pytest.mark.slow
-    def test_distributed(self, tmp_path):
-        """Two processes with other texts each have the gradient of one with all of them."""
-        torch.multiprocessing.spawn(train_a_part, (tmp_path,), nprocs=2)
-        ranks = [torch.load(tmp_path / f"result{rank}", weights_only=True) for rank in range(2)]
-        trainer, sources = Trainer(), draw_images(batch=4)[1:]
-        trainer(*sources, TEXTS).backward()
-        for rank in ranks:
-            for actual, parameter in zip(rank, trainer.parameters(), strict=True):
-                torch.testing.assert_close(actual, parameter.grad, rtol=1e-4, atol=1e-6)
-
-
-TEXTS = ["a dark image", "a bright image", "a haze", "a sharp image"]
 
 
 def assert_vectors_are_of_the_text(criterion, text):
@@ -665,86 +424,44 @@ def assert_vectors_are_of_the_text(criterion, text):
         assert torch.equal(getattr(criterion.fusion_model, name), getattr(expected, name))
 
 
-class Trainer(nn.Module):
-    """A network beside its loss, without random patches, which differ between processes."""
-
-    def __init__(self):
-        super().__init__()
-        import open_clip
-
-        torch.manual_seed(0)
-        tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=24)
-        self.criterion = make_criterion(FrozenCLIP(build_clip(), tokenizer), patch_weight=0.0)
-        self.network = nn.Conv2d(2, 1, 3, padding=1)
-
-    def forward(self, visible, infrared, objectives):
-        fused = self.network(torch.cat([visible, infrared], 1)).sigmoid()
-        return self.criterion(
-            fused=fused, visible=visible, infrared=infrared, objectives=objectives
-        )
-
-
-def train_a_part(rank, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # of torch about itself
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
-    )
-    trainer = nn.parallel.DistributedDataParallel(Trainer())
-    trainer.module.criterion.objective = TEXTS[2 * rank]
-    sources = (source.chunk(2)[rank] for source in draw_images(batch=4)[1:])
-    # The second step would send the buffers of rank 0 to rank 1, whose texts are others.
-    for _ in range(2):
-        trainer.zero_grad()
-        loss = trainer(*(sources := list(sources)), TEXTS[2 * rank : 2 * rank + 2])
-        loss.backward()
-    assert_vectors_are_of_the_text(trainer.module.criterion, TEXTS[2 * rank])
-    torch.save([parameter.grad for parameter in trainer.parameters()], folder / f"result{rank}")
-    dist.destroy_process_group()
-
-
 def other_bank(here):
     tokenizer = here.encoder._tokenizer
     other = FrozenCLIP(build_clip(seed=1), tokenizer, name="other")
     return EmbeddedFusionModel(["a dark image", "a haze"], other)
 
 
-class TestWrongCalls:
-    CASES: ClassVar = {
-        "too few texts": (lambda c: ["a dark image"], ValueError, "images, 2, got 1;"),
-        "too many texts": (lambda c: OBJECTIVES, ValueError, "images, 2, got 4;"),
-        "no text": (lambda c: [], ValueError, "images, 2, got 0;"),
-        "one text": (lambda c: "ab", TypeError, "got 'ab'; set one for all images with"),
-        "one objective": (lambda c: FusionObjective(), TypeError, "criterion.set_objective"),
-        "a mapping": (lambda c: {"a": "b", "c": "d"}, TypeError, r"bank\[names\]"),
-        "indices": (lambda c: torch.tensor([0, 1]), TypeError, r"bank\[indices\]"),
-        "a number": (lambda c: 3, TypeError, "must be a sequence of texts"),
-        "a number among them": (lambda c: ["a dark image", 3], TypeError, "got 3 among them"),
-        "an ensemble as a list": (lambda c: ["a", ["b", "c"]], TypeError, r"FusionObjective\(te"),
-        "an empty text": (lambda c: ["a dark image", ""], ValueError, "no empty one"),
-        "a file": (lambda c: ["a", "b.safetensors"], ValueError, "seems to be a file"),
-        "a source's text": (lambda c: ["a", "An INFRARED image"], ValueError, "same vector"),
-        "another length": (lambda c: c.embed(BANK), ValueError, "images, 2, got 3;"),
-        "one embedded": (lambda c: c.fusion_model, ValueError, "images, 2, got 1;"),
-        "another encoder": (other_bank, ValueError, "'other', got 'custom'"),
-        "elsewhere": (
-            lambda c: c.embed(["a", "b"]).to("meta"), ValueError, r"got meta; .*\.to\('cpu'\)"
-        ),
-    }  # fmt: skip
+WRONG = {
+    "too few texts": (lambda c: ["a dark image"], ValueError, "images, 2, got 1;"),
+    "no text": (lambda c: [], ValueError, "images, 2, got 0;"),
+    "one text": (lambda c: "ab", TypeError, "got 'ab'; set one for all images with"),
+    "one objective": (lambda c: FusionObjective(), TypeError, "criterion.set_objective"),
+    "a mapping": (lambda c: {"a": "b", "c": "d"}, TypeError, r"bank\[names\]"),
+    "indices": (lambda c: torch.tensor([0, 1]), TypeError, r"bank\[indices\]"),
+    "a number": (lambda c: 3, TypeError, "must be a sequence of texts"),
+    "a number among them": (lambda c: ["a dark image", 3], TypeError, "got 3 among them"),
+    "an ensemble as a list": (lambda c: ["a", ["b", "c"]], TypeError, r"FusionObjective\(te"),
+    "an empty text": (lambda c: ["a dark image", ""], ValueError, "no empty one"),
+    "a file": (lambda c: ["a", "b.safetensors"], ValueError, "seems to be a file"),
+    "a source's text": (lambda c: ["a", "An INFRARED image"], ValueError, "same vector"),
+    "another length": (lambda c: c.embed(BANK), ValueError, "images, 2, got 3;"),
+    "one embedded": (lambda c: c.fusion_model, ValueError, "images, 2, got 1;"),
+    "another encoder": (other_bank, ValueError, "'other', got 'custom'"),
+    "elsewhere": (
+        lambda c: c.embed(["a", "b"]).to("meta"), ValueError, r"got meta; .*\.to\('cpu'\)"
+    ),
+}  # fmt: skip
 
-    @pytest.mark.parametrize("case", CASES)
+
+class TestWrongCalls:
+    @pytest.mark.parametrize("case", WRONG)
     def test_of_the_loss(self, encoder, case):
-        make, error, words = self.CASES[case]
+        make, error, words = WRONG[case]
+
         criterion = make_criterion(encoder).eval()
         expected = criterion(**named(draw_images()))
         with pytest.raises(error, match=words):
             criterion(**named(draw_images()), objectives=make(criterion))
         assert criterion(**named(draw_images())) == expected
-
-    @pytest.mark.parametrize("wrong", [{}, [], {1: "a"}, "a", 3, None, {"a": 3}, {"a"}])
-    def test_of_embed(self, encoder, wrong):
-        with pytest.raises((TypeError, ValueError), match="`objectives` must"):
-            make_criterion(encoder).embed(wrong)
 
     def test_banks_are_not_in_force(self, encoder):
         criterion = make_criterion(encoder)

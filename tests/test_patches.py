@@ -1,7 +1,6 @@
 """Patches: chunked gradients, eval mode, recomputed steps, and steps in which none passes."""
 
 import copy
-import pickle
 import warnings
 
 import pytest
@@ -9,10 +8,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss, patches
+from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss
 from conftest import Trainer, draw_images, gradients, make_criterion, named
 
-CHUNKS = [1, 3, 5, 64, "auto"]
+CHUNKS = [1, 5, "auto"]
 
 
 def make(encoder, chunk, **options):
@@ -71,38 +70,31 @@ def test_loss_scaling_is_exact(encoder, chunk):
     assert torch.equal(scaled / 2.0**16, plain)
 
 
-def test_never_more_than_a_chunk_at_a_time(encoder, encoded_batches):
-    images = draw_images(batch=2)
-    value_and_gradient(make(encoder, 5, min_patch_entropy=None), images)
-    assert encoded_batches == [4, 5, 5, 4, 2]
-
-
-def test_compiled_towers_see_one_chunk_size(encoder, encoded_batches, monkeypatch):
+def test_never_more_than_a_chunk_and_for_compiled_towers_always_as_many(
+    encoder, encoded_batches, monkeypatch
+):
     monkeypatch.setattr(encoder, "compile", lambda **options: None)
     images = draw_images(batch=2)
-    expected = value_and_gradient(make(encoder, None, min_patch_entropy=None), images)
-    encoded_batches.clear()
-    actual = value_and_gradient(make(encoder, 5, min_patch_entropy=None, compile=True), images)
-    assert encoded_batches == [4, 5, 5, 5, 2]
-    torch.testing.assert_close(actual[0], expected[0])
-    torch.testing.assert_close(actual[1], expected[1], rtol=1e-3, atol=1e-6)
+    plain, compiled = (
+        value_and_gradient(make(encoder, 5, min_patch_entropy=None, compile=compile), images)
+        for compile in (False, True)
+    )
+    without_padding, padded = encoded_batches[:5], encoded_batches[5:]
+    assert (without_padding, padded) == ([4, 5, 5, 4, 2], [4, 5, 5, 5, 2])
+    torch.testing.assert_close(compiled[0], plain[0])
+    torch.testing.assert_close(compiled[1], plain[1], rtol=1e-3, atol=1e-6)
 
 
 def test_without_grad(encoder):
     images = draw_images()
     expected = make(encoder, None)(**named(images))
+    loss = make(encoder, 3)(**named(images))  # no image needs a gradient
     with torch.no_grad():
         images[0].requires_grad_()
-        loss = make(encoder, 3)(**named(images))
-    assert not loss.requires_grad
-    torch.testing.assert_close(loss, expected)
-
-
-def test_fused_that_needs_no_gradient(encoder):
-    images = draw_images()
-    loss = make(encoder, 3)(**named(images))
-    assert not loss.requires_grad
-    torch.testing.assert_close(loss, make(encoder, None)(**named(images)))
+        unrecorded = make(encoder, 3)(**named(images))
+    for actual in (loss, unrecorded):
+        assert not actual.requires_grad
+        torch.testing.assert_close(actual, expected)
 
 
 def test_gradients_accumulate(encoder):
@@ -115,89 +107,23 @@ def test_gradients_accumulate(encoder):
     torch.testing.assert_close(fused.grad, 2 * once)
 
 
-def test_double_backward_through_chunks_is_an_error(encoder):
+def test_double_backward_needs_all_patches_at_once(encoder):
     images = draw_images()
     images[0].requires_grad_()
     expected = value_and_gradient(make(encoder, 3), images)[1]
     with sdpa_kernel(SDPBackend.MATH):
-        (slope,) = torch.autograd.grad(
-            make(encoder, 3)(**named(images)), images[0], create_graph=True
+        chunked, whole = (
+            torch.autograd.grad(
+                make(encoder, chunk)(**named(images)), images[0], create_graph=True
+            )[0]
+            for chunk in (3, None)
         )
-        torch.testing.assert_close(slope.detach(), expected, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(chunked.detach(), expected, rtol=1e-3, atol=1e-6)
         with pytest.raises(RuntimeError, match="patch_chunk=None"):
-            slope.square().sum().backward()
-
-
-def test_double_backward(encoder):
-    images = draw_images()
-    images[0].requires_grad_()
-    with sdpa_kernel(SDPBackend.MATH):
-        loss = make(encoder, None)(**named(images))
-        (slope,) = torch.autograd.grad(loss, images[0], create_graph=True)
-        try:
-            (second,) = torch.autograd.grad(slope.square().sum(), images[0])
-        except RuntimeError as error:
-            if "grid_sampler_2d_backward" not in str(error):
-                raise
-            pytest.skip("this PyTorch has no second derivative of grid_sample")
+            chunked.square().sum().backward()
+        (second,) = torch.autograd.grad(whole.square().sum(), images[0])
     assert second.isfinite().all()
     assert second.abs().sum() > 0
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_precision(encoder, precision):
-    images = draw_images()
-    expected = value_and_gradient(make(encoder, 3, precision="fp32"), images)
-    actual = value_and_gradient(make(encoder, 3, precision=precision), images)
-    assert actual[0] != expected[0], "nothing was computed in reduced precision"
-    torch.testing.assert_close(actual[0], expected[0], rtol=0.02, atol=0)
-    error = (actual[1] - expected[1]).norm() / expected[1].norm()
-    assert error < 0.1
-
-
-def test_fp32_holds_inside_autocast(encoder):
-    images = draw_images()
-    expected = make(encoder, 3)(**named(images))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert make(encoder, 3, precision="fp32")(**named(images)) == expected
-
-
-@pytest.mark.parametrize("chunk", [0, -1, 2.5, "all", True])
-def test_wrong_chunk(encoder, chunk):
-    with pytest.raises((TypeError, ValueError), match="`patch_chunk`"):
-        make(encoder, chunk)
-
-
-def test_wrong_precision(encoder):
-    with pytest.raises(ValueError, match="`precision`"):
-        make(encoder, 3, precision="fp8")
-
-
-@pytest.mark.parametrize(
-    ("device", "size", "chunk"),
-    [
-        ("cpu", (224, 224), 6),
-        ("cpu", (336, 336), 6),
-        ("cpu", (96, 96), 32),
-        ("cpu", (32, 32), 64),
-        ("cuda", (96, 96), 64),
-    ],
-)
-def test_automatic_chunks(device, size, chunk):
-    assert patches.default_chunk(torch.device(device), size) == chunk
-
-
-def test_the_only_chunk_is_not_padded_beyond_all_patches():
-    lengths = []
-
-    def score(images, owners):
-        lengths.append(len(images))
-        return images.mean((1, 2, 3))
-
-    maps = torch.eye(3)[:2].expand(2, 4, 2, 3)
-    images, index = torch.rand(2, 1, 8, 8), torch.tensor([1, 5, 6])
-    patches.sum_over_patches(images, maps, index, (8, 8), score, chunk=32, pad=True)
-    assert lengths == [8]
 
 
 class TestEvalMode:
@@ -226,7 +152,8 @@ class TestEvalMode:
         whole = module(*sources)
         order = torch.tensor([2, 0, 3, 1])
         torch.testing.assert_close(module(*(s[order] for s in sources)), whole[order])
-        parts = torch.cat([module(*(source[part] for source in sources)) for part in range4()])
+        slices = (slice(0, 1), slice(1, 3), slice(3, 4))
+        parts = torch.cat([module(*(source[part] for source in sources)) for part in slices])
         torch.testing.assert_close(parts, whole)
 
     @pytest.mark.parametrize("own", [True, False])
@@ -249,86 +176,35 @@ class TestEvalMode:
 
         assert torch.equal(run(validate=True), run(validate=False))
 
-    def test_gradient(self, encoder):
-        criterion = make_criterion(encoder).eval()
-        fused, *sources = draw_images()
-        slopes = []
-        for _ in range(2):
-            leaf = fused.clone().requires_grad_()
-            criterion(**named([leaf, *sources])).backward()
-            slopes.append(leaf.grad)
-        assert torch.equal(*slopes)
-
-
-def range4():
-    return (slice(0, 1), slice(1, 3), slice(3, 4))
-
 
 def in_order(criterion):
     """The reentrant form of torch.utils.checkpoint passes no keywords."""
     return lambda *images: criterion(**named(images))
 
 
-class TestRecomputation:
+@pytest.mark.parametrize("segment", ["loss", "all"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputed_steps_repeat_torchs_own_numbers(encoder, segment, reentrant):
     """torch.utils.checkpoint calls the loss a second time, in the backward pass."""
+    _, visible, infrared = draw_images()
+    criterion = make_criterion(encoder, generator=None)
 
-    def run(self, criterion, segment, **options):
-        """Gradients of a network whose loss is checkpointed."""
-        torch.manual_seed(0)
-        trainer, (_, visible, infrared) = Trainer(criterion), draw_images()
-        if segment == "loss":
-            fused = trainer.network(visible, infrared)
-            loss = checkpoint(in_order(criterion), fused, visible, infrared, **options)
-        else:
-            # For its reentrant form one of the arguments must need a gradient.
-            loss = checkpoint(trainer, visible.clone().requires_grad_(), infrared, **options)
-        loss.backward()
-        return gradients(trainer.network)
-
-    def plain(self, criterion):
+    def run(how):
         torch.manual_seed(0)
         trainer = Trainer(criterion)
-        trainer(*draw_images()[1:]).backward()
+        how(trainer).backward()
         return gradients(trainer.network)
 
-    @pytest.mark.parametrize("segment", ["loss", "all"])
-    @pytest.mark.parametrize("reentrant", [True, False])
-    @pytest.mark.parametrize("chunk", [None, "auto"])
-    def test_torchs_own_numbers_are_repeated(self, encoder, segment, reentrant, chunk):
-        criterion = make_criterion(encoder, generator=None, patch_chunk=chunk)
-        expected = self.plain(criterion)
-        actual = self.run(criterion, segment, use_reentrant=reentrant)
-        torch.testing.assert_close(actual, expected)
+    def recomputed(trainer):
+        if segment == "loss":
+            images = trainer.network(visible, infrared), visible, infrared
+            return checkpoint(in_order(criterion), *images, use_reentrant=reentrant)
+        # For its reentrant form one of the arguments must need a gradient.
+        leaf = visible.clone().requires_grad_()
+        return checkpoint(trainer, leaf, infrared, use_reentrant=reentrant)
 
-    @pytest.mark.parametrize("chunk", [None, 1, 4])
-    def test_images_are_encoded_twice_and_not_anew_for_each_chunk(
-        self, encoder, encoded_batches, chunk
-    ):
-        criterion = make_criterion(encoder, generator=None, patch_chunk=chunk)
-        self.plain(criterion)
-        images = sum(encoded_batches)
-        self.run(criterion, "loss", use_reentrant=False)
-        assert sum(encoded_batches) == 3 * images
-
-    def test_in_eval_mode_they_are_the_same_anyway(self, encoder):
-        criterion = make_criterion(encoder).eval()
-        torch.testing.assert_close(
-            self.run(criterion, "loss", use_reentrant=False), self.plain(criterion)
-        )
-
-    def test_accumulated_steps(self, encoder):
-        """Several forward passes, and then their backward passes."""
-        criterion = make_criterion(encoder, generator=None)
-        fused, *sources = draw_images()
-        torch.manual_seed(0)
-        leaf = fused.clone().requires_grad_()
-        sum(criterion(**named([leaf, *sources])) for _ in range(3)).backward()
-        torch.manual_seed(0)
-        again = fused.clone().requires_grad_()
-        sum(
-            checkpoint(in_order(criterion), again, *sources, use_reentrant=False) for _ in range(3)
-        ).backward()
-        torch.testing.assert_close(again.grad, leaf.grad)
+    expected = run(lambda trainer: trainer(visible, infrared))
+    torch.testing.assert_close(run(recomputed), expected)
 
 
 FLAT = [torch.full((1, 1, 32, 32), 0.5) for _ in range(3)]
@@ -353,21 +229,21 @@ class TestStepsWithoutPatches:
         caught = self.warnings_of(criterion, 40)
         assert [warning.category for warning in caught] == [UserWarning]
         message = str(caught[0].message)
-        assert "`kept` is 0" in message
+        assert "There the patch term is 0" in message
         assert "lower `min_patch_entropy`" in message
         assert caught[0].filename == __file__
 
-    def test_half_of_the_steps_are_enough(self, criterion):
-        assert len(self.warnings_of(criterion, 40, lively=lambda step: step % 2 == 0)) == 1
-
-    def test_late_ones_count_too(self, criterion):
-        assert len(self.warnings_of(criterion, 150, lively=lambda step: step < 120)) == 1
-
-    def test_a_few_are_none(self, criterion):
-        assert not self.warnings_of(criterion, 150, lively=lambda step: step % 8 > 0)
-
-    def test_nor_are_the_first(self, criterion):
-        assert not self.warnings_of(criterion, 9)
+    @pytest.mark.parametrize(
+        ("steps", "lively", "count"),
+        [
+            (40, lambda step: step % 2 == 0, 1),  # half of the steps are enough
+            (150, lambda step: step < 120, 1),  # late ones count too
+            (150, lambda step: step % 8 > 0, 0),  # a few are none
+            (9, lambda step: False, 0),  # nor are the first
+        ],
+    )
+    def test_how_many_it_takes(self, criterion, steps, lively, count):
+        assert len(self.warnings_of(criterion, steps, lively)) == count
 
     def test_nor_are_steps_without_a_filter_or_out_of_training(self, criterion):
         assert not self.warnings_of(criterion.eval(), 20)
@@ -376,14 +252,9 @@ class TestStepsWithoutPatches:
 
     def test_the_host_does_not_wait_for_it(self, criterion, reads):
         """Nothing more is read from tensors of the device than how many patches passed."""
-        criterion(**named(FLAT))
-        reads.clear()  # the first call looks at the sources
-        criterion(**named(FLAT))
-        assert reads == ["nonzero"]
-
-
-def test_what_is_remembered_survives_copies(encoder):
-    criterion = make_criterion(encoder, generator=None)
-    criterion(**named(draw_images()))
-    for copied in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
-        assert copied(**named(draw_images())).isfinite()
+        chosen = criterion.embed(["a dark image", "a bright image"])[[1]]
+        for objectives in (None, chosen):
+            criterion(**named(FLAT), objectives=objectives)
+            reads.clear()  # the first call looks at the sources
+            criterion(**named(FLAT), objectives=objectives)
+            assert reads == ["nonzero"]

@@ -1,7 +1,6 @@
 """Faster towers compute what they did, whatever their family."""
 
 import copy
-import pickle
 
 import open_clip
 import pytest
@@ -44,7 +43,6 @@ FAMILIES = {
     "timm resnet": (lambda: TimmModel("test_resnet", 24, image_size=64), 99),
     "timm fastvit": (lambda: TimmModel("fastvit_t8", 24, image_size=64), 45),
     "timm vit": (lambda: TimmModel("test_vit", 24, image_size=160, pool=""), 0),
-    "timm convnext": (lambda: TimmModel("test_convnext", 24, image_size=64), 0),
     "coca": (coca, 0),
 }
 
@@ -103,16 +101,6 @@ def test_mixed_precision_is_no_less_exact(family, dtype, tokenizer):
     after = errors(output_and_gradient(network, images.to(dtype)), expected)
     for ours, theirs in zip(after, before, strict=True):
         assert ours < 2 * theirs
-
-
-@pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_copies(family, tokenizer):
-    network = take_over(build(family), tokenizer).network
-    images = torch.rand(2, 3, 64, 64) if family == "resnet" else torch.rand(2, 3, 32, 32)
-    for clone in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert torch.equal(clone(images), network(images))
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images), network(images))
 
 
 class TestFolding:
@@ -180,19 +168,20 @@ def assert_faster_and_equal(layer, x):
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
-class TestLayers:
-    def attention(self, **options):
-        torch.manual_seed(0)
-        layer = nn.MultiheadAttention(16, 4, **{"batch_first": True, **options})
-        nn.init.normal_(layer.in_proj_bias)
-        return layer
+def attention(**options):
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(16, 4, **{"batch_first": True, **options})
+    nn.init.normal_(layer.in_proj_bias)
+    return layer
 
+
+class TestLayers:
     def test_self_attention(self):
         class Attend(nn.Sequential):
             def forward(self, x):
                 return self[0](x, x, x, need_weights=False, attn_mask=None)[0]
 
-        layer, fast = both(self.attention())
+        layer, fast = both(attention())
         assert type(fast) is not type(layer)
         x = torch.randn(5, 7, 16)
         actual, expected = (output_and_gradient(Attend(each), x) for each in (fast, layer))
@@ -208,16 +197,11 @@ class TestLayers:
         ids=["weights", "mask", "padding"],
     )
     def test_other_uses_of_attention(self, options):
-        layer, fast = both(self.attention())
+        layer, fast = both(attention())
         x = torch.randn(2, 7, 16)
         torch.testing.assert_close(fast(x, x, x, **options), layer(x, x, x, **options))
         y = torch.randn(2, 3, 16)
         assert torch.equal(*(m(x, y, y, need_weights=False)[0] for m in (fast, layer)))
-
-    @pytest.mark.parametrize("options", [{"batch_first": False}, {"add_bias_kv": True}], ids=str)
-    def test_unusual_attention_is_left_alone(self, options):
-        layer, fast = both(self.attention(**options))
-        assert type(fast) is type(layer)
 
     @pytest.mark.parametrize(
         "options",
@@ -225,9 +209,7 @@ class TestLayers:
             {"kernel_size": 4, "stride": 4},
             {"kernel_size": (2, 8), "stride": (2, 8), "bias": False},
             {"kernel_size": 3},
-            {"kernel_size": 4, "stride": 4, "padding": 2},
-            {"kernel_size": 4, "stride": 4, "dilation": 2},
-            {"kernel_size": 1},
+            {"kernel_size": 4, "stride": 4, "padding": 2, "dilation": 2},
         ],
         ids=str,
     )
@@ -245,7 +227,12 @@ class TestLayers:
 
     @pytest.mark.parametrize(
         "layer",
-        [timm.layers.AttentionPool2d(16, feat_size=3, head_dim=8), nn.Conv2d(4, 4, 3, groups=2)],
+        [
+            timm.layers.AttentionPool2d(16, feat_size=3, head_dim=8),
+            nn.Conv2d(4, 4, 3, groups=2),
+            attention(batch_first=False),
+            attention(add_bias_kv=True),
+        ],
     )
     def test_others_are_left_alone(self, layer):
         assert type(both(layer)[1]) is type(layer)

@@ -12,7 +12,6 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
@@ -166,14 +165,6 @@ def measure(
     }
 
 
-def values() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """The results of each call."""
-    torch.set_num_threads(1)
-    encoders = {"drawn": make_encoder(), "tiny": FrozenCLIP.tiny()}
-    for name, options in CALLS.items():
-        yield name, measure(encoders, **options)
-
-
 def machine() -> str:
     """What rounding depends on."""
     cpu = re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -182,7 +173,13 @@ def machine() -> str:
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
-    results = {f"{call}/{name}": x for call, made in values() for name, x in made.items()}
+    torch.set_num_threads(1)
+    encoders = {"drawn": make_encoder(), "tiny": FrozenCLIP.tiny()}
+    results = {
+        f"{call}/{name}": x
+        for call, options in CALLS.items()
+        for name, x in measure(encoders, **options).items()
+    }
     folder = Path(sys.argv[1])
     save_file(results, folder / "values.safetensors", {"machine": machine()})
     EmbeddedFusionModel(ENSEMBLE, make_encoder()).save(folder / "one.safetensors")
