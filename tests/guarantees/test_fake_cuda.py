@@ -89,7 +89,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 def test_options(criterion, images, options):
     for name, value in options.items():
         setattr(criterion, name, value)
