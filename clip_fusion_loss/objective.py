@@ -175,7 +175,7 @@ class EmbeddedFusionModel(FrozenModule):
         """(B,) indices on the directions' device, and as a list if the host knows them."""
         device = self.visible_direction.device
         if isinstance(choice, Tensor) and choice.device.type != "cpu":
-            return choice.to(device, torch.int64), None
+            return choice.to(device), None  # wrong dtypes and shapes are errors of index_select
         entries = choice.tolist() if hasattr(choice, "tolist") else choice
         if isinstance(entries, bytes) or not isinstance(entries, Sequence):
             raise TypeError(
