@@ -20,9 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-__all__ = ["read_tensors"]
-
-# PyTorch names storages after C types; for most dtypes that is also an attribute of torch.
+# PyTorch names storages after C types.
 STORAGES = {"torch.ByteStorage": torch.uint8, "torch.CharStorage": torch.int8} | {
     f"torch.{name}Storage": getattr(torch, name.lower())
     for name in ("Half", "BFloat16", "Float", "Double", "Short", "Int", "Long", "Bool")

@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Pixels per side. VGG halves the size three times before relu4_2, and CLIP recognises nothing in
-# smaller images.
+# Pixels per side: CLIP recognises nothing in smaller images, and VGG halves them three times.
 MIN_SIZE = 16
 
 # Allowed overshoot beyond `data_range`, as a fraction of its width: interpolation may overshoot.
 RANGE_TOLERANCE = 0.02
 
-# Chosen so that none of 176 real pairs, whole or as 112 px crops, in batches of 1 to 8, gives a
-# false alarm (tests/test_checks.py).
+# Chosen so that none of 176 real pairs, whole or as crops, gives a false alarm.
 CHROMA_DISTANCE = 0.15  # mean distance from mid-grey; rarely less in RGB channels
 CHROMA_CONTRAST = 0.5  # standard deviation relative to the first channel; about 1 in RGB
 GREY_LEVEL_MEAN = 4.0  # in units of the range; an image in [0, 255] below this mean is black
@@ -176,11 +174,6 @@ def _plain(value: Any) -> Any:
     return value.item()  # this waits for the device, but at an assignment, not in a step
 
 
-def check_flag(name: str, value: Any) -> bool:
-    """`value` as a bool; also from a NumPy bool."""
-    return check_type(name, _plain(value), bool)
-
-
 def check_interval(
     name: str, value: Any, *, minimum: float = -math.inf, maximum: float = math.inf,
     empty: bool = False,
@@ -196,8 +189,8 @@ def check_interval(
         raise TypeError(_message(name, expected, shorten(value))) from None
     ordered = low <= high if empty else low < high
     if not (ordered and minimum <= low and high <= maximum and math.isfinite(high - low)):
-        expected = f"be (low, high) with low {'<=' if empty else '<'} high, both finite and from"
-        raise ValueError(_message(name, f"{expected} {minimum:g} to {maximum:g}", repr(value)))
+        expected = f"be (low, high), increasing and finite, from {minimum:g} to {maximum:g}"
+        raise ValueError(_message(name, expected, repr(value)))
     return low, high
 
 
@@ -221,6 +214,14 @@ def check_path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(_message(name, "be a path", repr(value), "pass a str or a pathlib.Path"))
     return Path(value).expanduser()
+
+
+def check_file(name: str, value: Any) -> Path:
+    """`value` as the path of a file, which must exist."""
+    path = check_path(name, value)
+    if not path.is_file():
+        raise FileNotFoundError(_message(name, "be an existing file", path))
+    return path
 
 
 def check_texts(name: str, value: Any) -> tuple[str, ...]:

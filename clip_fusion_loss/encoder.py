@@ -20,8 +20,6 @@ from .functional import match_channels, resize_images, soften_outliers
 from .loading import load_bundled_clip, load_clip
 from .towers import fold_batch_norms, speed_up
 
-__all__ = ["PRECISIONS", "FrozenCLIP", "same_clip"]
-
 # Used where a model does not name its own: OpenAI's values, as in open_clip.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -54,14 +52,9 @@ class FrozenCLIP(FrozenModule):
         vocabulary: lower-case words that the model knows; others are left out of texts, with a
             warning. None keeps all words.
 
-    Raises:
-        TypeError, ValueError: `model` is no CLIP of open_clip, or has no input size.
-        RuntimeError: it is built inside `accelerate.init_empty_weights()`.
-
-    Attributes:
-        network: the image tower.
-        image_size: (height, width) of its input.
-        fingerprint: identifies the CLIP; `same_clip` compares two.
+    A `model` that is no CLIP of open_clip is a TypeError, one without input size a ValueError.
+    `network` is the image tower, `image_size` the (height, width) of its input, and `fingerprint`
+    identifies the CLIP.
     """
 
     frozen = ("network", "_mean", "_std")
@@ -83,7 +76,7 @@ class FrozenCLIP(FrozenModule):
             )
         super().__init__()
         self.name = checks.check_type("name", name, str)
-        self.keep_text = checks.check_flag("keep_text", keep_text)
+        self.keep_text = checks.check_type("keep_text", keep_text, bool)
         self.vocabulary = None if vocabulary is None else frozenset(vocabulary)
         self.network = visual
         self.image_size, mean, std = _preprocessing(visual)
@@ -126,8 +119,7 @@ class FrozenCLIP(FrozenModule):
         Raises:
             TypeError, ValueError: the model or tag is unknown; the file has no weights, or not
                 those of the model; they were trained with another activation.
-            FileNotFoundError: there is no such file, or the weights cannot be downloaded. The
-                message says which file to fetch and how to pass it.
+            FileNotFoundError: no such file, or no download; it says which file to fetch.
         """
         name, model, tokenize = load_clip(model_name, pretrained, cache_dir)
         return cls(model, tokenize, name=name, keep_text=keep_text).to(device)
@@ -272,8 +264,7 @@ def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:
 def _rescale_gradient(images: Tensor, features: Tensor) -> None:
     """Keep the gradient between `features` and `images` within the range of float16.
 
-    A loss scale of 65536 could make it infinite, a nearly flat loss zero. So it is scaled to about
-    `GRADIENT_PEAK` before the tower and back behind it, by a power of two, so nothing is rounded.
+    It is scaled to about `GRADIENT_PEAK` and back, by a power of two, so nothing is rounded.
     """
     factors = []
 
@@ -297,17 +288,13 @@ def _compute_dtype(network: nn.Module) -> torch.dtype:
     return next((p.dtype for p in parameters if p.ndim == 4), parameters[0].dtype)
 
 
-# Which CLIP it is: the format of fingerprints, and how many values of a tensor they cover, evenly
-# spaced. Training changes all values, and hashing a whole model would take as long as loading it.
+# The format of fingerprints, and how many values of a tensor they cover: hashing all takes long.
 VERSION = "2"
 SAMPLES = 1024
 
 
 def same_clip(first: str, second: str) -> bool:
-    """Whether two fingerprints are of the same CLIP, possibly cast to float16 or bfloat16.
-
-    Text towers are compared only if both fingerprints have one.
-    """
+    """Whether two fingerprints are of one CLIP, possibly cast, or without its text tower."""
     towers = list(zip(first.split("/"), second.split("/"), strict=False))
     if len(towers) != 3 or towers[0] != (VERSION, VERSION):
         return first == second
@@ -333,10 +320,7 @@ def _fingerprint(
 
 
 def _digests(weights: dict[str, Tensor], arithmetic: str) -> str:
-    """Digests of the weights rounded to float16 and to bfloat16; empty if there are no weights.
-
-    A model and its float16 copy have the same first digest, and its bfloat16 copy the second.
-    """
+    """Digests of the weights rounded to float16 and bfloat16, as of cast copies; "" without any."""
     weights = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
     if not weights:
         return ""

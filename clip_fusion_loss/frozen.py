@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenModule", "computes_in_float16", "default_torch_state"]
-
 
 @contextmanager
 def default_torch_state() -> Iterator[None]:
@@ -24,10 +22,8 @@ def default_torch_state() -> Iterator[None]:
         probe = nn.Module()
         probe.weight = nn.Parameter(torch.empty(0, dtype=torch.float32))
         if probe.weight.is_meta:
-            raise RuntimeError(
-                "the loss and its networks must be built outside `accelerate.init_empty_weights()`,"
-                " got a context in which parameters have no values; build it before or after"
-            )
+            place = "outside `accelerate.init_empty_weights()`"
+            raise RuntimeError(f"networks must be built {place}, got parameters without values")
         yield
 
 
@@ -66,7 +62,7 @@ class FrozenModule(nn.Module):
             first = next(value.parameters(), None) if network else value
             if first is None:
                 continue
-            # `fn` of an empty tensor, as that of `.to_empty()` returns uninitialised memory.
+            # Of an empty tensor, as `fn` of `.to_empty()` returns uninitialised memory.
             probe = fn(torch.empty(0, device=first.device, dtype=first.dtype))
             value = value.to(probe.device)
             if network and probe.dtype != first.dtype:  # not always: precisions may be mixed

@@ -88,10 +88,7 @@ def mean_direction(visible_direction: Tensor, infrared_direction: Tensor) -> Ten
 def similarity_loss(
     embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor
 ) -> Tensor:
-    """Mean cosine distance to both sources: ``1 - (cos(e, v_v) + cos(e, v_r)) / 2``.
-
-    All three are (..., D) embeddings; returns (...) losses in [0, 2].
-    """
+    """Of (..., D) embeddings, ``1 - (cos(e, v_v) + cos(e, v_r)) / 2``: (...) losses in [0, 2]."""
     return 1 - 0.5 * (embedding * (visible_embedding + infrared_embedding)).sum(-1)
 
 
@@ -344,11 +341,9 @@ def random_patch_transforms(
     xx, xy = (cos + shear * sin) / zoom, (sin - shear * cos) / zoom
     yx, yy = -sin / zoom, cos / zoom
 
-    x_row = torch.stack([half_width * xx, half_width * xy, center_x - half_width * xy * shift], -1)
-    y_row = torch.stack(
-        [half_height * yx, half_height * yy, center_y - half_height * yy * shift], -1
-    )
-    return torch.stack([x_row, y_row], -2)
+    x_row = [half_width * xx, half_width * xy, center_x - half_width * xy * shift]
+    y_row = [half_height * yx, half_height * yy, center_y - half_height * yy * shift]
+    return torch.stack([torch.stack(row, -1) for row in (x_row, y_row)], -2)
 
 
 def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) -> Tensor:
@@ -367,6 +362,5 @@ def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) ->
     )
     grid = x_axis * x[:, None] + (y_axis * y[:, None, None] + origin)
     # The patches of an image are stacked into one tall output, so the image is not copied.
-    grid = grid.flatten(1, 2)
-    tall = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    tall = F.grid_sample(images, grid.flatten(1, 2), padding_mode="reflection", align_corners=False)
     return tall.unflatten(2, (count, height)).transpose(1, 2)

@@ -21,8 +21,6 @@ from torch.overrides import TorchFunctionMode
 from . import checks
 from .archives import read_tensors
 
-__all__ = ["load_bundled_clip", "load_clip"]
-
 BUNDLED = Path(__file__).parent / "assets" / "tiny_clip"
 
 # Names of files, in order of preference: of open_clip first, then of transformers.
@@ -42,7 +40,7 @@ WRAPPERS = re.compile(r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wra
 # Only OpenAI's archives have these. All of OpenAI's weights were trained with QuickGELU.
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 
-# What is not used here, and what older versions stored although the architecture determines it.
+# What is not used here, or is determined by the architecture.
 IGNORED = re.compile(
     r"logit_.*|(.*\.)?(num_batches_tracked|attn_mask|position_ids)|" + "|".join(OPENAI_MARKS)
 )
@@ -71,8 +69,8 @@ def load_clip(
     model: Any = _build(config, name)
     _fill(model, state, weights, name)
     model = _TransformersCLIP(model) if "model_type" in config else model
-    known = {key: preprocessing.get(key) for key in ("mean", "std")}
-    model.visual.preprocess_cfg = {key: value for key, value in known.items() if value}
+    known = {key: preprocessing[key] for key in ("mean", "std") if preprocessing.get(key)}
+    model.visual.preprocess_cfg = known
     # As in open_clip, a folder that the caller names has the files of its tokenizer.
     local = None if model_name.startswith("hf-hub:") else folder
     return name, model, _tokenizer(config, local, cache)
@@ -206,10 +204,7 @@ def _build(config: dict[str, Any], name: str) -> Any:
             custom_text = config.pop("custom_text", False) or "hf_model_name" in text
             kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
             kind = open_clip.CoCa if "multimodal_cfg" in config else kind
-            if "timm_model_name" in vision:
-                vision["timm_model_pretrained"] = False
-            if "hf_model_name" in text:
-                text["hf_model_pretrained"] = False
+            vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
             return kind(**config).float()
     except Exception as error:  # of open_clip, timm or transformers
         raise ValueError(

@@ -25,8 +25,6 @@ from .objective import (
 from .patches import EmptySteps, patch_term
 from .regularizers import StructureLoss, VGGMaxFeatureLoss
 
-__all__ = ["FusionLossTerms", "LanguageDrivenFusionLoss", "SourceEmbeddings"]
-
 
 class FusionLossTerms(NamedTuple):
     """The total loss and its unweighted terms, float32; scalars, or (B,) with ``reduction="none"``.
@@ -65,8 +63,7 @@ def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else check(name, value)
 
 
-# Each function checks an assigned value, at construction or later, and returns the value to keep:
-# plain Python numbers and tuples, also for NumPy scalars and for lists from configuration files.
+# Each function checks an assigned value and returns what to keep: plain Python numbers and tuples.
 OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "direction_weight": checks.check_number,
     "patch_weight": checks.check_number,
@@ -111,8 +108,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         regularizer: a module called ``(fused, visible, infrared) -> (B,)`` on float32 images in
             [0, 1]; the paper's is `VGGMaxFeatureLoss()`. None: no such term.
         num_patches: random patches per sample, at least 1 (paper: 32).
-        patch_scale: range of a patch's side as a fraction of the image's short side, within
-            [0.05, 1] (paper: 0.5 to 0.8).
+        patch_scale: range of a patch's side as a fraction of the short side, in [0.05, 1].
         min_patch_entropy: patches must have more bits of grey-level entropy than this in both
             sources, 0 to 8 (paper: 6); None keeps all patches.
         patch_reduction: "all" counts dropped patches as 0, as the paper's code does; "kept"
@@ -151,7 +147,7 @@ class LanguageDrivenFusionLoss(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
-        self._compiled = checks.check_flag("compile", compile)
+        self._compiled = checks.check_type("compile", compile, bool)
         self.direction_weight = direction_weight
         self.patch_weight = patch_weight
         self.similarity_weight = similarity_weight
@@ -231,13 +227,9 @@ class LanguageDrivenFusionLoss(nn.Module):
             objectives: one per image: B texts or `FusionObjective`s, as in `embed`; or B embedded
                 ones, from `embed(...)` or ``bank[names]``. None: the current one for all images.
 
-        Returns:
-            A float32 scalar, or (B,) with ``reduction="none"``; differentiable in `fused`.
-
-        Raises:
-            TypeError, ValueError: shapes, dtypes, devices or objectives do not match; in the first
-                call also if sources are not finite or outside `data_range` (see `check_values`).
-
+        Returns a float32 scalar, or (B,) with ``reduction="none"``; differentiable in `fused`.
+        Raises a TypeError or ValueError if shapes, dtypes, devices or objectives do not match; in
+        the first call also if sources are not finite or outside `data_range` (see `check_values`).
         Warns if the images of the first call suggest a mistake, such as a visible image in YCrCb;
         or if too many steps of a training have no patch that passes the filter.
         """
@@ -322,20 +314,16 @@ class LanguageDrivenFusionLoss(nn.Module):
 
     @torch.inference_mode(False)
     def embed_sources(self, visible: Tensor, infrared: Tensor) -> SourceEmbeddings:
-        """Embed whole source images once, to pass as `sources` to several calls on the same batch.
-
-        Arguments, errors and warnings are those of `forward`.
-        """
+        """Embed whole sources once, as `sources` of several calls; errors as in `forward`."""
         checks.check_images({"visible": visible, "infrared": infrared}, self.encoder.device)
         self._check_values_once(None, visible, infrared)
         return self._embed_sources(visible, infrared)
 
     def check_values(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> None:
-        """Check the values of a batch, as `forward` does with the sources of its first batch only.
+        """Check values, as `forward` does in its first call; also those of `fused`.
 
-        This waits for the device, so do not call it in every step. Arguments, errors and warnings
-        are those of `forward`; also a ValueError if `fused` is not finite or leaves the range by
-        more than its width.
+        A ValueError if `fused` is not finite or leaves the range by more than its width. It waits
+        for the device, so do not call it in every step.
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
@@ -385,10 +373,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         return self.fusion_model.objective
 
     def set_objective(self, objective: Objective) -> None:
-        """Replace the current objective; a text, or several, leave those of the sources as is.
-
-        Errors are those of `EmbeddedFusionModel`; then the objective does not change.
-        """
+        """Replace the objective, unless that is an error; a text replaces that of `fused` alone."""
         self.fusion_model = embed_one(objective, self.encoder, self.objective)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -412,7 +397,7 @@ class LanguageDrivenFusionLoss(nn.Module):
             # Another encoder would not fit the texts.
             self.fusion_model.check_encoder(checks.check_type("encoder", value, FrozenCLIP))
         elif name == "compile":
-            raise TypeError(f"`compile` is fixed at construction, got {value!r} assigned later")
+            raise TypeError(f"`compile` must be set at construction, got {value!r} assigned later")
         elif not name.startswith("_") and not hasattr(self, name):
             close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.8)
             if close:

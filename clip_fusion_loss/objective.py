@@ -26,9 +26,7 @@ from . import checks, functional
 from .encoder import FrozenCLIP, same_clip
 from .frozen import FrozenModule, default_torch_state
 
-__all__ = ["EmbeddedFusionModel", "FusionObjective", "embed_all", "embed_for_batch", "embed_one"]
-
-# The formats of files with one objective, unchanged since the first version, and with several.
+# The formats of files with one objective and with several.
 ONE = "clip_fusion_loss.EmbeddedFusionModel/1"
 SEVERAL = "clip_fusion_loss.EmbeddedFusionModel/2"
 
@@ -82,9 +80,8 @@ class EmbeddedFusionModel(FrozenModule):
             text, or gives the fused image and a source the same vector.
         RuntimeError: a text is new and the encoder's text tower was dropped.
 
-    Attributes:
-        visible_direction, infrared_direction: float32 unit vectors, (D,), for a bank (N, D).
-        names: the N names of a bank made from a mapping; otherwise None.
+    `visible_direction` and `infrared_direction` are float32 unit vectors, (D,), for a bank (N, D);
+    `names` are the N names of a bank made from a mapping, otherwise None.
     """
 
     frozen = ("visible_direction", "infrared_direction")
@@ -139,10 +136,7 @@ class EmbeddedFusionModel(FrozenModule):
 
     @property
     def text_direction(self) -> Tensor:
-        """The vector for a network that is conditioned on the objective; (D,), (N, D) for a bank.
-
-        A unit vector, the mean of both directions (`functional.mean_direction`).
-        """
+        """The `functional.mean_direction`, for a network that follows the texts: (D,) or (N, D)."""
         return functional.mean_direction(self.visible_direction, self.infrared_direction)
 
     def __len__(self) -> int:
@@ -158,14 +152,10 @@ class EmbeddedFusionModel(FrozenModule):
     def __getitem__(self, choice: int | str | Sequence[int | str] | Tensor) -> EmbeddedFusionModel:
         """Choose one objective, or one for each image of a batch.
 
-        Args:
-            choice: a name or an index, for one objective with (D,) directions; or for B objectives
-                a sequence of B of them, or a (B,) tensor of indices. Indices go from 0 to N - 1.
-
-        Raises:
-            TypeError, ValueError: `choice` is not as described.
-            KeyError, IndexError: there is no such name or index. A tensor on an accelerator is not
-                read, as the host would wait; there a wrong index is an error of the device.
+        `choice` is a name or an index from 0 to N - 1, for one objective with (D,) directions; or
+        for B objectives a sequence of B of them, or a (B,) tensor of indices. Anything else is a
+        TypeError, ValueError, KeyError or IndexError. A tensor on an accelerator is not read, as
+        the host would wait: there a wrong index is an error of the device.
         """
         one = isinstance(choice, (str, Integral))
         index, rows = self._index([choice] if one else choice)
@@ -185,7 +175,7 @@ class EmbeddedFusionModel(FrozenModule):
         """(B,) indices on the directions' device, and as a list if the host knows them."""
         device = self.visible_direction.device
         if isinstance(choice, Tensor) and choice.device.type != "cpu":
-            return choice.to(device, torch.int64), None
+            return choice.to(device), None  # wrong dtypes and shapes are errors of index_select
         entries = choice.tolist() if hasattr(choice, "tolist") else choice
         if isinstance(entries, bytes) or not isinstance(entries, Sequence):
             raise TypeError(
@@ -202,9 +192,8 @@ class EmbeddedFusionModel(FrozenModule):
         if isinstance(entry, str):
             names = list(self.names or ())
             if entry not in names:
-                raise KeyError(
-                    f"`choice` must be one of the names {checks.shorten(names)}, got {entry!r}"
-                )
+                known = f"one of the names {checks.shorten(names)}"
+                raise KeyError(f"`choice` must be {known}, got {entry!r}")
             return names.index(entry)
         if not isinstance(entry, Integral) or isinstance(entry, bool):
             raise TypeError(f"`choice` must hold names or indices, got {checks.shorten(entry)}")
@@ -255,13 +244,11 @@ class EmbeddedFusionModel(FrozenModule):
     def load(cls, path: str | Path, encoder: FrozenCLIP | None = None) -> EmbeddedFusionModel:
         """Read a file written by `save`, onto the CPU. No text tower is needed.
 
-        `encoder` is the CLIP that it will be used with, to check it here already. A file of another
-        encoder, or that is not a complete one of `save`, is a ValueError.
+        A file that is not a complete one of `save`, or of another CLIP than `encoder`, if that is
+        given, is a ValueError.
         """
-        path = checks.check_path("path", path)
+        path = checks.check_file("path", path)
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
-        if not path.is_file():
-            raise FileNotFoundError(f"`path` must be an existing file, got {path}")
         try:
             with default_torch_state():
                 model = cls._of(*_read(path))
@@ -273,10 +260,8 @@ class EmbeddedFusionModel(FrozenModule):
         return model
 
     def extra_repr(self) -> str:
-        # Not the texts of a bank: reading them may wait for the device.
-        single = self.visible_direction.ndim == 1
-        what = self.objective if single else f"{len(self)} objectives, names={self.names}"
-        return f"{what}, encoder={self.encoder_name!r}"
+        # Not the texts: reading them may wait for the device.
+        return f"{len(self)} objectives, names={self.names}, encoder={self.encoder_name!r}"
 
 
 def embed_one(objective: Any, encoder: FrozenCLIP, before: FusionObjective) -> EmbeddedFusionModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,18 +13,14 @@ from torch.profiler import record_function
 
 from . import checks, functional
 
-__all__ = ["EmptySteps", "choose_patches", "default_chunk", "patch_term", "sum_over_patches"]
-
 # Patches to encode at a time, 18 MiB each with ViT-B/32: many on accelerators, 6 of 224 px on CPUs.
 CPU_CHUNK = 6
-CPU_PIXELS = CPU_CHUNK * 224**2
 ACCELERATOR_CHUNK = 64
 
 # Patches whose histograms are computed at a time.
 FILTER_CHUNK = 32
 
-# In each window of 100 steps, warn after this many steps without a patch, if they are at least this
-# fraction of the steps so far.
+# Warn after this many steps without a patch in a window, if they are this part of its steps so far.
 WINDOW = 100
 EMPTY_STEPS = 10
 EMPTY_PART = 0.25
@@ -60,17 +57,11 @@ def patch_term(
     kept, index = choose_patches(visible, infrared, transforms, size, min_entropy=min_entropy)
     if empty_steps is not None and min_entropy is not None:
         empty_steps.count(len(index), min_entropy)
-    if isinstance(chunk, str):
-        chunk = default_chunk(fused.device, size)
+    if isinstance(chunk, str):  # "auto"
+        on_cpu = min(max(CPU_CHUNK, CPU_CHUNK * 224**2 // math.prod(size)), ACCELERATOR_CHUNK)
+        chunk = on_cpu if fused.device.type == "cpu" else ACCELERATOR_CHUNK
     sums = sum_over_patches(fused, transforms, index, size, score, chunk=chunk, pad=pad)
     return functional.mean_over_patches(sums, kept, reduction), kept
-
-
-def default_chunk(device: torch.device, size: tuple[int, int]) -> int:
-    """How many patches of `size` (height, width) to encode at a time on `device`."""
-    if device.type == "cpu":
-        return min(max(CPU_CHUNK, CPU_PIXELS // (size[0] * size[1])), ACCELERATOR_CHUNK)
-    return ACCELERATOR_CHUNK
 
 
 @torch.no_grad()
@@ -78,10 +69,7 @@ def choose_patches(
     visible: Tensor, infrared: Tensor, transforms: Tensor, size: tuple[int, int], *,
     min_entropy: float | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The patches with a grey-level entropy above `min_entropy` bits in both sources; None: all.
-
-    Returns (B, N) True for chosen patches, and their (K,) indices b * N + n.
-    """
+    """(B, N) True for patches above `min_entropy` bits, and their (K,) indices b * N + n."""
     if min_entropy is None:
         kept = torch.ones(transforms.shape[:2], dtype=torch.bool, device=visible.device)
         return kept, torch.arange(kept.numel(), device=visible.device)
@@ -92,8 +80,7 @@ def choose_patches(
             patches = functional.sample_patches(grey, part, size)
             parts.append((functional.patch_entropy(patches) > min_entropy).all(-1))
         kept = torch.cat(parts, 1)
-        # The only synchronisation of a step: the host must know how many patches to encode. Not
-        # encoding dropped patches saves far more time than the wait costs.
+        # The only synchronisation of a step: the host must know how many patches to encode.
         return kept, kept.flatten().nonzero().squeeze(1)
 
 
@@ -137,8 +124,7 @@ def sum_over_patches(
         index: (K,) patches to use, as b * N + n, ascending.
         score: maps (P, C, height, width) patches and the (P,) indices of their images to (P,)
             scores, each of which depends on its own patch only.
-        chunk: patches at a time.
-        pad: whether to fill the last chunk with repeated patches, so that all have one shape.
+        chunk, pad: patches at a time, and whether to fill the last chunk with repeated ones.
     """
     count = transforms.shape[1]
     if len(index) == 0:  # the host knows the length: no synchronisation

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from . import checks, functional
 from .frozen import FrozenModule, computes_in_float16, default_torch_state
 
-__all__ = ["IntensityGradientLoss", "StructureLoss", "VGGMaxFeatureLoss"]
-
 # Indices of relu2_1, relu3_1 and relu4_2 in torchvision's vgg19().features.
 VGG_LAYERS = (6, 11, 22)
 
@@ -45,7 +43,6 @@ class VGGMaxFeatureLoss(FrozenModule):
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         """The (B,) losses, at least 0, differentiable in `fused` only."""
         with torch.no_grad():
-            # Both sources in one pass.
             pair = [functional.match_channels(images, 3) for images in (visible, infrared)]
             features = [layer.chunk(2) for layer in self._features(torch.cat(pair))]
             of_visible, of_infrared = zip(*features, strict=True)
@@ -82,9 +79,6 @@ class IntensityGradientLoss(nn.Module):
         """The (B,) losses, at least 0."""
         visible, infrared = _like_fused(fused, visible, infrared)
         return functional.intensity_gradient_loss(fused, visible, infrared, self.gradient_weight)
-
-    def extra_repr(self) -> str:
-        return f"gradient_weight={self.gradient_weight}"
 
 
 class StructureLoss(nn.Module):
@@ -151,17 +145,12 @@ def _like_fused(fused: Tensor, *sources: Tensor) -> list[Tensor]:
 
 def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
     """torchvision's VGG-19 up to relu4_2, with trained weights."""
-    # Imported here, as the import takes seconds and most users do not need it.
+    # Imported here, as it takes seconds.
     from torchvision.models import VGG19_Weights
     from torchvision.models.vgg import cfgs, make_layers
 
     url = VGG19_Weights.IMAGENET1K_V1.url
-    if weights is None:
-        path = _cached(url)
-    else:
-        path = checks.check_path("weights", weights)
-        if not path.is_file():
-            raise FileNotFoundError(f"`weights` must be an existing file, got {path}; check it")
+    path = _cached(url) if weights is None else checks.check_file("weights", weights)
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         state = {k.removeprefix("features."): v for k, v in state.items() if "classifier" not in k}
@@ -170,7 +159,7 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
         features.load_state_dict(state, assign=True)
         features.float()
     except Exception as error:
-        # Not the reason given by torch, which advises to load without `weights_only`.
+        # Not torch's reason, which advises to load without `weights_only`.
         remedy = f"replace it by {url}" + " or delete it, to download it again" * (weights is None)
         raise ValueError(
             f"`weights` must hold the state_dict of torchvision's vgg19, got {path}, which is "

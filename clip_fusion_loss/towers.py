@@ -15,14 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["fold_batch_norms", "speed_up"]
-
 
 def fold_batch_norms(network: nn.Module) -> bool:
-    """Fold batch norms into the convolutions before them, in place; whether any was folded.
-
-    Only where the parent's class shows that nothing else uses the convolution's output.
-    """
+    """Fold batch norms into the convolutions before them, in place; whether any was folded."""
     folded = False
     for parent in list(network.modules()):
         kind, children = f"{type(parent).__module__}.", dict(parent.named_children())

@@ -271,10 +271,6 @@ class TestBundled:
         vector = model.eval().encode_text(tokens, normalize=True)
         torch.testing.assert_close(vector, tiny.encode_text("an infrared image"))
 
-    def test_warns_of_words_it_does_not_know(self):
-        with pytest.warns(UserWarning, match=r"'dancing', 'elephant', 'purple'.*from_pretrained"):
-            LanguageDrivenFusionLoss.tiny("a purple elephant dancing in the dark")
-
     @pytest.mark.parametrize(
         ("prompt", "change"),
         [

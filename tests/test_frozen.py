@@ -106,17 +106,6 @@ class TestModuleMethods:
         assert trainer.criterion.objective == FusionObjective()
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, through_pickle])
-def test_copies_of_an_encoder(encoder, clone):
-    images = torch.rand(1, 1, 20, 20)
-    copied = clone(encoder)
-    assert torch.equal(copied.encode_image(images), encoder.encode_image(images))
-    assert torch.equal(copied.encode_text("new"), encoder.encode_text("new"))
-    assert copied.fingerprint == encoder.fingerprint
-    encoder.half()
-    assert copied.network.conv1.weight.dtype == torch.float32
-
-
 class Holder(FrozenModule):
     frozen = ("network", "vector")
 

@@ -128,6 +128,31 @@ class TestFolders:
         torch.testing.assert_close(loaded.encode_image(images), expected)
         assert loaded.name == f"local-dir:{tmp_path}"
 
+    def test_with_a_tokenizer_of_transformers(self, tmp_path):
+        """As SigLIP has it, with the tokenizer's files in the folder."""
+        transformers = pytest.importorskip("transformers")
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        words = ["<pad>", "<unk>", "a", "gray", "image"]
+        tokenizer = Tokenizer(
+            models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>")
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"
+        ).save_pretrained(tmp_path)
+        text = {**SMALL_TEXT, "hf_tokenizer_name": "timm/ViT-tiny-SigLIP"}
+        config = {"model_cfg": {**MODEL_CONFIG, "custom_text": True, "text_cfg": text}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        safetensors.torch.save_file(
+            build_clip().state_dict(), tmp_path / "open_clip_model.safetensors"
+        )
+        tokens = torch.zeros(1, 24, dtype=torch.long)
+        tokens[0, :3] = torch.tensor([2, 3, 4])
+        expected = F.normalize(build_clip().eval().encode_text(tokens), dim=-1).detach()
+        encoder = FrozenCLIP.from_pretrained(f"local-dir:{tmp_path}")
+        torch.testing.assert_close(encoder.encode_text("a gray image"), expected)
+
     def test_without_weights_it_is_not_random(self, tmp_path):
         (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL_CONFIG}))
         with pytest.raises(FileNotFoundError, match="which holds open_clip_config.json"):

@@ -262,11 +262,6 @@ class TestWhatIsGivenOutIsTakenBack:
         # Texts alone say nothing of the sources.
         assert isinstance(given, list) or again == mine
 
-    def test_numpys_texts_become_plain(self, encoder):
-        criterion = make_criterion(encoder, objective=np.str_("a sharp image"))
-        criterion.set_objective([np.str_("a dark image"), "a dim image"])
-        assert [type(text) for text in criterion.objective.fused] == [str, str]
-
 
 class TestObjective:
     def test_swap_changes_the_next_value_and_back(self, encoder):

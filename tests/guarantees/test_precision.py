@@ -173,7 +173,7 @@ SOURCES = [name for name in ADVERSARIES if name != "far out"]  # refused as sour
 # Of the filter, that it lets too little pass.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no patch passed")
-def test_a_thousand_steps_on_adversarial_images_stay_finite(encoder):
+def test_hundreds_of_steps_on_adversarial_images_stay_finite(encoder):
     criteria = [
         make_criterion(
             encoder,
@@ -189,7 +189,7 @@ def test_a_thousand_steps_on_adversarial_images_stay_finite(encoder):
     ]
     generator = torch.Generator().manual_seed(0)
     shape = (1, 1, 16, 18)
-    for step in range(1000):
+    for step in range(600):
         pick = torch.randint(len(ADVERSARIES), (3,), generator=generator).tolist()
         names = list(ADVERSARIES)[pick[0]], *(SOURCES[i % len(SOURCES)] for i in pick[1:])
         fused, visible, infrared = (ADVERSARIES[name](shape, generator) for name in names)

@@ -49,16 +49,9 @@ def test_any_size(encoder, batch, size, channels, options):
     assert infrared.grad is None
 
 
-def strided(image):
-    """The same values in every second place of a larger tensor."""
-    larger = torch.full((*image.shape[:-1], 2 * image.shape[-1]), torch.nan)
-    larger[..., ::2] = image
-    return larger[..., ::2]
-
-
 LAYOUTS = {
     "channels last": lambda image: image.to(memory_format=torch.channels_last),
-    "strided": strided,
+    "strided": lambda image: torch.stack([image, 0 * image], -1)[..., 0],
     "transposed": lambda image: image.mT.contiguous().mT,
     "offset": lambda image: torch.cat([image[:1], image])[1:],
     "expanded": lambda image: image[:1].expand(2, -1, -1, -1),
