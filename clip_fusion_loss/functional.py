@@ -154,7 +154,7 @@ def structure_loss(
 ) -> Tensor:
     """Compare position and orientation of edges, but not brightness and contrast.
 
-        edges + layout_weight * layout + gradient_weight * mean |grad f - G_s|
+        edges + layout_weight * layout + gradient_weight * gradient
 
     *Edges* compares two gradient fields G, each divided by its root mean square over the image.
     G_f is that of the fused image; G_s has, at each pixel and axis, the source gradient of larger
@@ -173,8 +173,8 @@ def structure_loss(
         layout = 1/2 |unit(F - mean F) - unit(M - mean M)|^2 = 1 - cos(F - mean F, M - mean M)
 
     Neither part changes if the fused image is multiplied by a positive number or a constant is
-    added. The third part, the L1 distance of the gradients themselves, keeps detail as strong as
-    the stronger source has it; it does not see brightness.
+    added. *Gradient* is the mean of abs(G_f - G_s) before the division, which keeps detail as strong
+    as the stronger source has it; it does not see brightness.
 
     With `above_noise`, the gradients g of each source first lose what is no stronger than the
     noise in its flattest tenth, so that sensor noise does not count as edges; E is the mean of
@@ -187,7 +187,7 @@ def structure_loss(
         window: side of the windows w in pixels; larger than the image counts as the image's.
         flat_energy: e relative to the mean gradient energy of the image, which is 1; at least 1e-6.
         layout_weight: weight of the layout part.
-        gradient_weight: weight of the third part.
+        gradient_weight: weight of the gradient part.
         above_noise: whether only gradients above the noise of their source count.
 
     Returns:

@@ -123,7 +123,7 @@ class StructureLoss(nn.Module):
         self.flat_energy = checks.check_number("flat_energy", flat_energy, minimum=1e-6)
         self.layout_weight = checks.check_number("layout_weight", layout_weight)
         self.gradient_weight = checks.check_number("gradient_weight", gradient_weight)
-        self.above_noise = checks.check_flag("above_noise", above_noise)
+        self.above_noise = checks.check_type("above_noise", above_noise, bool)
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         """The (B,) losses, at least 0."""
