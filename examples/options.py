@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,17 @@ from tqdm import tqdm
 
 
 def whole_number(text: str, minimum: int = 1) -> int:
-    """A whole number of at least `minimum`; raises an error that argparse prints."""
     if not text.isdecimal() or not minimum <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"must be a whole number from {minimum}, got {text}")
     return int(text)
 
 
 def number(text: str, *, positive: bool = False) -> float:
-    """A finite number of at least 0, or above 0; raises an error that argparse prints."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf or (positive and value == 0):
-        least = "above" if positive else "of at least"
-        raise argparse.ArgumentTypeError(f"must be a number {least} 0, got {text}")
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf and not (positive and value == 0):
+            return value
+    least = "above" if positive else "of at least"
+    raise argparse.ArgumentTypeError(f"must be a number {least} 0, got {text}")
 
 
 natural = partial(whole_number, minimum=0)
@@ -99,8 +94,7 @@ def remedy_for(error: Exception) -> str | None:
 def errors_as_messages(program: str) -> Iterator[None]:
     """Exit with one line instead of a traceback for errors that the user can mend.
 
-    Inside, the standard streams exist even where a service or pythonw has none, and names that are
-    not Unicode are printed escaped.
+    Names that are not Unicode are printed escaped, and nothing where a service has no streams.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -140,22 +134,15 @@ def note(text: str) -> None:
 
 def progress(things: Iterable[Any] | None, title: str, unit: str, **options: Any) -> tqdm:
     """A progress bar around `things`; one line every five seconds if stderr is not a terminal."""
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    seconds = 0.1 if on_terminal else 5
     options = {"disable": sys.stderr is None, "dynamic_ncols": True} | options
+    seconds = 0.1 if sys.stderr is not None and sys.stderr.isatty() else 5
     return tqdm(things, desc=title, unit=unit, mininterval=seconds, **options)
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; for None a GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: the device does not work here.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of that name, or a ValueError; for None a GPU if there is one, else the CPU."""
     try:
-        device = torch.device(name)
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -168,8 +155,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it there if the block succeeds.
 
     Its name is like no other, so that writers in other threads, processes and containers do not
-    meet; its suffix, by which image writers choose their format, is that of `path`. A link is
-    followed.
+    meet; its suffix, by which image writers choose a format, is that of `path`.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)

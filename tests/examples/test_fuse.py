@@ -62,8 +62,8 @@ def run(checkpoint, folder, out, *more):
 
 
 def pair_named(folder, name):
-    found, _ = find_pairs(folders_of(folder))
-    return read_pair(next(files for files in found if files.name == name))
+    files = next(files for files in find_pairs(folders_of(folder)) if files.name == name)
+    return read_pair(files)
 
 
 def test_fuses_a_folder_in_full_size_and_colour(tmp_path, folder, checkpoint, capsys):
@@ -166,13 +166,6 @@ def test_every_network_fuses_whole_images(tmp_path, name):
     pair = Pair("scene", *(torch.from_numpy(noise(seed, 1, 37, 43)) for seed in range(2)))
     expected = to_8bit(loaded(*(luminance(i)[None] for i in pair[1:]))[0].detach())
     assert (fuse_with(loaded, pair, CPU).int() - expected.int()).abs().max() <= 1
-
-
-def test_strips_are_the_whole():
-    pair = Pair("scene", *(torch.from_numpy(noise(seed, 1, 64, 33)) for seed in range(2)))
-    network = NETWORKS["u2fusion"]()
-    whole, strips = (fuse_with(network, pair, CPU, strip_pixels=33 * rows) for rows in (64, 7))
-    assert (whole.int() - strips.int()).abs().max() <= 1
 
 
 @pytest.fixture
@@ -282,7 +275,7 @@ def assert_loads(path, name, network):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_weights_of_other_names_are_matched_by_shape_and_order(tmp_path, folder, capsys):
+def test_weights_of_other_names_are_matched_by_order(tmp_path, folder, capsys):
     network = PORTS["u2fusion-port"]()
     state = {f"net.{i}.{key}": value for i, (key, value) in enumerate(network.state_dict().items())}
     renamed = {}
@@ -293,7 +286,7 @@ def test_weights_of_other_names_are_matched_by_shape_and_order(tmp_path, folder,
     torch.save(PORTS["densefuse-port"]().state_dict(), tmp_path / "b.pth")
     assert load_published(tmp_path / "b.pth", "densefuse-port")[1] is False
     run_published(tmp_path / "a.pth", "u2fusion-port", folder, tmp_path / "fused")
-    assert "layers of equal shape were matched in the order" not in capsys.readouterr().err
+    assert "weights of other names in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
@@ -337,7 +330,7 @@ def test_files_that_are_not_read_are_refused_in_our_words(tmp_path):
         ("model.ckpt", "is of TensorFlow, whose checkpoints are not read"),
         ("model.ckpt.data-00000-of-00001", "is of TensorFlow"),
         ("no.pth", "there is no file"),
-        ("other.pth", "does not hold the layers of densefuse; check --network"),
+        ("other.pth", r"does not hold the weights of densefuse, 16 tensors from \[16, 1, 3, 3\]"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             load_published(tmp_path / name, "densefuse")

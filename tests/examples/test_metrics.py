@@ -9,7 +9,8 @@ import torch
 from scipy import ndimage
 
 import metrics
-from pairs import TNO, average, luminance, open_pairs, to_8bit
+from pairs import TNO, luminance, open_pairs, to_8bit
+from quickstart import average
 
 
 def constant(level=100):
