@@ -7,7 +7,8 @@ import os
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,11 +72,11 @@ class UnusableImageError(ValueError):
     """An image or pair that cannot be used; the message names the file."""
 
 
+@dataclass
 class PairFolder(Sequence[Pair]):
     """Pairs on disk; those used last are kept in memory."""
 
-    def __init__(self, files: Iterable[PairFiles]) -> None:
-        self.files = list(files)
+    files: list[PairFiles]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -112,11 +113,8 @@ def _subfolder(root: Path, words: Sequence[str]) -> Path:
     there = sorted(existing_folder(root).iterdir())
     found = [path for path in there if path.name.lower() in words and path.is_dir()]
     if len(found) != 1:
-        got = some([path.name for path in found or there]) or "nothing"
-        raise ValueError(
-            f"--pairs {root} must hold one folder named {' or '.join(words[:4])}, got {got}\n"
-            + LAYOUT
-        )
+        names, got = " or ".join(words[:4]), some([path.name for path in found or there])
+        raise ValueError(f"--pairs {root} must hold one folder named {names}, got {got}\n{LAYOUT}")
     return found[0]
 
 
@@ -187,7 +185,7 @@ def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:
 
 def spread(total: int, limit: int | None) -> list[int]:
     """At most `limit` of the numbers 0 to `total` - 1, evenly spread."""
-    count = total if limit is None else min(total, limit)
+    count = min(total, limit or total)
     return [i * total // count for i in range(count)]
 
 
@@ -207,14 +205,11 @@ def read_pair(files: PairFiles) -> Pair:
     if infrared.shape[0] == 3:
         note(f"infrared images in {files.infrared.parent} are coloured; their luminance is used")
         infrared = to_8bit(luminance(infrared))
-    sizes = [f"{image.shape[2]} x {image.shape[1]}" for image in (infrared, visible)]
-    if sizes[0] != sizes[1]:
-        raise UnusableImageError(
-            f"{files.infrared}: is {sizes[0]} pixels, its visible image {sizes[1]}; a pair must be "
-            "aligned and of one size"
-        )
+    got, size = (f"{image.shape[2]} x {image.shape[1]}" for image in (infrared, visible))
+    if got != size:
+        raise UnusableImageError(f"{files.infrared}: is {got}, its visible image {size} pixels")
     if min(visible.shape[1:]) < MIN_SIDE:
-        raise UnusableImageError(f"{files.visible}: is {sizes[1]} pixels, smaller than {MIN_SIDE}")
+        raise UnusableImageError(f"{files.visible}: is {size} pixels, smaller than {MIN_SIDE}")
     return Pair(files.name, visible, infrared)
 
 
@@ -247,9 +242,8 @@ def read_image(path: Path, *, stretch: bool = True) -> Tensor:
     if missing is not None and missing.any():
         note(f"{path}: {missing.mean():.1%} of the pixels are marked as missing; they are black")
         values[missing] = 0
-    if values.ndim == 3 and (values == values[..., :1]).all():
-        values = values[..., 0]
     planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    planes = planes[:1] if (planes == planes[:1]).all() else planes
     return torch.from_numpy(np.ascontiguousarray(planes))
 
 
@@ -281,8 +275,8 @@ def decode(path: Path) -> tuple[Values, Values | None]:
         if file.read(4) in TIFF_STARTS:
             return _decode_tiff(path)
     with Image.open(path) as image:
-        # The second image of a camera's MPO is a preview.
-        _one_of(getattr(image, "n_frames", 1) if image.format != "MPO" else 1)
+        if image.format != "MPO":  # of a camera, whose second image is a preview
+            _one_of(getattr(image, "n_frames", 1))
         deep = _decode_deep(path, image.format)
         if deep is None:
             return _decode_by_pillow(image), None

@@ -72,11 +72,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True)
     add("--resume", "continue the training in --out", action="store_true")
     add("--prompt", "; repeat it for an ensemble (default: the paper's)")
-    text = (
-        "train one unet for all sentences of this file, one a line; fuse.py --prompt chooses one. "
-        "`2.5 | a dark image` is drawn 2.5 times as often as others"
-    )
-    add("--prompts", text, type=Path)
+    text = "train one unet for all sentences of this file, one a line, such as `a dark image`; "
+    add("--prompts", text + "`2.5 | a dark image` is drawn 2.5 times as often", type=Path)
     for role in ("visible", "infrared"):
         text = f"the {role} image in words (default: the paper's)"
         add(f"--{role}-text", text, action="append", metavar="TEXT")
@@ -177,17 +174,17 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         generator=torch.Generator(),  # the global one is left to noise and patches
     )
     network, optimizer, schedule, loader = accelerator.prepare(network, optimizer, schedule, loader)
+    if chosen.log_to:
+        accelerator.init_trackers(chosen.log_to)
     if state is not None:
         accelerator.load_state(str(state))
     max_norm = chosen.max_norm
     if draw is not None:
         draw.calls = step * chosen.accumulate
         max_norm = max_norm or training.MANY_MAX_NORM
-    if chosen.log_to:
-        accelerator.init_trackers(chosen.log_to)
     if first:
-        processes = f"{accelerator.num_processes} x {device.type}"
-        print(f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; {processes}")
+        where = f"{accelerator.num_processes} x {device.type}"
+        print(f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; {where}")
 
     def save() -> None:
         if first:
@@ -243,7 +240,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             due = chosen.sample_every and step % chosen.sample_every == 0
             if first and (step == last or due):
                 path = chosen.out / "samples" / f"step_{step:07d}.png"
-                save_samples(accelerator.unwrap_model(network), opened, bank, device, path)
+                save_samples(accelerator.unwrap_model(network), opened, bank, path)
                 network.train()
             if stopping:
                 break
@@ -337,13 +334,10 @@ def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
 
 
 def save_samples(
-    network: nn.Module,
-    opened: Sequence[pairs.Pair],
-    bank: EmbeddedFusionModel | None,
-    device: torch.device,
-    path: Path,
+    network: nn.Module, opened: Sequence[pairs.Pair], bank: EmbeddedFusionModel | None, path: Path
 ) -> None:
     """A sheet of three pairs, for at most four sentences, with the network as it is now."""
+    device = next(network.parameters()).device
     shown = [opened[index] for index in pairs.spread(len(opened), 3)]
     columns = {kind: [getattr(pair, kind) for pair in shown] for kind in ("infrared", "visible")}
     for row in [None] if bank is None else pairs.spread(len(bank), 4):

@@ -1,17 +1,15 @@
 """Which files are pairs, which are not and why, and that nothing is written among them."""
 
-import os
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from image_files import GREY, noise, save_mixed_pairs, save_pairs, write
+from image_files import noise, save_mixed_pairs, save_pairs, write
 
 import options
 import pairs
-from pairs import Folders, find_pairs, folders_of, keep_apart, open_pairs, read_pair, spread
+from pairs import find_pairs, folders_of, keep_apart, open_pairs, read_pair, spread
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +115,7 @@ def test_opening_reads_each_pair_and_names_what_is_unusable(tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"5 pairs; infrared in {folder / 'ir'}, visible in {folder / 'vi'}" in said
     assert "broken.png: cannot be read" in said
-    assert "size.png: is 51 x 40 pixels, its visible image 50 x 40; a pair must be" in said
+    assert "size.png: is 51 x 40, its visible image 50 x 40 pixels" in said
     assert "tiny.png: is 50 x 20 pixels, smaller than 32" in said
 
 
@@ -156,33 +154,14 @@ def test_a_vanished_source_is_named(tmp_path):
         opened[1]
 
 
-@pytest.mark.parametrize("out", ["ir", "vi/new", "link/new", "ir/../vi/new", "Ir_link"])
-def test_results_never_lie_among_the_sources(tmp_path, out):
+def test_results_never_lie_among_the_sources(tmp_path, monkeypatch):
     folders = folders_of(save_pairs(tmp_path))
     (tmp_path / "link").symlink_to(tmp_path / "ir")
-    (tmp_path / "Ir_link").symlink_to(tmp_path / "ir")
-    with pytest.raises(ValueError, match="must not lie among the sources"):
-        keep_apart(tmp_path / out, folders)
-
-
-def test_results_beside_the_sources_are_fine(tmp_path, monkeypatch):
-    folders = folders_of(save_pairs(tmp_path))
+    for out in ("ir", "vi/new", "link", "link/new", "ir/../vi/new"):
+        with pytest.raises(ValueError, match="must not lie among the sources"):
+            keep_apart(tmp_path / out, folders)
     monkeypatch.chdir(tmp_path)
-    for out in (tmp_path, tmp_path / "fused", Path("relative")):
-        keep_apart(out, folders)
     with pytest.raises(ValueError, match="among the sources"):
         keep_apart(Path("ir/new"), folders)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="file names are Unicode there")
-def test_names_that_are_not_unicode(tmp_path):
-    name = os.fsdecode(b"\xb3\xa1.png")  # GBK
-    for kind in ("ir", "vi"):
-        write(tmp_path / kind / "plain.png")
-        try:
-            (tmp_path / kind / "plain.png").rename(tmp_path / kind / name)
-        except OSError:
-            pytest.skip("this file system has Unicode names only")
-    (pair,) = open_pairs(tmp_path)
-    assert np.array_equal(pair.visible[0].numpy(), GREY)
-    assert isinstance(folders_of(tmp_path), Folders)
+    for out in (tmp_path, tmp_path / "fused", Path("relative")):
+        keep_apart(out, folders)

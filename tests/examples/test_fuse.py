@@ -212,11 +212,7 @@ def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
         (told, [], '--prompt or --blend must be given for .*told.* --prompt "a dark image"'),
         (told, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be the CLIP of the loss"),
-        (
-            told,
-            ["--prompt", "A dark image", "--prompt", "a dark image"],
-            "two sentences .* a-dark-image",
-        ),
+        (told, ["--prompt", "Dark night", "--prompt", "dark night"], "two sentences .* dark-night"),
     ):
         with pytest.raises(SystemExit, match=f"fuse: error: {message}"):
             run(source, folder, out, *more)
@@ -289,9 +285,8 @@ def test_weights_of_other_names_are_matched_by_order(tmp_path, folder, capsys):
     assert "weights of other names in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
-def test_numbers_of_numpy_beside_the_weights(tmp_path, core):
-    """U2Fusion's model.pth has them; numpy 1 and 2 call their module differently."""
+def test_numbers_of_numpy_beside_the_weights(tmp_path):
+    """U2Fusion's model.pth has them, from numpy 1, which calls their module differently."""
     network = NETWORKS["u2fusion"]()
     numbers = {"train_loss_1": [np.float64(3.0), np.float32(1)], "epoch": np.int64(3)}
     torch.save({"model": network.state_dict(), **numbers}, tmp_path / "a.pth")
@@ -301,11 +296,9 @@ def test_numbers_of_numpy_beside_the_weights(tmp_path, core):
     ):
         for entry in source.infolist():
             content = source.read(entry)
-            if entry.filename.endswith("data.pkl"):
-                for name in (b"numpy._core.", b"numpy.core."):
-                    content = content.replace(name + b"multi", f"{core}.multi".encode())
-            target.writestr(entry.filename, content)
-    assert_loads(tmp_path / "b.pth", "u2fusion", network)
+            target.writestr(entry.filename, content.replace(b"numpy._core.m", b"numpy.core.m"))
+    for name in ("a.pth", "b.pth"):
+        assert_loads(tmp_path / name, "u2fusion", network)
 
 
 def test_a_generator_saved_with_its_vgg(tmp_path):

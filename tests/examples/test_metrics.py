@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import piq
 import pytest
 import torch
 from scipy import ndimage
@@ -94,14 +93,6 @@ def test_edge_transfer():
     assert metrics.edge_transfer(image, image, black) == pytest.approx(best)
 
 
-def test_edge_transfer_heeds_orientation():
-    # Away from the black beyond the border, edges of equal strength at right angles.
-    strips = np.tile(np.arange(64) % 32 * 8, (64, 1)).astype(np.uint8)
-    along = metrics.edge_transfer(strips, strips, strips)
-    across = metrics.edge_transfer(strips.T.copy(), strips, strips)
-    assert across < along / 2
-
-
 def test_evaluate_combines_both_sources():
     fused, visible, infrared = noise(0), noise(1), noise(2)
     result = metrics.evaluate(fused, visible, infrared, further=True)
@@ -112,10 +103,6 @@ def test_evaluate_combines_both_sources():
     assert metrics.evaluate(fused, fused, infrared)["MI"] > result["MI"]
     tensors = [torch.from_numpy(image)[None] for image in (fused, visible, infrared)]
     assert metrics.evaluate(*tensors) == {name: result[name] for name in list(result)[:9]}
-
-
-def test_mean():
-    assert metrics.mean([{"EN": 1.0, "SD": 5.0}, {"EN": 2.0, "SD": 7.0}]) == {"EN": 1.5, "SD": 6.0}
 
 
 def test_the_values_of_earlier_releases():
@@ -148,10 +135,6 @@ def picture(seed, height=176, width=192):
 def disturbed(image, seed, amount=40):
     noise = np.random.default_rng(seed).integers(-amount, amount + 1, image.shape)
     return (image + noise).clip(0, 255).astype(np.uint8)
-
-
-def tensor(image):
-    return torch.from_numpy(image.astype(np.float64))[None, None]
 
 
 def plain_invented(fused, visible, infrared):
@@ -189,13 +172,8 @@ def test_vif_and_ms_ssim_where_they_are_defined():
     assert math.isnan(metrics.fidelity(image[:40], image[:40]))
     assert metrics.multiscale_similarity(image, image) == pytest.approx(1)
     assert math.isnan(metrics.multiscale_similarity(image[:160], image[:160]))
-    for fused in (disturbed(image, 1), image // 2):
-        images = tensor(fused), tensor(image)
-        vif, ms_ssim = (f(*images, data_range=255) for f in (piq.vif_p, piq.multi_scale_ssim))
-        assert metrics.fidelity(fused, image) == pytest.approx(vif.item(), rel=1e-4)
-        assert metrics.multiscale_similarity(fused, image) == pytest.approx(
-            ms_ssim.item(), rel=1e-4
-        )
+    for measure in (metrics.fidelity, metrics.multiscale_similarity):
+        assert measure(disturbed(image, 1, 80), image) < measure(disturbed(image, 1), image) < 1
 
 
 def test_psnr():
@@ -208,10 +186,6 @@ def test_psnr():
     ]
     expected = 10 * math.log10(255**2 / (sum(squares) / len(squares)))
     assert metrics.peak_signal_to_noise(fused, visible, infrared) == pytest.approx(expected)
-    single = piq.psnr(tensor(fused), tensor(visible), data_range=255)
-    assert metrics.peak_signal_to_noise(fused, visible, visible) == pytest.approx(
-        float(single), rel=1e-6
-    )
     assert math.isnan(metrics.peak_signal_to_noise(fused, fused, fused))
 
 

@@ -134,17 +134,8 @@ def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, mon
 
 def test_one_step_is_that_of_a_plain_loop(tmp_path, folder):
     """Clean images for the loss, noise for the network, Adam, the warm-up of the schedule."""
-    run(
-        folder,
-        tmp_path,
-        "--steps",
-        1,
-        "--no-augment",
-        "--max-norm",
-        "0.5",
-        "--network",
-        "densefuse",
-    )
+    given = ["--network", "densefuse", "--no-augment", "--max-norm", "0.5"]
+    run(folder, tmp_path, "--steps", 1, *given)
     options = train.parse(["--out", "x", *SMALL, "--no-augment"])
     opened = pairs.open_pairs(folder)
     crops = training.Crops(opened, 32, 2, False, 0)
@@ -181,10 +172,7 @@ def test_a_damaged_log_or_settings_file(tmp_path, folder):
     run(folder, tmp_path, "--steps", 1)
     (tmp_path / "log.csv").write_bytes(b"\0" * 4096)  # after a power cut
     train.main(["--pairs", str(folder), "--out", str(tmp_path), *SMALL, "--steps", "2", "--resume"])
-    assert (
-        b"\n2," in (tmp_path / "log.csv").read_bytes()
-        or b"\0" + b"2," in (tmp_path / "log.csv").read_bytes()
-    )
+    assert b"\0002," in (tmp_path / "log.csv").read_bytes()
     (tmp_path / "settings.json").write_bytes(b"\0" * 40)
     with pytest.raises(SystemExit, match="settings.json is damaged"):
         run(folder, tmp_path, "--steps", 3, "--resume")
@@ -256,15 +244,6 @@ def test_losses_that_are_not_finite_stop(tmp_path, folder):
         run(folder, tmp_path, "--network", "densefuse", "--steps", 9, "--rate", "1e12")
 
 
-def test_out_of_memory_is_one_sentence(tmp_path, folder, monkeypatch):
-    def full(*_, **__):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
-
-    monkeypatch.setattr(train.Accelerator, "backward", full)
-    with pytest.raises(SystemExit, match="not enough memory; use a smaller --batch, --crop or"):
-        run(folder, tmp_path, "--steps", 1)
-
-
 @pytest.mark.parametrize("network", ["unet", "densefuse"])
 def test_tensorboard_bf16_and_workers(tmp_path, folder, network):
     options = ["--log-to", "tensorboard", "--amp", "bf16", "--network", network]
@@ -333,6 +312,5 @@ def test_two_processes_train_one_network(tmp_path):
     assert done.stdout.count("finished") == 1
     train.main([*arguments, "--batch", "2", "--out", str(tmp_path / "one")])
     torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"))
-    log = [[float(row[name]) for row in read_log(tmp_path / out)] for out in ("one", "two")
-           for name in ("total",)]  # fmt: skip
-    assert log[0] == pytest.approx(log[1], rel=1e-4)
+    one, two = ([float(row["total"]) for row in read_log(tmp_path / out)] for out in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-4)
