@@ -87,17 +87,14 @@ def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def entropy(image: Grey) -> float:
-    """EN."""
     return _entropy_of_counts(np.bincount(image.ravel(), minlength=256))
 
 
 def standard_deviation(image: Grey) -> float:
-    """SD."""
     return float(image.std())
 
 
 def spatial_frequency(image: Grey) -> float:
-    """SF."""
     down, across = (np.mean(np.diff(_real(image), axis=axis) ** 2) for axis in (0, 1))
     return float(np.sqrt(down + across))
 

@@ -36,13 +36,11 @@ def number(text: str, *, positive: bool = False) -> float:
 natural = partial(whole_number, minimum=0)
 positive_number = partial(number, positive=True)
 
-CLIP_MODEL = "ViT-B-32-quickgelu"
 ENCODERS = (
     "the CLIP of the loss: tiny, a small one for demonstrations that comes with the package; "
-    f"MODEL/TAG with names of open_clip, such as {CLIP_MODEL}/openai, downloaded once; "
-    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FILE "
-    f"with weights of {CLIP_MODEL}; FOLDER of open_clip or of a transformers CLIPModel; "
-    "hf-hub:ORG/REPO"
+    "MODEL/TAG with names of open_clip, such as ViT-B-32-quickgelu/openai, downloaded once; "
+    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FOLDER "
+    "of open_clip or of a transformers CLIPModel; hf-hub:ORG/REPO"
 )
 #: Options that several programs have.
 SHARED: dict[str, dict[str, Any]] = {
@@ -57,8 +55,6 @@ SHARED: dict[str, dict[str, Any]] = {
     "--seed": {"type": natural, "help": "random seed"},
     "--device": {"help": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"},
 }
-#: Placeholders in the help for values of these types.
-METAVARS = {Path: "FILE", whole_number: "N", natural: "N", number: "X", positive_number: "X"}
 
 
 def new_parser(overview: str, epilog: str) -> argparse.ArgumentParser:
@@ -76,8 +72,8 @@ def add(parser: Any, name: str, text: str = "", default: Any = None, **settings:
     text = settings.pop("help", "") + text
     if default is not None and "(default: " not in text:
         text += " (default: %(default)s)"
-    if settings.get("type") in METAVARS:
-        settings = {"metavar": METAVARS[settings["type"]]} | settings
+    if "type" in settings:
+        settings = {"metavar": "FILE" if settings["type"] is Path else "N"} | settings
     parser.add_argument(name, help=text, default=default, **settings)
 
 

@@ -24,7 +24,7 @@ from clip_fusion_loss import (
     VGGMaxFeatureLoss,
     functional,
 )
-from options import CLIP_MODEL, ENCODERS, progress
+from options import ENCODERS, progress
 from pairs import Pair, luminance, to_8bit
 
 REGULARIZERS = {
@@ -79,18 +79,13 @@ def load_clip(name: str) -> FrozenCLIP:
         return FrozenCLIP.tiny()
     if name.startswith(("local-dir:", "hf-hub:")) or Path(name).is_dir():
         return FrozenCLIP.from_pretrained(name)
-    if Path(name).is_file():
-        return FrozenCLIP.from_pretrained(CLIP_MODEL, Path(name))
     model, equals, path = name.partition("=")
     if equals:
         return FrozenCLIP.from_pretrained(model, Path(path))
     model, slash, tag = name.rpartition("/")
     if not slash:
         raise ValueError(f"--encoder must be {ENCODERS}, got {name}")
-    try:
-        return FrozenCLIP.from_pretrained(model, tag)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}\n(here: --encoder MODEL=FILE or FOLDER)") from error
+    return FrozenCLIP.from_pretrained(model, tag)
 
 
 @dataclass(frozen=True)
@@ -126,19 +121,17 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if self.augment:
             # As the loss draws its patches: a window is cropped and warped in one sampling.
             share = self.side / min(height, width)
-            transforms = functional.random_patch_transforms(
-                1, 1, (height, width), scale=(share, share), generator=generator
-            )
-            size = (self.side, self.side)
-            both = functional.sample_patches(both[None], transforms, size)[0, 0]
+            draw = {"scale": (share, share), "generator": generator}
+            transforms = functional.random_patch_transforms(1, 1, (height, width), **draw)
+            both = functional.sample_patches(both[None], transforms, (self.side,) * 2)[0, 0]
         else:
-            top = int(torch.randint(height - self.side + 1, (), generator=generator))
-            left = int(torch.randint(width - self.side + 1, (), generator=generator))
-            both = both[:, top : top + self.side, left : left + self.side]
+            for axis, length in enumerate((height, width), 1):
+                start = int(torch.randint(length - self.side + 1, (), generator=generator))
+                both = both.narrow(axis, start, self.side)
         return both[:1], both[1:]
 
     def _generator(self, *numbers: int) -> torch.Generator:
-        """A CPU generator with a seed of its own for each choice of whole numbers."""
+        """With a seed of its own for each choice of whole numbers."""
         seed = np.random.SeedSequence((self.seed, *numbers)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 

@@ -74,28 +74,19 @@ def test_links_are_followed_and_circles_end(tmp_path):
     assert names(tmp_path / "linked") == ["scene0"]
 
 
-@pytest.mark.parametrize(
-    ("made", "message"),
-    [
-        ([], "must hold one folder named ir or infrared"),
-        (["vi/a.png"], "must hold one folder named ir or infrared or thermal or lwir, got vi"),
-        (["ir/a.png", "thermal/a.png", "vi/a.png"], "got ir, thermal"),
-    ],
-)
-def test_a_folder_without_both_kinds(tmp_path, made, message):
-    for name in made:
+def test_folders_that_are_not_there_or_not_meant(tmp_path):
+    for name in ("good/ir/a.png", "good/vi/a.png", "half/vi/a.png"):
         write(tmp_path / name)
-    with pytest.raises(ValueError, match=message):
-        folders_of(tmp_path)
-
-
-def test_options_that_do_not_go_together(tmp_path):
-    save_pairs(tmp_path)
+    for name in ("ir", "thermal", "vi"):
+        write(tmp_path / "two" / name / "a.png")
+    infrared, visible = tmp_path / "good" / "ir", tmp_path / "good" / "vi"
     for arguments, message in (
-        ((tmp_path, tmp_path / "ir", tmp_path / "vi"), "without --pairs"),
-        ((None, tmp_path / "ir", None), "must be given together"),
-        ((None, tmp_path / "ir", tmp_path / "ir"), "must be two folders"),
-        ((None, tmp_path / "ir", tmp_path / "no"), "there is no folder .*no"),
+        ((tmp_path / "half",), "one folder named ir or infrared or thermal or lwir, got vi"),
+        ((tmp_path / "two",), "got ir, thermal"),
+        ((tmp_path / "good", infrared, visible), "without --pairs"),
+        ((None, infrared, None), "must be given together"),
+        ((None, infrared, infrared), "must be two folders"),
+        ((None, infrared, tmp_path / "no"), "there is no folder .*no"),
         ((tmp_path / "no",), "there is no folder .*no"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
