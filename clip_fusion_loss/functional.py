@@ -173,8 +173,8 @@ def structure_loss(
         layout = 1/2 |unit(F - mean F) - unit(M - mean M)|^2 = 1 - cos(F - mean F, M - mean M)
 
     Neither part changes if the fused image is multiplied by a positive number or a constant is
-    added. *Gradient* is the mean of abs(G_f - G_s) before the division, which keeps detail as strong
-    as the stronger source has it; it does not see brightness.
+    added. *Gradient* is the mean of abs(G_f - G_s) before the division, which keeps detail as
+    strong as the stronger source has it; it does not see brightness.
 
     With `above_noise`, the gradients g of each source first lose what is no stronger than the
     noise in its flattest tenth, so that sensor noise does not count as edges; E is the mean of

@@ -61,21 +61,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return chosen
 
 
+@options.errors_as_messages("fuse")
 def main(arguments: Sequence[str] | None = None) -> None:
-    with options.errors_as_messages("fuse"):
-        fuse_folder(parse(arguments))
-
-
-def fuse_folder(chosen: argparse.Namespace) -> None:
     """Fuse the pairs that are not fused yet; unusable pairs are named and skipped."""
+    chosen = parse(arguments)
     device = options.choose_device(chosen.device)
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
     with options.warnings_as_notes():
-        trained = open_network(chosen)
+        if chosen.checkpoint is None:
+            network, renamed = load_published(chosen.weights, chosen.network)
+            trained = Trained(network, None, "")
+            if renamed:
+                options.note(f"weights of other names in {chosen.weights} were matched in order")
+        else:
+            trained = load_trained(chosen.checkpoint)
         vectors = vectors_by_folder(chosen, trained)
     network = trained.network.to(device)
-    found = pairs.find_and_report_pairs(folders)
+    found = pairs.find_pairs(folders)
     options.make_writable(chosen.out)
     jobs = [
         (files, vector, chosen.out / folder / f"{files.name}.png")
@@ -83,7 +86,7 @@ def fuse_folder(chosen: argparse.Namespace) -> None:
         for files in found
     ]
     sources = {path.resolve() for files in found for path in files[1:]}
-    for _, _, path in jobs:
+    for *_, path in jobs:
         if path.resolve() in sources:
             raise ValueError(f"{path} is a link to a source; choose another --out")
     left = [job for job in jobs if chosen.overwrite or not job[2].exists()]
@@ -108,25 +111,8 @@ def fuse_folder(chosen: argparse.Namespace) -> None:
         raise ValueError("no pair could be fused; the reasons are above")
 
 
-def open_network(chosen: argparse.Namespace) -> Trained:
-    if chosen.checkpoint is not None:
-        return load_trained(chosen.checkpoint)
-    network, by_order = load_published(chosen.weights, chosen.network)
-    if by_order:
-        options.note(
-            f"the layers in {chosen.weights} have other names than those of {chosen.network}; "
-            "layers of equal shape were matched in the order of the file. Check a fused image"
-        )
-    return Trained(network, None, "")
-
-
 def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str, Tensor | None]:
-    """The text directions to fuse with by their folder in --out; {"": None} without sentences.
-
-    Raises:
-        OSError, ValueError: sentences are given for a network that takes none, or the reverse; or
-            the CLIP for a new one is not available, or not that of the training.
-    """
+    """The text directions to fuse with by their folder in --out; {"": None} without sentences."""
     bank = trained.sentences
     asked = [name for name in ("prompt", "blend", "encoder") if getattr(chosen, name)]
     if bank is None:
@@ -141,8 +127,25 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
             f"--prompt or --blend must be given for {chosen.checkpoint}, which was trained for "
             f'{len(bank)} sentences; for example --prompt "{bank.objectives[0].fused[0]}"'
         )
+    vectors = {
+        " ".join(objective.fused): vector
+        for objective, vector in zip(bank.objectives, bank.text_direction, strict=True)
+    }
     ends = chosen.blend[:2] if chosen.blend else []
-    vectors = vectors_of([*chosen.prompt, *ends], bank, chosen.encoder or trained.encoder)
+    new = [text for text in dict.fromkeys([*chosen.prompt, *ends]) if text not in vectors]
+    if new:  # only for these the CLIP of the training is loaded
+        encoder = chosen.encoder or trained.encoder
+        clip = load_clip(encoder)
+        try:
+            bank.check_encoder(clip)
+        except ValueError as error:
+            raise ValueError(
+                f"--encoder must be the CLIP that the network was trained with, "
+                f"{bank.encoder_name!r}, got {encoder} with other weights or another text tower"
+            ) from error
+        objectives = [replace(bank.objectives[0], fused=text) for text in new]
+        embedded = EmbeddedFusionModel(objectives, clip).text_direction
+        vectors |= zip(new, embedded, strict=True)
     by_folder: dict[str, Tensor | None] = {}
     for text in chosen.prompt:
         folder = options.readable_name(text)
@@ -155,31 +158,6 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
             vector = torch.lerp(vectors[ends[0]], vectors[ends[1]], share)
             by_folder[f"{folder}/{round(100 * share):03d}"] = vector
     return by_folder
-
-
-def vectors_of(texts: Sequence[str], bank: EmbeddedFusionModel, encoder: str) -> dict[str, Tensor]:
-    """The (D,) text direction of each text: looked up, or embedded with the texts of the sources.
-
-    The CLIP of the training is only loaded for new texts.
-    """
-    known = {
-        " ".join(objective.fused): vector
-        for objective, vector in zip(bank.objectives, bank.text_direction, strict=True)
-    }
-    new = [text for text in dict.fromkeys(texts) if text not in known]
-    if new:
-        clip = load_clip(encoder)
-        try:
-            bank.check_encoder(clip)
-        except ValueError as error:
-            raise ValueError(
-                f"--encoder must be the CLIP that the network was trained with, "
-                f"{bank.encoder_name!r}, got {encoder} with other weights or another text tower"
-            ) from error
-        objectives = [replace(bank.objectives[0], fused=text) for text in new]
-        embedded = EmbeddedFusionModel(objectives, clip).text_direction
-        known |= dict(zip(new, embedded, strict=True))
-    return known
 
 
 def warn_of_extremes(fused: Tensor, pair: pairs.Pair, chosen: argparse.Namespace) -> None:

@@ -54,12 +54,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@options.errors_as_messages("one_network_many_sentences")
 def main(arguments: Sequence[str] | None = None) -> None:
-    with options.errors_as_messages("one_network_many_sentences"):
-        run(parse(arguments))
-
-
-def run(chosen: argparse.Namespace) -> None:
+    chosen = parse(arguments)
     device = options.choose_device(chosen.device)
     folders = folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     keep_apart(chosen.out, folders)
@@ -67,29 +64,18 @@ def run(chosen: argparse.Namespace) -> None:
     prompts = list(dict.fromkeys(chosen.prompt or PROMPTS))
     with options.warnings_as_notes():
         generator = torch.Generator().manual_seed(chosen.seed)
-        criterion = build_criterion(
-            chosen.encoder, regularizer="structure", generator=generator
-        ).to(device)
+        criterion = build_criterion(chosen.encoder, regularizer="structure", generator=generator)
+        criterion = criterion.to(device)
         criterion.similarity_weight *= MANY_SIMILARITY
         bank = criterion.embed(prompts)
         ends = criterion.embed(chosen.blend).text_direction
     out = options.make_writable(chosen.out)
-    print(
-        f"{len(pairs)} pairs, one training of {chosen.steps} steps for {len(prompts)} sentences "
-        f"on {device}"
-    )
+    what = f"one training of {chosen.steps} steps for {len(prompts)} sentences"
+    print(f"{len(pairs)} pairs, {what} on {device}")
     torch.manual_seed(chosen.seed)
     network = FusionUNet(bank.text_direction.shape[1]).to(device)
-    train(
-        network,
-        criterion,
-        pairs,
-        steps=chosen.steps,
-        seed=chosen.seed,
-        device=device,
-        title=f"training for {len(prompts)} sentences",
-        sentences=bank,
-    )
+    given = {"steps": chosen.steps, "seed": chosen.seed, "device": device, "sentences": bank}
+    train(network, criterion, pairs, title=f"training for {len(prompts)} sentences", **given)
 
     shown = [pairs[index] for index in spread(len(pairs), SHEET_ROWS)]
 
@@ -100,10 +86,8 @@ def run(chosen: argparse.Namespace) -> None:
         "infrared": [pair.infrared for pair in shown],
         "visible": [to_8bit(luminance(pair.visible)) for pair in shown],
     }
-    columns |= {
-        f'"{prompt}"': fused(vector)
-        for prompt, vector in zip(prompts, bank.text_direction, strict=True)
-    }
+    for prompt, vector in zip(prompts, bank.text_direction, strict=True):
+        columns[f'"{prompt}"'] = fused(vector)
     windows = sheets.salient_windows(shown)
     sheets.save_sheet(columns, windows, out / "sentences.png")
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,34 +20,27 @@ from tqdm import tqdm
 
 
 def whole_number(text: str, minimum: int = 1) -> int:
-    """A whole number of at least `minimum`; raises an error that argparse prints."""
     if not text.isdecimal() or not minimum <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"must be a whole number from {minimum}, got {text}")
     return int(text)
 
 
 def number(text: str, *, positive: bool = False) -> float:
-    """A finite number of at least 0, or above 0; raises an error that argparse prints."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf or (positive and value == 0):
-        least = "above" if positive else "of at least"
-        raise argparse.ArgumentTypeError(f"must be a number {least} 0, got {text}")
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf and not (positive and value == 0):
+            return value
+    least = "above" if positive else "of at least"
+    raise argparse.ArgumentTypeError(f"must be a number {least} 0, got {text}")
 
 
 natural = partial(whole_number, minimum=0)
 positive_number = partial(number, positive=True)
 
-CLIP_MODEL = "ViT-B-32-quickgelu"
 ENCODERS = (
     "the CLIP of the loss: tiny, a small one for demonstrations that comes with the package; "
-    f"MODEL/TAG with names of open_clip, such as {CLIP_MODEL}/openai, downloaded once; "
-    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FILE "
-    f"with weights of {CLIP_MODEL}; FOLDER of open_clip or of a transformers CLIPModel; "
-    "hf-hub:ORG/REPO"
+    "MODEL/TAG with names of open_clip, such as ViT-B-32-quickgelu/openai, downloaded once; "
+    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FOLDER "
+    "of open_clip or of a transformers CLIPModel; hf-hub:ORG/REPO"
 )
 #: Options that several programs have.
 SHARED: dict[str, dict[str, Any]] = {
@@ -62,8 +55,6 @@ SHARED: dict[str, dict[str, Any]] = {
     "--seed": {"type": natural, "help": "random seed"},
     "--device": {"help": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"},
 }
-#: Placeholders in the help for values of these types.
-METAVARS = {Path: "FILE", whole_number: "N", natural: "N", number: "X", positive_number: "X"}
 
 
 def new_parser(overview: str, epilog: str) -> argparse.ArgumentParser:
@@ -81,8 +72,8 @@ def add(parser: Any, name: str, text: str = "", default: Any = None, **settings:
     text = settings.pop("help", "") + text
     if default is not None and "(default: " not in text:
         text += " (default: %(default)s)"
-    if settings.get("type") in METAVARS:
-        settings = {"metavar": METAVARS[settings["type"]]} | settings
+    if "type" in settings:
+        settings = {"metavar": "FILE" if settings["type"] is Path else "N"} | settings
     parser.add_argument(name, help=text, default=default, **settings)
 
 
@@ -99,8 +90,7 @@ def remedy_for(error: Exception) -> str | None:
 def errors_as_messages(program: str) -> Iterator[None]:
     """Exit with one line instead of a traceback for errors that the user can mend.
 
-    Inside, the standard streams exist even where a service or pythonw has none, and names that are
-    not Unicode are printed escaped.
+    Names that are not Unicode are printed escaped, and nothing where a service has no streams.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -140,22 +130,15 @@ def note(text: str) -> None:
 
 def progress(things: Iterable[Any] | None, title: str, unit: str, **options: Any) -> tqdm:
     """A progress bar around `things`; one line every five seconds if stderr is not a terminal."""
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    seconds = 0.1 if on_terminal else 5
     options = {"disable": sys.stderr is None, "dynamic_ncols": True} | options
+    seconds = 0.1 if sys.stderr is not None and sys.stderr.isatty() else 5
     return tqdm(things, desc=title, unit=unit, mininterval=seconds, **options)
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; for None a GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: the device does not work here.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of that name, or a ValueError; for None a GPU if there is one, else the CPU."""
     try:
-        device = torch.device(name)
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -168,8 +151,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it there if the block succeeds.
 
     Its name is like no other, so that writers in other threads, processes and containers do not
-    meet; its suffix, by which image writers choose their format, is that of `path`. A link is
-    followed.
+    meet; its suffix, by which image writers choose a format, is that of `path`.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)

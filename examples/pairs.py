@@ -1,4 +1,4 @@
-"""Pairs of aligned infrared and visible images: found, read, cropped, written.
+"""Pairs of aligned infrared and visible images: found, read, written.
 
 Images are uint8 tensors, (1, H, W) if grey and (3, H, W) if coloured.
 """
@@ -7,7 +7,8 @@ import os
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -34,17 +35,13 @@ extensions aside, are a pair, also in subfolders:
     DIR/ir/street.png   DIR/vi/street.jpg   (or infrared, thermal, lwir; vis, visible, rgb)
 Folders elsewhere, or with other names: --infrared DIR --visible DIR."""
 
+#: Types of files that are read in their whole depth.
+READABLE = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".jp2", ".avif", ".webp", ".gif"}
+
 #: Images with a shorter side are skipped: there is nothing to crop from them.
 MIN_SIDE = 32
 
-Image.init()
-READABLE = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-# Pillow's own decoder for uncompressed files scrambles images with a rotation by 90 degrees;
-# libtiff does not.
-TiffImagePlugin.READ_LIBTIFF = True
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-#: Formats whose further frames are previews or layers of the one image that is meant.
-ONE_IMAGE_OF_SEVERAL_FRAMES = ("MPO", "PSD", "TIFF")
 EXIF_ORIENTATION, GDAL_NODATA = 0x0112, 42113
 
 Values = NDArray[Any]
@@ -67,8 +64,6 @@ class PairFiles(NamedTuple):
 
 
 class Folders(NamedTuple):
-    """Where the images of both kinds are."""
-
     infrared: Path
     visible: Path
 
@@ -77,11 +72,11 @@ class UnusableImageError(ValueError):
     """An image or pair that cannot be used; the message names the file."""
 
 
+@dataclass
 class PairFolder(Sequence[Pair]):
     """Pairs on disk; those used last are kept in memory."""
 
-    def __init__(self, files: Iterable[PairFiles]) -> None:
-        self.files = list(files)
+    files: list[PairFiles]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -95,39 +90,39 @@ def folders_of(
 ) -> Folders:
     """The folders that --pairs, or --infrared and --visible, name; without any those of `TNO`.
 
-    Raises:
-        OSError, ValueError: there are no such folders, or the options do not go together.
+    Raises an OSError or ValueError if there are none, or the options do not go together.
     """
     if infrared is None and visible is None:
         pairs = pairs or TNO
         return Folders(_subfolder(pairs, INFRARED), _subfolder(pairs, VISIBLE))
     if pairs is not None or infrared is None or visible is None:
         raise ValueError("--infrared and --visible must be given together, without --pairs")
-    for folder in (infrared, visible):
-        if not folder.is_dir():
-            raise NotADirectoryError(f"there is no folder {folder}; check the path")
-    if os.path.samefile(infrared, visible):
+    if os.path.samefile(existing_folder(infrared), existing_folder(visible)):
         raise ValueError(f"--infrared and --visible must be two folders, got {visible} for both")
     return Folders(infrared, visible)
 
 
+def existing_folder(path: Path) -> Path:
+    """The path itself, or a NotADirectoryError."""
+    if not path.is_dir():
+        raise NotADirectoryError(f"there is no folder {path}; check the path")
+    return path
+
+
 def _subfolder(root: Path, words: Sequence[str]) -> Path:
-    if not root.is_dir():
-        raise NotADirectoryError(f"there is no folder {root}; check the path")
-    found = sorted(path for path in root.iterdir() if path.name.lower() in words and path.is_dir())
+    there = sorted(existing_folder(root).iterdir())
+    found = [path for path in there if path.name.lower() in words and path.is_dir()]
     if len(found) != 1:
-        got = found or sorted(root.iterdir())
-        raise ValueError(
-            f"--pairs {root} must hold one folder named {' or '.join(words[:4])}, got "
-            f"{some([path.name for path in got]) or 'nothing'}\n{LAYOUT}"
-        )
+        names, got = " or ".join(words[:4]), some([path.name for path in found or there])
+        raise ValueError(f"--pairs {root} must hold one folder named {names}, got {got}\n{LAYOUT}")
     return found[0]
 
 
-def find_pairs(folders: Folders) -> tuple[list[PairFiles], list[str]]:
-    """The pairs of files with the same name, unopened; and which files are not used, and why.
+def find_pairs(folders: Folders) -> list[PairFiles]:
+    """The pairs of files with the same name, unopened; prints which files are skipped, and why.
 
-    Names may differ in letter case and in how accents are stored (Unicode's NFC and NFD).
+    Names may differ in letter case and in how accents are stored (Unicode's NFC and NFD). Without
+    any pair it raises a ValueError.
     """
     (infrared, skipped), (visible, others) = map(images_below, folders)
     skipped += others
@@ -142,18 +137,23 @@ def find_pairs(folders: Folders) -> tuple[list[PairFiles], list[str]]:
         else:
             path = files[0].relative_to(folders.visible).with_suffix("")
             pairs.append(PairFiles(unicodedata.normalize("NFC", path.as_posix()), *files))
-    return pairs, skipped
+    for line in skipped:
+        print(f"skipped {line}", file=sys.stderr)
+    where = f"infrared in {folders.infrared}, visible in {folders.visible}"
+    if not pairs:
+        raise ValueError(f"no infrared image has the name of a visible one: {where}\n{LAYOUT}")
+    print(f"{len(pairs)} pairs; {where}", file=sys.stderr)
+    return pairs
 
 
 def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """Images by name in one letter case, in subfolders and behind links too; and other files."""
     images, others, seen = defaultdict(list), [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # links may lead in circles
+        if os.path.realpath(folder) in seen:  # links may lead in circles
             subfolders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(os.path.realpath(folder))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             if path.suffix.lower() in READABLE:
@@ -164,33 +164,13 @@ def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     return images, others
 
 
-def find_and_report_pairs(folders: Folders) -> list[PairFiles]:
-    """`find_pairs`, and print to stderr what is skipped and how many pairs there are.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found, skipped = find_pairs(folders)
-    for line in skipped:
-        print(f"skipped {line}", file=sys.stderr)
-    infrared, visible = folders
-    print(f"{len(found)} pairs; infrared in {infrared}, visible in {visible}", file=sys.stderr)
-    if not found:
-        raise ValueError(f"no image in {infrared} has the name of one in {visible}\n{LAYOUT}")
-    return found
-
-
 def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:
     """The usable pairs, at most `limit` of them, spread evenly over the folder.
 
-    Each is read once, so that a broken file is found now and not during the training. Prints to
-    stderr which files are skipped.
-
-    Raises:
-        OSError, ValueError: there is no usable pair.
+    Each is read once, so that a broken file is named now and not during the training. Without a
+    usable pair it raises a ValueError.
     """
-    folders = folders if isinstance(folders, Folders) else folders_of(folders)
-    found = find_and_report_pairs(folders)
+    found = find_pairs(folders if isinstance(folders, Folders) else folders_of(folders))
     usable = []
     for index in progress(spread(len(found), limit), "reading pairs", "pair", leave=False):
         try:
@@ -205,19 +185,18 @@ def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:
 
 def spread(total: int, limit: int | None) -> list[int]:
     """At most `limit` of the numbers 0 to `total` - 1, evenly spread."""
-    count = total if limit is None else min(total, limit)
+    count = min(total, limit or total)
     return [i * total // count for i in range(count)]
 
 
 def keep_apart(out: Path, folders: Folders) -> None:
     """Raise a ValueError if `out` lies in a folder of the sources, whatever links lead there."""
     out = out.resolve()
-    for parent in (path for path in (out, *out.parents) if path.exists()):
-        for folder in folders:
-            if os.path.samefile(parent, folder):
-                raise ValueError(
-                    f"--out {out} must not lie among the sources in {folder}; choose another folder"
-                )
+    for folder in folders:
+        if any(path.exists() and os.path.samefile(path, folder) for path in (out, *out.parents)):
+            raise ValueError(
+                f"--out {out} must not lie among the sources in {folder}; choose another folder"
+            )
 
 
 def read_pair(files: PairFiles) -> Pair:
@@ -226,14 +205,11 @@ def read_pair(files: PairFiles) -> Pair:
     if infrared.shape[0] == 3:
         note(f"infrared images in {files.infrared.parent} are coloured; their luminance is used")
         infrared = to_8bit(luminance(infrared))
-    sizes = [f"{image.shape[2]} x {image.shape[1]}" for image in (infrared, visible)]
-    if sizes[0] != sizes[1]:
-        raise UnusableImageError(
-            f"{files.infrared}: is {sizes[0]} pixels, its visible image {sizes[1]}; a pair must be "
-            "aligned and of one size"
-        )
+    got, size = (f"{image.shape[2]} x {image.shape[1]}" for image in (infrared, visible))
+    if got != size:
+        raise UnusableImageError(f"{files.infrared}: is {got}, its visible image {size} pixels")
     if min(visible.shape[1:]) < MIN_SIDE:
-        raise UnusableImageError(f"{files.visible}: is {sizes[1]} pixels, smaller than {MIN_SIDE}")
+        raise UnusableImageError(f"{files.visible}: is {size} pixels, smaller than {MIN_SIDE}")
     return Pair(files.name, visible, infrared)
 
 
@@ -249,60 +225,41 @@ def read_or_explain(path: Path, *, stretch: bool = True) -> Tensor:
 
 
 def read_image(path: Path, *, stretch: bool = True) -> Tensor:
-    """Read an image of any format, depth and colour mode.
+    """Read an image, upright and opaque; one with equal channels becomes grey.
 
-    The camera's orientation is applied, transparency is dropped, and an image with equal channels
-    becomes grey. Pixels with the value that a TIFF names as missing are black.
-
-    Args:
-        path: the file.
-        stretch: what to do with more than 8 bits. True, for images of a sensor: those that cover
-            less than a quarter of the range, or exceed it, are stretched, see `to_grey_levels`.
-            False, for results, which must not change.
-
-    Raises:
-        OSError, ValueError, ...: the file is broken, has several images, or values or a format
-            that are not supported; decoders can raise nearly anything.
+    More than 8 bits are reduced as in `to_grey_levels`; without `stretch`, for results, which must
+    not change, they are an error. Pixels with the value that a TIFF names as missing are black.
+    Broken files make decoders raise nearly anything.
     """
     values, missing = decode(path)
     if values.dtype != np.uint8:
-        values = to_grey_levels(values, missing, stretch)
+        if not stretch:
+            raise ValueError("a result must have 8 bits; scale it to 0 to 255 and save it as PNG")
+        values = to_grey_levels(values, missing)
         levels = len(np.unique(values))
-        if stretch and levels < 8:
+        if levels < 8:
             note(f"{path}: has only {levels} grey levels when stretched; is a value in it no data?")
     if missing is not None and missing.any():
         note(f"{path}: {missing.mean():.1%} of the pixels are marked as missing; they are black")
         values[missing] = 0
-    if values.ndim == 3 and (values == values[..., :1]).all():
-        values = values[..., 0]
     planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    planes = planes[:1] if (planes == planes[:1]).all() else planes
     return torch.from_numpy(np.ascontiguousarray(planes))
 
 
-def to_grey_levels(values: Values, missing: Values | None, stretch: bool) -> Values:
+def to_grey_levels(values: Values, missing: Values | None) -> Values:
     """Integers up to 65535, or floats up to 1 -> uint8 of the same shape, channels alike.
 
-    Raw counts of a sensor cover little of the range, and would look uniformly grey. With `stretch`
-    they are scaled from their 0.1 to their 99.9 percentile, which ignores dead pixels; `missing`
-    pixels do not count.
-
-    Raises:
-        ValueError: a value is not finite, or without `stretch` beyond the range.
+    Raw counts of a sensor cover little of the range, and would look uniformly grey. If they cover
+    less than a quarter, or exceed it, they are stretched from their 0.1 to their 99.9 percentile,
+    which ignores dead pixels; `missing` pixels do not count.
     """
     there = values if missing is None or missing.all() else values[~missing]
     if not np.isfinite(there).all():
         raise ValueError("it holds values that are not finite")
-    low, high = there.min(), there.max()
-    white = 1.0 if values.dtype.kind == "f" and (high <= 1 or not stretch) else 65535.0
-    fits = low >= 0 and high <= white
-    if not stretch and (not fits or (white > 1 and 0 < high <= 255)):
-        raise ValueError(
-            f"its values must be from 0 to {white:g}, got {low:g} to {high:g}; scale them, or save "
-            "it with 8 bits"
-        )
-    if stretch:
-        low, high = np.percentile(there.astype(np.float64), (0.1, 99.9))
-    if not stretch or (fits and high - low >= white / 4):
+    white = 1.0 if values.dtype.kind == "f" and there.max() <= 1 else 65535.0
+    low, high = np.percentile(there.astype(np.float64), (0.1, 99.9))
+    if there.min() >= 0 and there.max() <= white and high - low >= white / 4:
         low, high = 0.0, white
     scaled = (np.nan_to_num(values.astype(np.float64)) - low) / max(high - low, 1e-12)
     return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
@@ -318,17 +275,17 @@ def decode(path: Path) -> tuple[Values, Values | None]:
         if file.read(4) in TIFF_STARTS:
             return _decode_tiff(path)
     with Image.open(path) as image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format not in ONE_IMAGE_OF_SEVERAL_FRAMES:
-            raise _several_images(frames)
-        deep = _cut_by_pillow(path, image)
+        if image.format != "MPO":  # of a camera, whose second image is a preview
+            _one_of(getattr(image, "n_frames", 1))
+        deep = _decode_deep(path, image.format)
         if deep is None:
             return _decode_by_pillow(image), None
-        return _upright(_opaque(deep), image.getexif().get(EXIF_ORIENTATION, 1)), None
+        return _upright(deep, image.getexif().get(EXIF_ORIENTATION, 1)), None
 
 
-def _several_images(count: int) -> ValueError:
-    return ValueError(f"it holds {count} images; save the one that is meant as a file of its own")
+def _one_of(count: int) -> None:
+    if count > 1:
+        raise ValueError(f"it holds {count} images; save the one that is meant as its own file")
 
 
 def _decode_by_pillow(image: Image.Image) -> Values:
@@ -340,32 +297,41 @@ def _decode_by_pillow(image: Image.Image) -> Values:
     return np.array(turned if turned.mode == "L" else turned.convert("RGB"))
 
 
+def _decode_deep(path: Path, kind: str | None) -> Values | None:
+    """Images of which Pillow would cut the channels to 8 bits; None for others."""
+    if kind not in ("PNG", "JPEG2000", "AVIF"):
+        return None
+    import imagecodecs  # imported here, as it is slow to load
+
+    content = path.read_bytes()
+    if kind == "PNG":  # whose header tells the depth
+        return imagecodecs.png_decode(content) if content[24] == 16 else None
+    values = (imagecodecs.avif_decode if kind == "AVIF" else imagecodecs.jpeg2k_decode)(content)
+    if values.dtype == np.uint8:
+        return None
+    if kind == "AVIF":  # 10 or 12 bits, as the configuration of its codec says
+        white = 4095 if content[content.find(b"av1C") + 6] & 0x20 else 1023
+        values = (values * (65535 / white)).round().astype(np.uint16)
+    return values
+
+
 def _decode_tiff(path: Path) -> tuple[Values, Values | None]:
     import tifffile  # imported here, as it is slow to load
 
     with tifffile.TiffFile(path) as tiff:
         pages = [page for page in tiff.pages if not page.is_reduced and not page.is_mask]
-        if len(pages) > 1:
-            raise _several_images(len(pages))
+        _one_of(len(pages))
         page = pages[0]
-        colours = getattr(page.photometric, "name", str(page.photometric))
-        if page.dtype is not None and page.dtype in (np.uint8, np.bool_):
+        kind = getattr(page.photometric, "name", str(page.photometric))
+        plain = kind in ("MINISBLACK", "MINISWHITE", "RGB") and page.axes in ("YX", "YXS")
+        if plain and page.dtype != np.bool_:
+            tag = page.tags.get(EXIF_ORIENTATION)
+            values = _upright(page.asarray(), 1 if tag is None else int(tag.value))
+        elif page.dtype in (np.uint8, np.bool_):  # a palette, say, or JPEG
             with Image.open(path) as image:
                 values = _decode_by_pillow(image)
-        elif (
-            colours in ("MINISBLACK", "MINISWHITE", "RGB")
-            and page.axes in ("YX", "YXS", "SYX")
-            and page.samplesperpixel <= 4
-        ):
-            values = page.asarray()
-            values = _opaque(np.moveaxis(values, 0, -1) if page.axes == "SYX" else values)
-            tag = page.tags.get(EXIF_ORIENTATION)
-            values = _upright(values, 1 if tag is None else int(tag.value))
         else:
-            raise ValueError(
-                f"it holds {colours} of {page.samplesperpixel} x {page.bitspersample} bits, "
-                "expected grey or RGB; save it as a grey or RGB image"
-            )
+            raise ValueError(f"it holds {page.dtype} {kind} {page.axes}; save it as grey or RGB")
         missing = None
         if GDAL_NODATA in page.tags:
             nodata = float(page.tags[GDAL_NODATA].value)
@@ -373,46 +339,15 @@ def _decode_tiff(path: Path) -> tuple[Values, Values | None]:
                 nodata = values.dtype.type(nodata)  # the text may have fewer or more digits
             missing = np.isnan(values) if np.isnan(nodata) else values == nodata
             missing = missing.all(-1) if missing.ndim == 3 else missing
-    if colours == "MINISWHITE" and values.dtype.kind == "u" and values.dtype != np.uint8:
-        values = np.iinfo(values.dtype).max - values
+        if kind == "MINISWHITE" and page.dtype.kind == "u":
+            values = np.iinfo(values.dtype).max - values
     return values, missing
 
 
-def _cut_by_pillow(path: Path, image: Image.Image) -> Values | None:
-    """The image where Pillow would cut its channels to 8 bits; None where it would not."""
-    if image.format in ("PNG", "JPEG2000", "AVIF"):
-        import imagecodecs  # imported here, as it is slow to load
-
-        content = path.read_bytes()
-        if image.format == "PNG":  # whose header tells the depth
-            return imagecodecs.png_decode(content) if content[24] == 16 else None
-        decoder = imagecodecs.avif_decode if image.format == "AVIF" else imagecodecs.jpeg2k_decode
-        values = decoder(content)
-        if image.format == "AVIF" and values.dtype != np.uint8:
-            # 10 or 12 bits, as the configuration of its codec says.
-            white = 4095 if content[content.find(b"av1C") + 6] & 0x20 else 1023
-            values = (values * (65535 / white)).round().astype(np.uint16)
-        return None if values.dtype == np.uint8 else values
-    details = image.tile[0][3] if image.tile else ""
-    details = details if isinstance(details, tuple) else (details,)
-    layout = str(details[0])  # of the file's bytes, such as RGB;16B. BGR;16 is 5, 6 and 5 bits.
-    is_deep = ";16" in layout and not layout.startswith("BGR")
-    if image.format == "PPM":
-        is_deep = layout == "RGB" and details[1] > 255
-    if is_deep and not image.mode.startswith("I"):
-        raise ValueError(f"it has more than 8 bits in {image.format}; save it as PNG or TIFF")
-    return None
-
-
-def _opaque(values: Values) -> Values:
-    """(H, W, 2) -> (H, W) and (H, W, 4) -> (H, W, 3)."""
-    if values.ndim == 2:
-        return values
-    return values[..., 0] if values.shape[2] < 3 else values[..., :3]
-
-
 def _upright(values: Values, orientation: int) -> Values:
-    """Apply the orientation that Exif and TIFF number 1 to 8; other numbers mean nothing."""
+    """Drop transparency, and apply the orientation that Exif and TIFF number 1 to 8."""
+    if values.ndim == 3:
+        values = values[..., 0] if values.shape[2] < 3 else values[..., :3]
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -429,27 +364,21 @@ def to_8bit(image: Tensor) -> Tensor:
 
 def luminance(image: Tensor) -> Tensor:
     """uint8 (1 or 3, H, W) -> float (1, H, W) in [0, 1]: the Y of ITU-R BT.601."""
-    image = image / 255
     if image.shape[0] == 1:
-        return image
-    red, green, blue = image.split(1)
+        return image / 255
+    red, green, blue = (image / 255).split(1)
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def with_chroma_of(visible: Tensor, grey: Tensor) -> Tensor:
     """Give the uint8 image `grey` (1, H, W) the colours of `visible`, if it has any.
 
-    That is Cb and Cr of `visible` with `grey` as Y. In BT.601 a change of Y alone adds the same
-    amount to red, green and blue, so no conversion to YCbCr and back is needed.
+    That is Cb and Cr of `visible` with `grey` as Y: in BT.601 a change of Y alone adds the same
+    amount to red, green and blue.
     """
     if visible.shape[0] == 1:
         return grey
     return to_8bit(visible / 255 + grey / 255 - luminance(visible))
-
-
-def average(pair: Pair) -> Tensor:
-    """The mean of both sources, as uint8 (1, H, W)."""
-    return to_8bit((luminance(pair.visible) + luminance(pair.infrared)) / 2)
 
 
 def save_image(image: Tensor, path: Path) -> None:

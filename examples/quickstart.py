@@ -64,12 +64,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@options.errors_as_messages("quickstart")
 def main(arguments: Sequence[str] | None = None) -> None:
-    with options.errors_as_messages("quickstart"):
-        quickstart(parse(arguments))
-
-
-def quickstart(chosen: argparse.Namespace) -> None:
+    chosen = parse(arguments)
     device = options.choose_device(chosen.device)
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
@@ -87,11 +84,9 @@ def quickstart(chosen: argparse.Namespace) -> None:
     print(f"{len(opened)} pairs, {1 + len(prompts)} trainings of {chosen.steps} steps on {device}")
 
     shown = pairs.spread(len(opened), SHEET_ROWS)
-    columns = {
-        "infrared": [opened[index].infrared for index in shown],
-        "visible": [opened[index].visible for index in shown],
-    }
-    rows = {"average": metrics.mean([measure(pairs.average(pair), pair) for pair in opened])}
+    kinds = ("infrared", "visible")
+    columns = {kind: [getattr(opened[index], kind) for index in shown] for kind in kinds}
+    rows = {"average": metrics.mean([measure(average(pair), pair) for pair in opened])}
     histories, seconds = {}, {}
     weights = criterion.direction_weight, criterion.patch_weight
     for number, prompt in enumerate([None, *prompts]):
@@ -104,15 +99,8 @@ def quickstart(chosen: argparse.Namespace) -> None:
         torch.manual_seed(chosen.seed)
         network = FusionUNet().to(device)
         start = time.perf_counter()
-        histories[title] = train(
-            network,
-            criterion,
-            opened,
-            steps=chosen.steps,
-            seed=chosen.seed,
-            device=device,
-            title=f"training {title}",
-        )
+        given = {"steps": chosen.steps, "seed": chosen.seed, "device": device}
+        histories[title] = train(network, criterion, opened, title=f"training {title}", **given)
         seconds[title] = round(time.perf_counter() - start, 1)
         measured, columns[title] = [], []
         folder = out / "fused" / f"{number:02d}-{options.readable_name(title)}".strip("-")
@@ -128,15 +116,9 @@ def quickstart(chosen: argparse.Namespace) -> None:
     windows = sheets.salient_windows(opened[index] for index in shown)
     sheets.save_sheet(columns, windows, out / "contact_sheet.png")
     sheets.save_loss_curves(histories, out / "loss_curves.png")
-    content = {
-        "version": __version__,
-        "encoder": chosen.encoder,
-        "steps": chosen.steps,
-        "seed": chosen.seed,
-        "pairs": [pair.name for pair in opened],
-        "metrics": rows,
-        "seconds": seconds,
-    }
+    content = {"version": __version__, "encoder": chosen.encoder, "steps": chosen.steps}
+    content |= {"seed": chosen.seed, "pairs": [pair.name for pair in opened]}
+    content |= {"metrics": rows, "seconds": seconds}
     with options.atomic_write(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
     print(" " * 24 + "".join(f"{name:>9}" for name in rows["average"]))
@@ -149,6 +131,10 @@ def quickstart(chosen: argparse.Namespace) -> None:
     print()
     for name in ("contact_sheet.png", "loss_curves.png", "fused", "metrics.json"):
         print(out / name)
+
+
+def average(pair: pairs.Pair) -> Tensor:
+    return pairs.to_8bit((pairs.luminance(pair.visible) + pairs.luminance(pair.infrared)) / 2)
 
 
 def measure(fused: Tensor, pair: pairs.Pair) -> dict[str, float]:

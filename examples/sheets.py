@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,9 @@ DOTS_PER_INCH = 140
 #: A sheet is at most as tall as a screen, 1000 pixels, unless its images would be mere specks.
 MAX_INCHES = 1000 / DOTS_PER_INCH
 MIN_CELL_INCHES = 0.7
-#: Titles: their size in points, how many characters go into an inch, and how many lines they have.
-FONT_SIZE = 9
+#: Of titles, in points; how many characters go into an inch; and how many lines they have.
+FONT_SIZE, CHARACTERS_AN_INCH, MAX_LINES = 9, 13, 4
 LINE_INCHES = 1.2 * FONT_SIZE / 72
-CHARACTERS_AN_INCH = 13
-MAX_LINES = 4
 #: A detail shows this share of the image's width and height.
 DETAIL = 0.3
 
@@ -29,10 +28,7 @@ Window = tuple[slice, slice]
 
 
 def salient_window(pair: Pair) -> Window:
-    """Where fine details of the sources differ most: usually around a warm target.
-
-    The window has the share `DETAIL` of the image's height and width.
-    """
+    """Where fine details of the sources differ most: usually around a warm target."""
     visible = 255 * luminance(pair.visible)
     difference = pair.infrared.float() - visible
     # Without the coarse part, in which the sources differ nearly everywhere.
@@ -60,21 +56,16 @@ def save_sheet(
 ) -> None:
     """Write columns of uint8 images (1 or 3, H, W) of the same scenes, each with a detail.
 
-    Args:
-        columns: images by title.
-        windows: the detail of each scene, framed in the image and enlarged below it.
-        path: the file to write.
-        cell_inches: width of a column; less where the sheet would be taller than a screen.
+    Each scene's window is framed in the image and enlarged below it. Columns are narrower than
+    `cell_inches` where the sheet would be taller than a screen.
     """
     shapes = [image.shape[1:] for image in next(iter(columns.values()))]
     ratios = [min(height / width, 1.6) for height, width in shapes]  # none fills the sheet alone
     room = (MAX_INCHES - (MAX_LINES + 1) * LINE_INCHES) / (2 * sum(ratios))
     cell_inches = max(min(cell_inches, room), MIN_CELL_INCHES)
     characters = round(CHARACTERS_AN_INCH * cell_inches)
-    titles = [
-        textwrap.fill(title, characters, max_lines=MAX_LINES, placeholder=" ...")
-        for title in columns
-    ]
+    fill = partial(textwrap.fill, width=characters, max_lines=MAX_LINES, placeholder=" ...")
+    titles = list(map(fill, columns))
     title_inches = (max(title.count("\n") for title in titles) + 2) * LINE_INCHES
     heights = [cell_inches * ratio for ratio in ratios for _ in range(2)]
     size = (cell_inches * len(columns), sum(heights) + title_inches)
@@ -85,16 +76,14 @@ def save_sheet(
     for cells, title, images in zip(axes.T, titles, columns.values(), strict=True):
         place = {"ha": "center", "va": "bottom", "transform": cells[0].transAxes}
         cells[0].text(0.5, 1.04, title, **place, fontsize=FONT_SIZE, parse_math=False)
-        for whole, detail, image, window in zip(
-            cells[::2], cells[1::2], images, windows, strict=True
-        ):
-            for axis, shown in ((whole, image), (detail, image[(slice(None), *window)])):
+        for row, (image, (down, across)) in enumerate(zip(images, windows, strict=True)):
+            both = image, image[:, down, across]
+            for axis, shown in zip(cells[2 * row : 2 * row + 2], both, strict=True):
                 axis.imshow(shown.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
                 axis.set_axis_off()
-            rows, across = window
-            sides = (across.stop - across.start, rows.stop - rows.start)
-            frame = Rectangle((across.start, rows.start), *sides, fill=False, color="C1")
-            whole.add_patch(frame)
+            sides = (across.stop - across.start, down.stop - down.start)
+            frame = Rectangle((across.start, down.start), *sides, fill=False, color="C1")
+            cells[2 * row].add_patch(frame)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
 
@@ -102,8 +91,7 @@ def save_sheet(
 def save_loss_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """Draw a panel per loss term with a line per training: single steps faint, their mean bold."""
     terms = list(next(iter(histories.values())))
-    columns = min(3, len(terms))
-    rows = -(-len(terms) // columns)
+    columns, rows = 3, -(-len(terms) // 3)
     figure = Figure(figsize=(9, 3 * rows + 1), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     titles = {"total": "total, the weighted sum", "kept": "kept, share of the patches"}

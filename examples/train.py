@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -50,8 +50,6 @@ EXAMPLES = f"""\
 examples:
   python examples/train.py --pairs DIR --out runs/dark --prompt "a dark image" --steps 300 \\
       --crop 96 --batch 3 --rate 2e-3
-  python examples/train.py --pairs DIR --out runs/any --prompts sentences.txt --steps 2000 \\
-      --crop 96 --batch 1 --rate 2e-3
   accelerate launch --num_processes 4 examples/train.py --network ldfusion --pairs DIR \\
       --out runs/paper --encoder ViT-B-32-quickgelu/openai --batch 4
 
@@ -74,11 +72,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True)
     add("--resume", "continue the training in --out", action="store_true")
     add("--prompt", "; repeat it for an ensemble (default: the paper's)")
-    text = (
-        "train one unet for all sentences of this file, one a line; fuse.py --prompt chooses one. "
-        "`2.5 | a dark image` is drawn 2.5 times as often as others; # begins a comment line"
-    )
-    add("--prompts", text, type=Path)
+    text = "train one unet for all sentences of this file, one a line, such as `a dark image`; "
+    add("--prompts", text + "`2.5 | a dark image` is drawn 2.5 times as often", type=Path)
     for role in ("visible", "infrared"):
         text = f"the {role} image in words (default: the paper's)"
         add(f"--{role}-text", text, action="append", metavar="TEXT")
@@ -110,19 +105,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@options.errors_as_messages("train")
 def main(arguments: Sequence[str] | None = None) -> None:
-    with options.errors_as_messages("train"):
-        chosen = parse(arguments)
-        folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
-        pairs.keep_apart(chosen.out, folders)
-        with claimed(chosen.out), stop_on_request() as stop:
-            finished = train(chosen, folders, stop)
+    chosen = parse(arguments)
+    folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
+    pairs.keep_apart(chosen.out, folders)
+    with claimed(chosen.out), stop_on_request() as stop:
+        finished = train(chosen, folders, stop)
     if not finished:
         sys.exit(130)
 
 
 def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bool:
     """Train to the end, or until asked to stop; returns whether it was the end."""
+    if chosen.prompts and (chosen.prompt or chosen.network != "unet"):
+        raise ValueError("--prompts must be used without --prompt and with --network unet")
     if chosen.device not in (None, "cpu"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(options.choose_device(chosen.device))
     accelerator = Accelerator(
@@ -134,11 +131,9 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         step_scheduler_with_optimizer=False,  # else it steps once for each process
     )
     device, first = accelerator.device, accelerator.is_main_process
-    if chosen.prompts and (chosen.prompt or chosen.network != "unet"):
-        raise ValueError("--prompts must be used without --prompt and with --network unet")
     if chosen.encoder is None and first:
         print("note: the loss is computed with tiny, a CLIP for demonstrations; see --encoder")
-    state = last_state(chosen.out)
+    state = max(chosen.out.glob("state-*"), default=None)
     if state is not None and not chosen.resume:
         raise ValueError(
             f"--out must be a folder without a training, got {chosen.out}; pass --resume to "
@@ -161,8 +156,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     draw = training.DrawnSentences(bank, list(weights.values())) if bank else None
     settings = {name: value for name, value in vars(chosen).items() if name not in FREE_OPTIONS}
     settings |= {"pairs used": len(opened), "crops a step": crops_a_step}
-    settings["encoder"] = criterion.encoder.fingerprint
-    settings["sentences"] = weights
+    settings |= {"encoder": criterion.encoder.fingerprint, "sentences": weights}
     if first:
         check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
         if bank is not None:
@@ -180,43 +174,41 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         generator=torch.Generator(),  # the global one is left to noise and patches
     )
     network, optimizer, schedule, loader = accelerator.prepare(network, optimizer, schedule, loader)
-    if state is not None:
-        accelerator.load_state(str(state))
-    if draw is not None:
-        draw.calls = step * chosen.accumulate
-    max_norm = chosen.max_norm or (None if draw is None else training.MANY_MAX_NORM)
     if chosen.log_to:
         accelerator.init_trackers(chosen.log_to)
+    if state is not None:
+        accelerator.load_state(str(state))
+    max_norm = chosen.max_norm
+    if draw is not None:
+        draw.calls = step * chosen.accumulate
+        max_norm = max_norm or training.MANY_MAX_NORM
     if first:
-        print(
-            f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; "
-            f"{accelerator.num_processes} x {device.type}"
-        )
-
-    def noisy(image: torch.Tensor) -> torch.Tensor:
-        return image + chosen.noise * torch.randn_like(image) if chosen.noise else image
+        where = f"{accelerator.num_processes} x {device.type}"
+        print(f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; {where}")
 
     def save() -> None:
         if first:
-            save_trained(plain(network), chosen.out, chosen.network, chosen.encoder or "tiny")
+            plain = accelerator.unwrap_model(network)
+            save_trained(plain, chosen.out, chosen.network, chosen.encoder or "tiny")
         save_state(accelerator, chosen.out, step)
 
-    plain = accelerator.unwrap_model
     bar = options.progress(None, "training", "step", initial=step, total=last, disable=not first)
     sums: Any = 0
     network.train()
     try:
         for visible, infrared in loader:
             with accelerator.accumulate(network):
-                sources = {"visible": visible, "infrared": infrared}
+                # The network gets noise on its inputs, the loss the clean images.
+                inputs = [
+                    image + chosen.noise * torch.randn_like(image) if chosen.noise else image
+                    for image in (visible, infrared)
+                ]
+                given = {"visible": visible, "infrared": infrared}
+                if draw is not None:
+                    given["objectives"] = drawn = draw(len(visible))
+                    inputs.append(drawn.text_direction)
                 with accelerator.autocast():
-                    if draw is None:
-                        fused = network(noisy(visible), noisy(infrared))
-                        terms = criterion.terms(fused=fused, **sources)
-                    else:
-                        drawn = draw(len(visible))
-                        fused = network(noisy(visible), noisy(infrared), drawn.text_direction)
-                        terms = criterion.terms(fused=fused, **sources, objectives=drawn)
+                    terms = criterion.terms(fused=network(*inputs), **given)
                 accelerator.backward(terms.total)
                 sums = sums + torch.stack(terms).detach() / chosen.accumulate
                 if not accelerator.sync_gradients:
@@ -248,7 +240,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             due = chosen.sample_every and step % chosen.sample_every == 0
             if first and (step == last or due):
                 path = chosen.out / "samples" / f"step_{step:07d}.png"
-                save_samples(plain(network), opened, bank, device, path)
+                save_samples(accelerator.unwrap_model(network), opened, bank, path)
                 network.train()
             if stopping:
                 break
@@ -265,14 +257,11 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
 
 
 def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
-    texts = {
-        "fused": chosen.prompt,
-        "visible": chosen.visible_text,
-        "infrared": chosen.infrared_text,
-    }
+    texts = {"fused": chosen.prompt, "visible": chosen.visible_text}
+    texts["infrared"] = chosen.infrared_text
     return training.build_criterion(
         chosen.encoder or "tiny",
-        FusionObjective(**{role: given for role, given in texts.items() if given}),
+        FusionObjective(**{role: text for role, text in texts.items() if text}),
         regularizer=chosen.regularizer,
         vgg19=chosen.vgg19,
         num_patches=chosen.patches,
@@ -293,10 +282,10 @@ def check_settings(settings: dict[str, Any], path: Path, *, resumed: bool) -> No
         raise ValueError(f"{path} is damaged ({error}); begin anew with another --out") from error
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
+        was = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
         raise ValueError(
-            f"--resume must have the settings of the training in {path.parent}, but "
-            + "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
-            + "; pass the same options, or choose another --out"
+            f"--resume must have the settings of the training in {path.parent}, but {was}; pass "
+            "the same options, or choose another --out"
         )
 
 
@@ -318,10 +307,6 @@ def log_row(path: Path, row: dict[str, float]) -> None:
         if file.tell() == 0:
             writer.writeheader()
         writer.writerow(row)
-
-
-def last_state(out: Path) -> Path | None:
-    return max(out.glob("state-*"), default=None)
 
 
 def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
@@ -349,13 +334,10 @@ def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
 
 
 def save_samples(
-    network: nn.Module,
-    opened: Sequence[pairs.Pair],
-    bank: EmbeddedFusionModel | None,
-    device: torch.device,
-    path: Path,
+    network: nn.Module, opened: Sequence[pairs.Pair], bank: EmbeddedFusionModel | None, path: Path
 ) -> None:
     """A sheet of three pairs, for at most four sentences, with the network as it is now."""
+    device = next(network.parameters()).device
     shown = [opened[index] for index in pairs.spread(len(opened), 3)]
     columns = {kind: [getattr(pair, kind) for pair in shown] for kind in ("infrared", "visible")}
     for row in [None] if bank is None else pairs.spread(len(bank), 4):
@@ -366,55 +348,45 @@ def save_samples(
     sheets.save_sheet(columns, sheets.salient_windows(shown), path)
 
 
-def ignore_interrupts(worker: int) -> None:
+def ignore_interrupts(_: int) -> None:
     """Loading processes end with the training, which answers Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def stop_on_request() -> Iterator[Event]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step.
-
-    A second one stops at once.
-    """
+    """The first Ctrl-C or SIGTERM asks to stop after the step; a second one stops at once."""
     request = Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def handle(handlers: Mapping[int, Any]) -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
     def stop(*_: Any) -> None:
         request.set()
-        restore()
+        handle(before)
         with suppress(OSError):  # without a standard error stream
             os.write(2, b"\nstopping after this step, then saving; again: at once\n")
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, stop)
+    handle(dict.fromkeys(before, stop))
     try:
         yield request
     finally:
-        restore()
+        handle(before)
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Claim `out` while a training runs in it; the claim ends with the process, however it ends.
-
-    Raises:
-        OSError: it cannot be written to.
-        ValueError: another training has claimed it.
-    """
+    """Claim `out`, or raise; the claim ends with the process, however that ends."""
     if os.environ.get("RANK", "0") != "0":  # the first process of several claims it
         yield
         return
     owner = options.make_writable(out) / ".claimed-by"
     try:
         with FileLock(out / ".claim", timeout=0):
-            owner.write_text(
-                f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}", "utf-8"
-            )
+            me = f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
+            owner.write_text(me, "utf-8")
             yield
     except Timeout as error:
         raise ValueError(

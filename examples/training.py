@@ -1,7 +1,9 @@
 """What trainings need: loss, crops, sentences; a short training; and fusing whole pairs."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from clip_fusion_loss import (
     VGGMaxFeatureLoss,
     functional,
 )
-from options import CLIP_MODEL, ENCODERS, progress
+from options import ENCODERS, progress
 from pairs import Pair, luminance, to_8bit
 
 REGULARIZERS = {
@@ -32,24 +34,17 @@ REGULARIZERS = {
     "none": lambda: None,
 }
 #: The crops of short trainings have the input size of the small CLIP, so they are not resized.
-BATCH_SIZE = 3
-CROP_SIDE = 96
-LEARNING_RATE = 2e-3
-
+BATCH_SIZE, CROP_SIDE, LEARNING_RATE = 3, 96, 2e-3
 #: One training for many sentences takes steps of one crop each: many small steps reach more than
 #: few large ones. The gradients of single steps differ tenfold and more; without a limit a few of
 #: them can push a network to where it stays washed out.
-MANY_BATCH_SIZE = 1
-MANY_MAX_NORM = 0.5
+MANY_BATCH_SIZE, MANY_MAX_NORM = 1, 0.5
 #: Such a network follows strong sentences only half as far unless it may leave the sources further:
 #: the factor of the weight of the similarity.
 MANY_SIMILARITY = 2 / 3
 
 #: Multiples of it, modulo 1, fill the unit interval evenly, however many they are.
 GOLDEN_RATIO = (1 + 5**0.5) / 2
-
-#: Pixels that go through a network in one strip; DenseFuse needs about 1 kB of memory for each.
-STRIP_PIXELS = 2**16
 
 
 def build_criterion(
@@ -60,18 +55,14 @@ def build_criterion(
     vgg19: Path | None = None,
     **options: Any,
 ) -> LanguageDrivenFusionLoss:
-    """The loss with the CLIP that `encoder` names.
+    """The loss with the CLIP that `encoder` names; raises as `load_clip`.
 
     Args:
         encoder: see `ENCODERS`.
         objective: the texts.
         regularizer: one of `REGULARIZERS`; None: structure with tiny, otherwise vgg, the paper's.
         vgg19: weights of the regularizer vgg; None downloads them.
-        options: further options of `LanguageDrivenFusionLoss`; those that are None have their
-            default for this encoder.
-
-    Raises:
-        OSError, ValueError: there is no such model, or its weights are not available.
+        options: of `LanguageDrivenFusionLoss`; None: the default for this encoder.
     """
     given = {name: value for name, value in options.items() if value is not None}
     tiny = encoder == "tiny"
@@ -87,23 +78,18 @@ def build_criterion(
 
 
 def load_clip(name: str) -> FrozenCLIP:
-    """The CLIP with a name as in `ENCODERS`; raises as `build_criterion`."""
+    """The CLIP with a name as in `ENCODERS`; an OSError or ValueError if it is not available."""
     if name == "tiny":
         return FrozenCLIP.tiny()
     if name.startswith(("local-dir:", "hf-hub:")) or Path(name).is_dir():
         return FrozenCLIP.from_pretrained(name)
-    if Path(name).is_file():
-        return FrozenCLIP.from_pretrained(CLIP_MODEL, Path(name))
     model, equals, path = name.partition("=")
     if equals:
         return FrozenCLIP.from_pretrained(model, Path(path))
     model, slash, tag = name.rpartition("/")
     if not slash:
         raise ValueError(f"--encoder must be {ENCODERS}, got {name}")
-    try:
-        return FrozenCLIP.from_pretrained(model, tag)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}\n(here: --encoder MODEL=FILE or FOLDER)") from error
+    return FrozenCLIP.from_pretrained(model, tag)
 
 
 @dataclass(frozen=True)
@@ -111,14 +97,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Grey crops of pairs, visible and infrared at the same place, each (1, side, side) in [0, 1].
 
     Crop n is the same at any time and in any process. An epoch has `per_pair` crops of each pair
-    in random order, and numbers continue over the epochs.
-
-    Args:
-        pairs: where to crop from; a pair smaller than `side` is enlarged.
-        side: height and width of a crop in pixels.
-        per_pair: crops of a pair in an epoch (paper: 10).
-        augment: whether to rotate, shift, zoom and shear both crops a little, as the paper does.
-        seed: determines order, positions and augmentation.
+    in random order, and numbers continue over the epochs. Pairs smaller than `side` are enlarged.
+    `augment` rotates, shifts, zooms and shears both crops a little, as the paper does.
     """
 
     pairs: Sequence[Pair]
@@ -145,19 +125,17 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if self.augment:
             # As the loss draws its patches: a window is cropped and warped in one sampling.
             share = self.side / min(height, width)
-            transforms = functional.random_patch_transforms(
-                1, 1, (height, width), scale=(share, share), generator=generator
-            )
-            size = (self.side, self.side)
-            both = functional.sample_patches(both[None], transforms, size)[0, 0]
+            draw = {"scale": (share, share), "generator": generator}
+            transforms = functional.random_patch_transforms(1, 1, (height, width), **draw)
+            both = functional.sample_patches(both[None], transforms, (self.side,) * 2)[0, 0]
         else:
-            top = int(torch.randint(height - self.side + 1, (), generator=generator))
-            left = int(torch.randint(width - self.side + 1, (), generator=generator))
-            both = both[:, top : top + self.side, left : left + self.side]
+            for axis, length in enumerate((height, width), 1):
+                start = int(torch.randint(length - self.side + 1, (), generator=generator))
+                both = both.narrow(axis, start, self.side)
         return both[:1], both[1:]
 
     def _generator(self, *numbers: int) -> torch.Generator:
-        """A CPU generator with a seed of its own for each choice of whole numbers."""
+        """With a seed of its own for each choice of whole numbers."""
         seed = np.random.SeedSequence((self.seed, *numbers)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
@@ -165,8 +143,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 def read_sentences(path: Path) -> dict[str, float]:
     """The sentences in a file of train.py's --prompts, with their weights.
 
-    Each line has one sentence, optionally after a weight above 0 and a bar, as in
-    ``2.5 | a dark image``. Empty lines and lines that begin with # are ignored.
+    A sentence a line, optionally after a weight and a bar: ``2.5 | a dark image``. Empty lines and
+    lines that begin with # are ignored.
 
     Raises:
         OSError, ValueError: the file cannot be read, has no sentence, or a line is wrong.
@@ -179,17 +157,16 @@ def read_sentences(path: Path) -> dict[str, float]:
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        weight, _, sentence = line.rpartition("|")
-        sentence = sentence.strip()
-        try:
-            sentences[sentence] = float(weight or 1)
-        except ValueError:
-            sentences[sentence] = math.nan
-        if not sentence or not 0 < sentences[sentence] <= 1e6:
+        weight, _, sentence = (part.strip() for part in line.rpartition("|"))
+        value = math.nan
+        with suppress(ValueError):
+            value = float(weight or 1)
+        if not sentence or not 0 < value <= 1e6:
             raise ValueError(
                 f"--prompts {path}, line {number}: must be a sentence, or a weight above 0, a bar "
                 f"and a sentence, as in 2.5 | a dark image; got {line!r}"
             )
+        sentences[sentence] = value
     if not sentences:
         raise ValueError(f"--prompts {path} must hold a sentence a line, got none")
     return sentences
@@ -200,11 +177,7 @@ class DrawnSentences:
 
     By systematic sampling: equal steps through the sentences' shares, from a first place that moves
     on with each batch by the golden ratio. So the sentences of a batch differ as far as they can,
-    and all are used evenly at any time.
-
-    Args:
-        bank: the sentences, made by ``criterion.embed(sentences)``.
-        weights: how often each is used, relative to the others; None: evenly.
+    and all are used evenly at any time. `weights` say how often, relative to the others.
     """
 
     def __init__(self, bank: EmbeddedFusionModel, weights: Sequence[float] | None = None) -> None:
@@ -243,10 +216,7 @@ def train(
     small rate differ less from seed to seed than any setting does. With `sentences`, made by
     ``criterion.embed``, the network is called ``network(visible, infrared, directions)`` and each
     image gets one of them; batch size and the limit of the gradients' norm are then those for many
-    sentences, if they are not given.
-
-    Raises:
-        ValueError: the loss is not finite.
+    sentences, if they are not given. A loss that is not finite is a ValueError.
     """
     draw = None if sentences is None else DrawnSentences(sentences)
     batch_size = batch_size or (MANY_BATCH_SIZE if draw else BATCH_SIZE)
@@ -254,19 +224,17 @@ def train(
     crops = Crops(pairs, crop, per_pair=10, augment=False, seed=seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    history: dict[str, list[float]] = {}
+    history: dict[str, list[float]] = defaultdict(list)
     network.train()
     bar = progress(range(steps), title, "step")
     for step in bar:
         batch = [crops[number] for number in range(step * batch_size, (step + 1) * batch_size)]
         visible, infrared = (torch.stack(images).to(device) for images in zip(*batch, strict=True))
-        sources = {"visible": visible, "infrared": infrared}
-        if draw is None:
-            terms = criterion.terms(fused=network(visible, infrared), **sources)
-        else:
-            drawn = draw(len(visible))
-            fused = network(visible, infrared, drawn.text_direction)
-            terms = criterion.terms(fused=fused, **sources, objectives=drawn)
+        inputs, given = [visible, infrared], {"visible": visible, "infrared": infrared}
+        if draw is not None:
+            given["objectives"] = drawn = draw(len(visible))
+            inputs.append(drawn.text_direction)
+        terms = criterion.terms(fused=network(*inputs), **given)
         optimizer.zero_grad()
         terms.total.backward()
         if max_norm is not None:
@@ -280,46 +248,22 @@ def train(
                 f"the loss is {values['total']} in step {step + 1}; try a lower learning rate"
             )
         for name, value in values.items():
-            history.setdefault(name, []).append(value)
+            history[name].append(value)
         bar.set_postfix({name: values[name] for name in ("total", "kept")}, refresh=False)
     return history
 
 
 @torch.inference_mode()
 def fuse_with(
-    network: nn.Module,
-    pair: Pair,
-    device: torch.device,
-    vector: Tensor | None = None,
-    strip_pixels: int = STRIP_PIXELS,
+    network: nn.Module, pair: Pair, device: torch.device, vector: Tensor | None = None
 ) -> Tensor:
     """A whole pair fused in full resolution, as uint8 (1, H, W).
 
-    A network with a method `fuse` tiles large images itself. One with a `REACH`, the pixels around
-    an output pixel on which it depends, gets horizontal strips that overlap by it: the result is
-    the same as without strips. Others, with attention or normalisation over the whole image, get
-    it whole.
-
-    Args:
-        network: on `device`; set to evaluation mode.
-        pair: the sources.
-        device: where to compute.
-        vector: a text direction (D,), for a network that takes one; it is normalised, so it may be
-            an interpolation of two.
-        strip_pixels: pixels of a strip.
+    `network` is on `device`; its method `fuse`, if it has one, tiles large images. `vector` is a
+    text direction (D,) for a network that takes one; as it is normalised, it may be a blend.
     """
     network.eval()
-    visible, infrared = (luminance(image)[None] for image in (pair.visible, pair.infrared))
-    if hasattr(network, "fuse"):
-        told = None if vector is None else F.normalize(vector, dim=0)[None].to(device)
-        return to_8bit(network.fuse(visible.to(device), infrared.to(device), told)[0]).cpu()
-    height, width = visible.shape[2:]
-    reach = getattr(network, "REACH", None)
-    rows = height if reach is None else max(1, strip_pixels // width)
-    strips = []
-    for top in range(0, height, rows):
-        first = max(0, top - (reach or 0))
-        seen = slice(first, top + rows + (reach or 0))
-        fused = network(visible[:, :, seen].to(device), infrared[:, :, seen].to(device))
-        strips.append(to_8bit(fused[0, :, top - first :][:, :rows]).cpu())
-    return torch.cat(strips, dim=1)
+    sources = [luminance(image)[None].to(device) for image in (pair.visible, pair.infrared)]
+    if vector is not None:
+        sources.append(F.normalize(vector, dim=0)[None].to(device))
+    return to_8bit(getattr(network, "fuse", network)(*sources)[0]).cpu()

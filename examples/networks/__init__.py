@@ -23,6 +23,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 #: PyTorch ports that differ from the originals above; for their weights, not for training anew.
 PORTS: dict[str, Callable[[], nn.Module]] = {
-    "densefuse-port": partial(DenseFuse, fusion="average", relu=True, levels=255),
+    "densefuse-port": partial(DenseFuse, share=0.5, relu=True, levels=255),
     "u2fusion-port": partial(U2Fusion, padding="zeros", signed=True),
 }

@@ -5,7 +5,7 @@ Image Processing 28(5), 2019 (arXiv 1804.08361); code: github.com/hli1221/imagef
 """
 
 from functools import partial
-from typing import Literal
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,7 @@ class DenseEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = reflect_conv(1, 16)
-        self.dense = nn.ModuleList(
-            [reflect_conv(16, 16), reflect_conv(32, 16), reflect_conv(48, 16)]
-        )
+        self.dense = nn.ModuleList(reflect_conv(channels, 16) for channels in (16, 32, 48))
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.first(image).relu()
@@ -38,7 +36,7 @@ class DenseFuse(nn.Module):
     `networks.PORTS`, so that the port's weights give the same images as there.
 
     Args:
-        fusion: "add" the features of the sources, or "average" them as the port does.
+        share: of each source's features; 1/2 averages them, as the port does.
         relu: end with a ReLU, as the port does. Use it with trained weights only: with about half
             of all random initialisations the gradient is exactly zero.
         levels: the value of white inside the network; 255 for the port's weights.
@@ -48,30 +46,14 @@ class DenseFuse(nn.Module):
         returns: (N, 1, H, W), in the units of the sources; unbounded, but for the ReLU.
     """
 
-    #: An output pixel depends on the sources up to this many pixels away (eight 3x3 layers).
-    REACH = 8
-
-    def __init__(
-        self,
-        *,
-        fusion: Literal["add", "average"] = "add",
-        relu: bool = False,
-        levels: float = 1.0,
-    ) -> None:
+    def __init__(self, *, share: float = 1.0, relu: bool = False, levels: float = 1.0) -> None:
         super().__init__()
-        self.share = 1.0 if fusion == "add" else 0.5
-        self.relu = relu
-        self.levels = levels
+        self.share, self.relu, self.levels = share, relu, levels
         self.encoder = DenseEncoder()
-        self.decoder = nn.Sequential(
-            reflect_conv(64, 64),
-            nn.ReLU(),
-            reflect_conv(64, 32),
-            nn.ReLU(),
-            reflect_conv(32, 16),
-            nn.ReLU(),
-            reflect_conv(16, 1),
-        )
+        layers: list[nn.Module] = []
+        for channels, fewer in pairwise((64, 64, 32, 16)):
+            layers += [reflect_conv(channels, fewer), nn.ReLU()]
+        self.decoder = nn.Sequential(*layers, reflect_conv(16, 1))
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
         features = self.encoder(self.levels * visible) + self.encoder(self.levels * infrared)

@@ -15,26 +15,20 @@ from torch import Tensor, nn
 #: 3x3, stride 1, the border reflected, so that the size is kept.
 reflect_conv = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode="reflect")
 
-CONTENT = 128
-STYLE = 8
-#: Content of both modalities side by side.
-WIDTH = 2 * CONTENT
+CONTENT, STYLE = 128, 8
+WIDTH = 2 * CONTENT  # of both modalities side by side
 
 
-class ContentEncoder(nn.Module):
+class ContentEncoder(nn.Sequential):
     """(N, 1, H, W) -> (N, 128, H / 8, W / 8), rounded down; 763,392 parameters."""
 
     def __init__(self) -> None:
-        super().__init__()
         layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(1, 16, 7)]
         layers += [nn.InstanceNorm2d(16), nn.ReLU()]
         for channels in (16, 32, 64):
             layers += [_halve(channels, 2 * channels), nn.InstanceNorm2d(2 * channels), nn.ReLU()]
         layers += [ResidualBlock(CONTENT), ResidualBlock(CONTENT)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image)
+        super().__init__(*layers)
 
 
 class ResidualBlock(nn.Module):
@@ -50,19 +44,15 @@ class ResidualBlock(nn.Module):
         return features + F.instance_norm(self.conv2(inner))
 
 
-class StyleEncoder(nn.Module):
+class StyleEncoder(nn.Sequential):
     """(N, 1, H, W) -> (N, 8): what the image is like as a whole; 107,976 parameters."""
 
     def __init__(self) -> None:
-        super().__init__()
         layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(1, 16, 7), nn.ReLU()]
         for in_channels, out_channels in ((16, 32), (32, 64), (64, 64)):
             layers += [_halve(in_channels, out_channels), nn.ReLU()]
         layers += [nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, STYLE, 1), nn.Flatten()]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image)
+        super().__init__(*layers)
 
 
 class StyledBlock(ResidualBlock):
@@ -87,28 +77,17 @@ class SampleNorm(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Content (N, 256, h, w) and style (N, 16) -> (N, 1, 8 h + 21, 8 w + 21) before the tanh.
-
-    4,034,241 parameters.
-    """
+    """Content (N, 256, h, w), style (N, 16) -> (N, 1, 8 h + 21, 8 w + 21); 4,034,241 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.style = nn.Sequential(
-            nn.Linear(2 * STYLE, 256),
-            nn.ReLU(),
-            nn.Linear(256, 256),
-            nn.ReLU(),
-            nn.Linear(256, 8 * WIDTH),
-        )
+        hidden = [nn.Linear(2 * STYLE, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+        self.style = nn.Sequential(*hidden, nn.Linear(256, 8 * WIDTH))
         self.blocks = nn.ModuleList([StyledBlock(WIDTH), StyledBlock(WIDTH)])
         layers: list[nn.Module] = []
         for channels in (WIDTH, WIDTH // 2, WIDTH // 4):
-            layers += [
-                nn.ConvTranspose2d(channels, channels // 2, 5, stride=2),
-                SampleNorm(channels // 2),
-                nn.ReLU(),
-            ]
+            grow = nn.ConvTranspose2d(channels, channels // 2, 5, stride=2)
+            layers += [grow, SampleNorm(channels // 2), nn.ReLU()]
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(WIDTH // 8, 1, 7)]
         self.grow = nn.Sequential(*layers)
 

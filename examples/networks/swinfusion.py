@@ -6,16 +6,14 @@ github.com/Linfeng-Tang/SwinFusion. The blocks are those of Liu et al., "Swin Tr
 2021 (arXiv 2103.14030).
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-WIDTH = 60
-HEADS = 6
-WINDOW = 8
-SLOPE = 0.2
-DEPTH = 4
+WIDTH, HEADS, WINDOW, DEPTH = 60, 6, 8, 4
 #: How often a block is skipped in training; grows through each of the three stages.
 DROP_PATH = torch.linspace(0, 0.1, DEPTH).tolist()
 #: Added to the attention between tokens that only the shift has brought together.
@@ -53,14 +51,13 @@ class WindowAttention(nn.Module):
 
     def _windows(self, tokens: Tensor) -> Tensor:
         """(N, H, W, C) -> (N * windows, heads, 64, C / heads)."""
-        tokens = tokens.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = _partition(tokens)
+        windows = _partition(tokens.roll((-self.shift, -self.shift), dims=(1, 2)))
         return windows.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
     def _whole(self, windows: Tensor, height: int, width: int) -> Tensor:
         """The reverse of `_windows`."""
-        windows = windows.transpose(1, 2).flatten(2)
-        grid = windows.view(-1, height // WINDOW, width // WINDOW, WINDOW, WINDOW, WIDTH)
+        shape = (-1, height // WINDOW, width // WINDOW, WINDOW, WINDOW, WIDTH)
+        grid = windows.transpose(1, 2).reshape(shape)
         tokens = grid.transpose(2, 3).reshape(-1, height, width, WIDTH)
         return tokens.roll((self.shift, self.shift), dims=(1, 2))
 
@@ -73,9 +70,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(WIDTH)
         self.attention = WindowAttention(shifted=number % 2 == 1)
         self.norm2 = nn.LayerNorm(WIDTH)
-        self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
-        )
+        wider, narrower = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.mlp = nn.Sequential(wider, nn.GELU(), narrower)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -101,10 +97,8 @@ class CrossBlock(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         from_a, from_b = self.a.norm1(a), self.b.norm1(b)
-        return (
-            self.a.add(a, self.a.attention(from_a, from_b)),
-            self.b.add(b, self.b.attention(from_b, from_a)),
-        )
+        asked_a, asked_b = self.a.attention(from_a, from_b), self.b.attention(from_b, from_a)
+        return self.a.add(a, asked_a), self.b.add(b, asked_b)
 
 
 class FusionLayer(nn.Module):
@@ -137,24 +131,15 @@ class SwinFusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            _conv(1, WIDTH // 2), nn.LeakyReLU(SLOPE), _conv(WIDTH // 2, WIDTH), nn.LeakyReLU(SLOPE)
-        )
+        self.stem = nn.Sequential(*_convolutions(1, WIDTH // 2, WIDTH))
         self.shared_norm = nn.LayerNorm(WIDTH)
-        self.extract_a = _blocks()
-        self.extract_b = _blocks()
+        self.extract_a, self.extract_b = _blocks(), _blocks()
         self.fusion = nn.ModuleList([FusionLayer(DROP_PATH[:2]), FusionLayer(DROP_PATH[2:])])
-        self.fusion_norm_a = nn.LayerNorm(WIDTH)
-        self.fusion_norm_b = nn.LayerNorm(WIDTH)
-        self.merge = nn.Sequential(_conv(2 * WIDTH, WIDTH), nn.LeakyReLU(SLOPE))
+        self.fusion_norm_a, self.fusion_norm_b = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.merge = nn.Sequential(*_convolutions(2 * WIDTH, WIDTH))
         self.reconstruct = _blocks()
-        self.head = nn.Sequential(
-            _conv(WIDTH, WIDTH // 2),
-            nn.LeakyReLU(SLOPE),
-            _conv(WIDTH // 2, WIDTH // 4),
-            nn.LeakyReLU(SLOPE),
-            _conv(WIDTH // 4, 1),
-        )
+        *layers, _ = _convolutions(WIDTH, WIDTH // 2, WIDTH // 4, 1)  # unbounded
+        self.head = nn.Sequential(*layers)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -162,38 +147,31 @@ class SwinFusion(nn.Module):
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
         height, width = visible.shape[2:]
-        a, b = (self._extract(image) for image in (infrared, visible))
-        a = self.extract_a(a)
-        b = self.extract_b(b)
-        a, b = self.shared_norm(a), self.shared_norm(b)
+        a = self.shared_norm(self.extract_a(self._tokens(infrared)))
+        b = self.shared_norm(self.extract_b(self._tokens(visible)))
         for layer in self.fusion:
             a, b = layer(a, b)
         both = torch.cat([self.fusion_norm_a(a), self.fusion_norm_b(b)], dim=-1)
-        merged = _to_tokens(self.merge(_to_image(both)))
+        merged = self.merge(both.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         features = self.reconstruct(self.shared_norm(merged))
-        return self.head(_to_image(features))[:, :, :height, :width]
+        return self.head(features.permute(0, 3, 1, 2))[:, :, :height, :width]
 
-    def _extract(self, image: Tensor) -> Tensor:
+    def _tokens(self, image: Tensor) -> Tensor:
         """(N, 1, H, W) -> normalised tokens, H and W rounded up to multiples of the window."""
         below, right = (-side % WINDOW for side in image.shape[2:])
         padded = F.pad(image, (0, right, 0, below), mode="reflect")
-        return self.shared_norm(_to_tokens(self.stem(padded)))
+        return self.shared_norm(self.stem(padded).permute(0, 2, 3, 1))
 
 
-def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+def _convolutions(*channels: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(channels):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.LeakyReLU(0.2)]
+    return layers
 
 
 def _blocks() -> nn.Sequential:
     return nn.Sequential(*map(Block, range(DEPTH), DROP_PATH), nn.LayerNorm(WIDTH))
-
-
-def _to_tokens(image: Tensor) -> Tensor:
-    return image.permute(0, 2, 3, 1)
-
-
-def _to_image(tokens: Tensor) -> Tensor:
-    return tokens.permute(0, 3, 1, 2)
 
 
 def _partition(tokens: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ github.com/hanna-xu/U2Fusion.
 """
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,31 +40,22 @@ class U2Fusion(nn.Module):
 
     Args:
         padding: "reflect" as in the original, or "zeros" as in a PyTorch port.
-        signed: bring the sources to [-1, 1] inside, as that port does; the
-            catalogue names it "u2fusion-port".
+        signed: bring the sources to [-1, 1] inside, as that port, "u2fusion-port", does.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 2.
         returns: (N, 1, H, W) in (0, 1), by tanh(x) / 2 + 1 / 2.
     """
 
-    #: An output pixel depends on the sources up to this many pixels away (ten 3x3 layers).
-    REACH = 10
-
     def __init__(self, *, padding: str = "reflect", signed: bool = False) -> None:
         super().__init__()
         self.signed = signed
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode=padding)
         self.encoder = DenseEncoder(padding)
-        self.decoder = nn.Sequential(
-            conv(6 * WIDTH, 128),
-            nn.LeakyReLU(SLOPE),
-            conv(128, 64),
-            nn.LeakyReLU(SLOPE),
-            conv(64, 32),
-            nn.LeakyReLU(SLOPE),
-            conv(32, 1),
-        )
+        layers: list[nn.Module] = []
+        for channels, fewer in pairwise((6 * WIDTH, 128, 64, 32)):
+            layers += [conv(channels, fewer), nn.LeakyReLU(SLOPE)]
+        self.decoder = nn.Sequential(*layers, conv(32, 1))
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
         sources = torch.cat([visible, infrared], dim=1)

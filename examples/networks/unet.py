@@ -12,20 +12,15 @@ from torch import Tensor, nn
 
 #: Channels at full resolution, at half of it, and so on.
 WIDTHS = (16, 32, 64, 64, 64)
-
 #: Sides are padded to multiples of it, and tiles start at multiples of it.
 STRIDE = 2 ** (len(WIDTHS) - 1)
-
 #: Sources are kept this far from black and white, whose logits are infinite.
 MARGIN = 0.01
-
 #: Hidden features between a text direction and the scales and shifts.
 MODULATION_WIDTH = 64
-
-#: Side of the tiles of a large image. With what the network sees around it, a tile is no larger
+#: Side of the tiles of a large image; with what the network sees around it, a tile is no larger
 #: than an image of 768 x 768, the largest square that is fused as a whole.
 TILE = 640
-
 #: Side and number of the windows that give the statistics for all tiles of a large image.
 WINDOW, WINDOWS = 192, 16
 
@@ -104,16 +99,12 @@ class FusionUNet(nn.Module):
     ) -> Tensor:
         """Fuse images of any size without gradients; arguments and result as in a call.
 
-        Images of up to 768 x 768 pixels are fused as in a call. Larger ones are fused in tiles,
-        which overlap as far as the network sees and share the statistics of their normalisations,
-        so that nothing shows where they meet. The statistics are those of 16 windows spread over
-        the image; in road scenes this changes the result by half a grey level, at most by 1.3.
+        Images of more than 768 x 768 pixels are fused in tiles of side `tile`, a multiple of 16,
+        which overlap as far as the network sees and share the statistics of 16 windows spread
+        over the image. In road scenes this changes the result by at most 1.3 grey levels.
 
         Beyond the libraries it takes 0.55 GB of memory for 1,280 x 1,024 pixels and 0.85 GB for
         4,000 x 3,000 (float32 on a CPU), of which the three images are 0.15 GB.
-
-        Args:
-            tile: side of the tiles in pixels, a multiple of 16.
         """
         around = -(-self.REACH // STRIDE) * STRIDE
         if visible[0].numel() <= (tile + 2 * around) ** 2:
@@ -151,21 +142,19 @@ class FusionUNet(nn.Module):
 
     def _changes(self, count: int, vector: Tensor | None) -> list[Tensor] | list[None]:
         """Scales and shifts of each layer, (N or 1, 2 C, 1, 1)."""
+        got = None if vector is None else tuple(vector.shape)
         if self.dimension is None:
-            if vector is not None:
+            if got:
                 raise ValueError(
                     "this network takes no `vector`; build it with the length of the vectors, as "
-                    f"FusionUNet({vector.shape[-1]})"
+                    f"FusionUNet({got[-1]})"
                 )
             return [None] * len(self._sizes)
-        if vector is None or tuple(vector.shape) not in [
-            (count, self.dimension),
-            (1, self.dimension),
-        ]:
-            got = None if vector is None else tuple(vector.shape)
+        shapes = (count, self.dimension), (1, self.dimension)
+        if vector is None or got not in shapes:
             raise ValueError(
-                f"`vector` must have shape ({count}, {self.dimension}) or (1, {self.dimension}), "
-                f"got {got}; pass a text direction per image, or one for all"
+                f"`vector` must have shape {shapes[0]} or {shapes[1]}, got {got}; pass a text "
+                "direction per image, or one for all"
             )
         # Scaled to a root mean square of 1; the small entries of a unit vector train slowly.
         changes = self.modulation(vector * self.dimension**0.5)

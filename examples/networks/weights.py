@@ -1,6 +1,5 @@
 """Weights of networks on disk: those that train.py writes, and published ones."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +16,8 @@ from options import atomic_write
 
 #: The files that train.py writes into --out for inference.
 NETWORK, SENTENCES = "network.safetensors", "sentences.safetensors"
-
 #: What a network is called in the metadata of its file, and the CLIP it was trained with.
 NAME, ENCODER = "network", "encoder"
-
 TENSORFLOW = (".ckpt", ".meta", ".index", ".pb", ".h5", ".keras")
 
 #: Plain numbers of numpy, which some training programs save beside the weights.
@@ -35,10 +32,8 @@ class Trained(NamedTuple):
     """What `load_trained` finds."""
 
     network: nn.Module
-    sentences: EmbeddedFusionModel | None
-    """Those that the network was trained for, if it takes one as an input."""
-    encoder: str
-    """The CLIP of the loss, as in --encoder, to embed new sentences."""
+    sentences: EmbeddedFusionModel | None  # that the network takes as an input
+    encoder: str  # the CLIP of the loss, as in --encoder, to embed new sentences
 
 
 def save_trained(network: nn.Module, folder: Path, name: str, encoder: str) -> None:
@@ -77,21 +72,17 @@ def load_trained(path: Path) -> Trained:
 def load_published(path: Path, name: str) -> tuple[nn.Module, bool]:
     """The network `name` with published weights, whose parameter names may be others.
 
-    If the names differ, layers are matched by the shapes of their weights, and layers of equal
-    shape by their order in the file. Other networks in the file, say the VGG of a loss, are left
-    out if they are under another name.
-
-    Args:
-        path: a `state_dict` written by `torch.save` or as safetensors, or dictionaries with one in
-            them. Code in the file is not run.
-        name: a name in `NETWORKS` or `PORTS`.
+    The file holds a `state_dict`, written by `torch.save` or as safetensors, or dictionaries with
+    one in them. If the names differ, weights are matched by their order, where all shapes must
+    fit. Other networks in the file, say the VGG of a loss, are left out if they are under another
+    name. Code in the file is not run.
 
     Returns:
-        The network on the CPU, ready to fuse; and whether some layers were matched by order.
+        The network on the CPU, ready to fuse; and whether the names differ.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no state_dict, or its layers are not those of the network.
+        ValueError: it holds no state_dict, or its weights are not those of the network.
     """
     if path.suffix in TENSORFLOW or ".data-" in path.name:
         raise ValueError(
@@ -113,56 +104,32 @@ def load_published(path: Path, name: str) -> tuple[nn.Module, bool]:
         ) from error
     network = (NETWORKS | PORTS)[name]()
     ours = network.state_dict()
-    our_layers = _layers_by_shape(ours)
-    wanted = {shape: len(layers) for shape, layers in our_layers.items()}
-    found: list[Any] = []
+    shapes = [value.shape for value in ours.values()]
     for theirs in _state_dicts(content):
+        renamed = theirs.keys() != ours.keys()
+        if renamed and [value.shape for value in theirs.values()] == shapes:
+            theirs = dict(zip(ours, theirs.values(), strict=True))
         if theirs.keys() == ours.keys():
             network.load_state_dict(theirs)
-            return network.eval(), False
-        their_layers = _layers_by_shape(theirs)
-        found.append({shape: len(layers) for shape, layers in their_layers.items()})
-        if found[-1] == wanted:
-            break
-    else:
-        got = found[0] if found else {}
-        odd = sorted(shape for shape in got | wanted if got.get(shape) != wanted.get(shape))
-        raise ValueError(
-            f"{path} does not hold the layers of {name}; check --network. The number of layers "
-            "differs for these shapes: " + "; ".join(map(str, odd[:5]))
-        )
-    for shape, layers in our_layers.items():
-        for layer, their_layer in zip(layers, their_layers[shape], strict=True):
-            for part in dict(shape):
-                ours[layer + part] = theirs[their_layer + part]
-    network.load_state_dict(ours)
-    return network.eval(), any(count > 1 for count in wanted.values())
+            return network.eval(), renamed
+    raise ValueError(
+        f"{path} does not hold the weights of {name}, {len(shapes)} tensors from {list(shapes[0])} "
+        f"to {list(shapes[-1])}; check --network"
+    )
 
 
 def _state_dicts(content: Any) -> Iterator[dict[str, Tensor]]:
     """All dictionaries of tensors in `content`, whole and by the first part of the names."""
     if not isinstance(content, dict):
         return
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if tensors:
-        yield tensors
-        modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for name, value in tensors.items():
-            first, _, rest = name.partition(".")
-            modules[first][rest] = value
-        yield from modules.values()
+    tensors = {
+        str(name): value
+        for name, value in content.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    yield tensors
+    for first in {name.partition(".")[0] + "." for name in tensors}:
+        parts = {name: value for name, value in tensors.items() if name.startswith(first)}
+        yield {name.removeprefix(first): value for name, value in parts.items()}
     for value in content.values():
         yield from _state_dicts(value)
-
-
-def _layers_by_shape(state: dict[str, Tensor]) -> dict[tuple[Any, ...], list[str]]:
-    """(("weight", shape), ("bias", shape), ...) -> the prefixes of such layers, in order."""
-    layers: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    for name, values in state.items():
-        if values.is_floating_point():
-            layer, dot, part = name.rpartition(".")
-            layers[layer + dot][part] = tuple(values.shape)
-    by_shape: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for layer, parts in layers.items():
-        by_shape[tuple(sorted(parts.items()))].append(layer)
-    return by_shape

@@ -62,8 +62,8 @@ def run(checkpoint, folder, out, *more):
 
 
 def pair_named(folder, name):
-    found, _ = find_pairs(folders_of(folder))
-    return read_pair(next(files for files in found if files.name == name))
+    files = next(files for files in find_pairs(folders_of(folder)) if files.name == name)
+    return read_pair(files)
 
 
 def test_fuses_a_folder_in_full_size_and_colour(tmp_path, folder, checkpoint, capsys):
@@ -168,13 +168,6 @@ def test_every_network_fuses_whole_images(tmp_path, name):
     assert (fuse_with(loaded, pair, CPU).int() - expected.int()).abs().max() <= 1
 
 
-def test_strips_are_the_whole():
-    pair = Pair("scene", *(torch.from_numpy(noise(seed, 1, 64, 33)) for seed in range(2)))
-    network = NETWORKS["u2fusion"]()
-    whole, strips = (fuse_with(network, pair, CPU, strip_pixels=33 * rows) for rows in (64, 7))
-    assert (whole.int() - strips.int()).abs().max() <= 1
-
-
 @pytest.fixture
 def told(tmp_path):
     """A network that was trained for two sentences, with random weights."""
@@ -219,11 +212,7 @@ def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
         (told, [], '--prompt or --blend must be given for .*told.* --prompt "a dark image"'),
         (told, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be the CLIP of the loss"),
-        (
-            told,
-            ["--prompt", "A dark image", "--prompt", "a dark image"],
-            "two sentences .* a-dark-image",
-        ),
+        (told, ["--prompt", "Dark night", "--prompt", "dark night"], "two sentences .* dark-night"),
     ):
         with pytest.raises(SystemExit, match=f"fuse: error: {message}"):
             run(source, folder, out, *more)
@@ -282,7 +271,7 @@ def assert_loads(path, name, network):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_weights_of_other_names_are_matched_by_shape_and_order(tmp_path, folder, capsys):
+def test_weights_of_other_names_are_matched_by_order(tmp_path, folder, capsys):
     network = PORTS["u2fusion-port"]()
     state = {f"net.{i}.{key}": value for i, (key, value) in enumerate(network.state_dict().items())}
     renamed = {}
@@ -293,12 +282,11 @@ def test_weights_of_other_names_are_matched_by_shape_and_order(tmp_path, folder,
     torch.save(PORTS["densefuse-port"]().state_dict(), tmp_path / "b.pth")
     assert load_published(tmp_path / "b.pth", "densefuse-port")[1] is False
     run_published(tmp_path / "a.pth", "u2fusion-port", folder, tmp_path / "fused")
-    assert "layers of equal shape were matched in the order" not in capsys.readouterr().err
+    assert "weights of other names in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
-def test_numbers_of_numpy_beside_the_weights(tmp_path, core):
-    """U2Fusion's model.pth has them; numpy 1 and 2 call their module differently."""
+def test_numbers_of_numpy_beside_the_weights(tmp_path):
+    """U2Fusion's model.pth has them, from numpy 1, which calls their module differently."""
     network = NETWORKS["u2fusion"]()
     numbers = {"train_loss_1": [np.float64(3.0), np.float32(1)], "epoch": np.int64(3)}
     torch.save({"model": network.state_dict(), **numbers}, tmp_path / "a.pth")
@@ -308,11 +296,9 @@ def test_numbers_of_numpy_beside_the_weights(tmp_path, core):
     ):
         for entry in source.infolist():
             content = source.read(entry)
-            if entry.filename.endswith("data.pkl"):
-                for name in (b"numpy._core.", b"numpy.core."):
-                    content = content.replace(name + b"multi", f"{core}.multi".encode())
-            target.writestr(entry.filename, content)
-    assert_loads(tmp_path / "b.pth", "u2fusion", network)
+            target.writestr(entry.filename, content.replace(b"numpy._core.m", b"numpy.core.m"))
+    for name in ("a.pth", "b.pth"):
+        assert_loads(tmp_path / name, "u2fusion", network)
 
 
 def test_a_generator_saved_with_its_vgg(tmp_path):
@@ -337,7 +323,7 @@ def test_files_that_are_not_read_are_refused_in_our_words(tmp_path):
         ("model.ckpt", "is of TensorFlow, whose checkpoints are not read"),
         ("model.ckpt.data-00000-of-00001", "is of TensorFlow"),
         ("no.pth", "there is no file"),
-        ("other.pth", "does not hold the layers of densefuse; check --network"),
+        ("other.pth", r"does not hold the weights of densefuse, 16 tensors from \[16, 1, 3, 3\]"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             load_published(tmp_path / name, "densefuse")

@@ -3,13 +3,13 @@
 import math
 
 import numpy as np
-import piq
 import pytest
 import torch
 from scipy import ndimage
 
 import metrics
-from pairs import TNO, average, luminance, open_pairs, to_8bit
+from pairs import TNO, luminance, open_pairs, to_8bit
+from quickstart import average
 
 
 def constant(level=100):
@@ -93,14 +93,6 @@ def test_edge_transfer():
     assert metrics.edge_transfer(image, image, black) == pytest.approx(best)
 
 
-def test_edge_transfer_heeds_orientation():
-    # Away from the black beyond the border, edges of equal strength at right angles.
-    strips = np.tile(np.arange(64) % 32 * 8, (64, 1)).astype(np.uint8)
-    along = metrics.edge_transfer(strips, strips, strips)
-    across = metrics.edge_transfer(strips.T.copy(), strips, strips)
-    assert across < along / 2
-
-
 def test_evaluate_combines_both_sources():
     fused, visible, infrared = noise(0), noise(1), noise(2)
     result = metrics.evaluate(fused, visible, infrared, further=True)
@@ -111,10 +103,6 @@ def test_evaluate_combines_both_sources():
     assert metrics.evaluate(fused, fused, infrared)["MI"] > result["MI"]
     tensors = [torch.from_numpy(image)[None] for image in (fused, visible, infrared)]
     assert metrics.evaluate(*tensors) == {name: result[name] for name in list(result)[:9]}
-
-
-def test_mean():
-    assert metrics.mean([{"EN": 1.0, "SD": 5.0}, {"EN": 2.0, "SD": 7.0}]) == {"EN": 1.5, "SD": 6.0}
 
 
 def test_the_values_of_earlier_releases():
@@ -147,10 +135,6 @@ def picture(seed, height=176, width=192):
 def disturbed(image, seed, amount=40):
     noise = np.random.default_rng(seed).integers(-amount, amount + 1, image.shape)
     return (image + noise).clip(0, 255).astype(np.uint8)
-
-
-def tensor(image):
-    return torch.from_numpy(image.astype(np.float64))[None, None]
 
 
 def plain_invented(fused, visible, infrared):
@@ -188,13 +172,8 @@ def test_vif_and_ms_ssim_where_they_are_defined():
     assert math.isnan(metrics.fidelity(image[:40], image[:40]))
     assert metrics.multiscale_similarity(image, image) == pytest.approx(1)
     assert math.isnan(metrics.multiscale_similarity(image[:160], image[:160]))
-    for fused in (disturbed(image, 1), image // 2):
-        images = tensor(fused), tensor(image)
-        vif, ms_ssim = (f(*images, data_range=255) for f in (piq.vif_p, piq.multi_scale_ssim))
-        assert metrics.fidelity(fused, image) == pytest.approx(vif.item(), rel=1e-4)
-        assert metrics.multiscale_similarity(fused, image) == pytest.approx(
-            ms_ssim.item(), rel=1e-4
-        )
+    for measure in (metrics.fidelity, metrics.multiscale_similarity):
+        assert measure(disturbed(image, 1, 80), image) < measure(disturbed(image, 1), image) < 1
 
 
 def test_psnr():
@@ -207,10 +186,6 @@ def test_psnr():
     ]
     expected = 10 * math.log10(255**2 / (sum(squares) / len(squares)))
     assert metrics.peak_signal_to_noise(fused, visible, infrared) == pytest.approx(expected)
-    single = piq.psnr(tensor(fused), tensor(visible), data_range=255)
-    assert metrics.peak_signal_to_noise(fused, visible, visible) == pytest.approx(
-        float(single), rel=1e-6
-    )
     assert math.isnan(metrics.peak_signal_to_noise(fused, fused, fused))
 
 
@@ -221,11 +196,8 @@ def test_cc_is_the_mean_of_pearsons_correlations():
     assert row["CC"] == pytest.approx(np.mean(values))
 
 
-def edge_measures(fused, visible, infrared):
-    """Preserved, lost and added edges as Shreyamsha Kumar defines them, pixel by pixel.
-
-    They are shares of one whole, so that they add up to 1.
-    """
+def added_edges(fused, visible, infrared):
+    """Added edges as Shreyamsha Kumar defines them, pixel by pixel."""
 
     def edge(image, row, column):
         height, width = image.shape
@@ -240,7 +212,7 @@ def edge_measures(fused, visible, infrared):
             angle = math.atan(vertical / horizontal) if horizontal else math.pi / 2
         return math.hypot(vertical, horizontal), angle
 
-    preserved = lost = added = total = 0.0
+    added = total = 0.0
     for row, column in np.ndindex(fused.shape):
         of_fused = edge(fused, row, column)
         sources = [edge(image, row, column) for image in (visible, infrared)]
@@ -250,26 +222,19 @@ def edge_measures(fused, visible, infrared):
             if strength > 0 and of_fused[0] > 0:
                 ratio = min(strength / of_fused[0], of_fused[0] / strength)
             turn = abs(abs(angle - of_fused[1]) - math.pi / 2) * 2 / math.pi
-            quality = math.sqrt(
-                0.9999
-                / (1 + math.exp(-19 * (ratio - 0.5)))
-                * 0.9995
-                / (1 + math.exp(-22 * (turn - 0.5)))
-            )
+            kept = 0.9999 / (1 + math.exp(-19 * (ratio - 0.5)))
+            quality = math.sqrt(kept * 0.9995 / (1 + math.exp(-22 * (turn - 0.5))))
             weight = strength**1.5 if strength >= 2 else 0.001
-            preserved += quality * weight
-            lost += 0 if is_new else (1 - quality) * weight
             added += (1 - quality) * weight if is_new else 0
             total += weight
-    return preserved / total, lost / total, added / total
+    return added / total
 
 
 def test_nabf_is_that_of_its_definition():
     visible, infrared = picture(0, 24, 31), picture(1, 24, 31)
     visible[:8], infrared[:8] = 0, 0  # no edge in any source
     for fused in (disturbed(visible, 2), visible // 2 + infrared // 2, visible, 0 * visible):
-        preserved, lost, added = edge_measures(fused, visible, infrared)
-        assert preserved + lost + added == pytest.approx(1)
+        added = added_edges(fused, visible, infrared)
         assert metrics.artefacts(fused, visible, infrared) == pytest.approx(added, abs=1e-12)
     assert metrics.artefacts(disturbed(visible, 2), visible, infrared) > 0.05
     assert metrics.artefacts(visible, visible, infrared) == 0

@@ -134,17 +134,8 @@ def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, mon
 
 def test_one_step_is_that_of_a_plain_loop(tmp_path, folder):
     """Clean images for the loss, noise for the network, Adam, the warm-up of the schedule."""
-    run(
-        folder,
-        tmp_path,
-        "--steps",
-        1,
-        "--no-augment",
-        "--max-norm",
-        "0.5",
-        "--network",
-        "densefuse",
-    )
+    given = ["--network", "densefuse", "--no-augment", "--max-norm", "0.5"]
+    run(folder, tmp_path, "--steps", 1, *given)
     options = train.parse(["--out", "x", *SMALL, "--no-augment"])
     opened = pairs.open_pairs(folder)
     crops = training.Crops(opened, 32, 2, False, 0)
@@ -181,10 +172,7 @@ def test_a_damaged_log_or_settings_file(tmp_path, folder):
     run(folder, tmp_path, "--steps", 1)
     (tmp_path / "log.csv").write_bytes(b"\0" * 4096)  # after a power cut
     train.main(["--pairs", str(folder), "--out", str(tmp_path), *SMALL, "--steps", "2", "--resume"])
-    assert (
-        b"\n2," in (tmp_path / "log.csv").read_bytes()
-        or b"\0" + b"2," in (tmp_path / "log.csv").read_bytes()
-    )
+    assert b"\0002," in (tmp_path / "log.csv").read_bytes()
     (tmp_path / "settings.json").write_bytes(b"\0" * 40)
     with pytest.raises(SystemExit, match="settings.json is damaged"):
         run(folder, tmp_path, "--steps", 3, "--resume")
@@ -232,7 +220,7 @@ def test_a_full_disk_is_named_and_the_last_state_kept(tmp_path, folder, monkeypa
     with pytest.raises(SystemExit, match=r"state of step 2 cannot be written to .*full\?"):
         run(folder, tmp_path, "--steps", 2, "--resume")
     monkeypatch.undo()
-    assert train.last_state(tmp_path).name == "state-0000001"
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-0000001"]
     assert len(run(folder, tmp_path, "--steps", 2, "--resume")) >= 2
 
 
@@ -247,21 +235,13 @@ def test_a_source_that_vanishes_loses_no_steps(tmp_path, monkeypatch):
     stop_after(monkeypatch, 2, stop=vanish)
     with pytest.raises(SystemExit, match="cannot be read"):
         run(folder, tmp_path / "out", "--steps", 9)
-    assert train.last_state(tmp_path / "out").name >= "state-0000002"
+    (state,) = (tmp_path / "out").glob("state-*")
+    assert state.name >= "state-0000002"
 
 
 def test_losses_that_are_not_finite_stop(tmp_path, folder):
     with pytest.raises(SystemExit, match="the loss is (nan|inf) in step .*; try a lower --rate"):
         run(folder, tmp_path, "--network", "densefuse", "--steps", 9, "--rate", "1e12")
-
-
-def test_out_of_memory_is_one_sentence(tmp_path, folder, monkeypatch):
-    def full(*_, **__):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
-
-    monkeypatch.setattr(train.Accelerator, "backward", full)
-    with pytest.raises(SystemExit, match="not enough memory; use a smaller --batch, --crop or"):
-        run(folder, tmp_path, "--steps", 1)
 
 
 @pytest.mark.parametrize("network", ["unet", "densefuse"])
@@ -332,6 +312,5 @@ def test_two_processes_train_one_network(tmp_path):
     assert done.stdout.count("finished") == 1
     train.main([*arguments, "--batch", "2", "--out", str(tmp_path / "one")])
     torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"))
-    log = [[float(row[name]) for row in read_log(tmp_path / out)] for out in ("one", "two")
-           for name in ("total",)]  # fmt: skip
-    assert log[0] == pytest.approx(log[1], rel=1e-4)
+    one, two = ([float(row["total"]) for row in read_log(tmp_path / out)] for out in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-4)
