@@ -31,6 +31,8 @@ GRADIENT_PEAK = 64.0
 
 # Words, numbers and runs of symbols such as emoji, but not ordinary punctuation.
 WORDS = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s.,;:!?'\"()\u2018\u2019\u201c\u201d-]|_)+")
+# Marks around words, which the bundled CLIP would take for a part of the description.
+MARKS = re.compile("[\"'()\u2018\u2019\u201c\u201d-]")
 
 # Words without a meaning of their own.
 FUNCTION_WORDS = frozenset(("a", "an", "and", "at", "in", "of", "on", "or", "the", "to", "with"))
@@ -74,6 +76,8 @@ class FrozenCLIP(FrozenModule):
                 "`model` must be an open_clip model with an image tower `visual` and a method "
                 f"`encode_text`, got {type(model).__name__}; build it with open_clip.create_model"
             )
+        if any(weight.is_meta for weight in model.parameters()):
+            raise ValueError("`model` must have weights, got some on the meta device; load them")
         super().__init__()
         self.name = checks.check_type("name", name, str)
         self.keep_text = checks.check_type("keep_text", keep_text, bool)
@@ -248,7 +252,8 @@ def _known_words(texts: list[str], name: str, vocabulary: frozenset[str]) -> lis
     def known(word: re.Match[str]) -> str:
         return word[0] if word[0].lower() in vocabulary else " "
 
-    return [WORDS.sub(known, text).replace("-", " ") for text in texts]
+    texts = [MARKS.sub(" ", WORDS.sub(known, text)) for text in texts]
+    return [text.rstrip(" .!?") for text in texts]
 
 
 def _preprocessing(visual: nn.Module) -> tuple[tuple[int, int], Any, Any]:

@@ -411,7 +411,7 @@ def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
 def _atomic_write(path: Path, content: bytes) -> None:
     """Write a temporary file in the same folder and rename it, so no reader sees a partial file."""
     target = path.resolve()  # a link stays one
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

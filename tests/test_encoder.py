@@ -92,6 +92,12 @@ class TestEncodeText:
             assert not encoder.has_no_known_word(text)
         assert not FrozenCLIP(clip_model, tokenizer).has_no_known_word("the a")
 
+    @pytest.mark.parametrize("form", ['"{}"', "({})", "{}.", "{}!", "\u201c{}\u201d", "'{}' "])
+    def test_marks_around_a_text_say_nothing(self, form):
+        encoder, text = FrozenCLIP.tiny(), "a dark image"
+        expected, given = encoder.encode_text(text), encoder.encode_text(form.format(text))
+        torch.testing.assert_close(given, expected)
+
     @pytest.mark.filterwarnings("ignore:the model")
     @pytest.mark.parametrize("mark", [*"/_-+&|=", *SEPARATORS], ids=ascii)
     def test_whatever_separates_words_is_a_space(self, clip_model, tokenizer, mark):

@@ -180,6 +180,7 @@ OTHERS = [
     (lambda h: FrozenCLIP(nn.ReLU(), h.tokenizer), TypeError, "`model`"),
     (lambda h: FrozenCLIP("ViT-B-32", h.tokenizer), TypeError, "`model`"),
     (lambda h: FrozenCLIP(without_size(), h.tokenizer), ValueError, "`model.visual`"),
+    (lambda h: FrozenCLIP(build_clip().to("meta"), h.tokenizer), ValueError, "`model`.*meta"),
     (lambda h: FrozenCLIP(build_clip(), h.tokenizer, name=3), TypeError, "`name`"),
     (lambda h: FrozenCLIP(build_clip(), h.tokenizer, keep_text="no"), TypeError, "`keep_text`"),
     (lambda h: FrozenCLIP.from_pretrained(3), TypeError, "`model_name`"),
