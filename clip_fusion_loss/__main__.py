@@ -44,10 +44,11 @@ def report(name: str, value: str) -> None:
 def one_step(device: str) -> bool:
     """Report value and gradient with the bundled CLIP; whether both are finite."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(3, 1, 1, 128, 128, generator=generator).to(device)
-    fused = images[0].requires_grad_()
+    images = torch.rand(3, 1, 1, 128, 128, generator=generator)
     fine = False
     try:
+        images = images.to(device)
+        fused = images[0].requires_grad_()
         criterion = LanguageDrivenFusionLoss.tiny(generator=generator).to(device)
         loss = criterion(fused=fused, visible=images[1], infrared=images[2])
         (gradient,) = torch.autograd.grad(loss, fused)

@@ -110,7 +110,8 @@ def _rebuild(
     (_, kind, key, *_), offset, size, stride = call.arguments[:4]
     if key not in storages:
         numbers = bytearray(_stored(archive, f"{root}data/{key}"))
-        storages[key] = torch.frombuffer(numbers, dtype=STORAGES[kind.path])
+        empty = torch.empty(0, dtype=STORAGES[kind.path])
+        storages[key] = torch.frombuffer(numbers, dtype=empty.dtype) if numbers else empty
     if math.prod(size) > storages[key].numel():  # strides of 0 would make it any size
         raise ValueError(f"{math.prod(size)} numbers in a storage of {storages[key].numel()}")
     return storages[key].as_strided(size, stride, offset)

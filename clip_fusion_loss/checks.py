@@ -98,7 +98,7 @@ def check_values(images: Mapping[str, Tensor], data_range: tuple[float, float]) 
         slack = tolerance * (high - low)
         if smallest < low - slack or largest > high + slack:
             remedy = "rescale all three images, or pass their range as data_range=(low, high)"
-            if smallest >= 0 and largest <= 256:
+            if smallest >= 0 and 2 < largest <= 256:
                 remedy = "divide by 255 or pass data_range=(0, 255), for all three images"
             elif smallest >= -1.05 and largest <= 1.05:
                 remedy = "pass data_range=(-1, 1), for all three images"

@@ -4,8 +4,8 @@ An *embedding* is a unit vector of a CLIP encoder and a *direction* the normalis
 embeddings; both lie along the last axis, of length D. Images are (N, C, H, W) with values in
 [0, 1]. Nothing is checked here: a direct call with wrong shapes has PyTorch's own errors.
 
-Equations and constants are those of Wang et al., ACM MM 2025 (arXiv 2402.16267), "the paper", and
-of its published code.
+"The paper" is Wang et al., ACM MM 2025 (arXiv 2402.16267), with its published code. Formulas and
+constants that do not name it are our own.
 """
 
 from __future__ import annotations
@@ -163,9 +163,8 @@ def structure_loss(
         ncc_w = (mean_w(G_f G_s) + e) / sqrt((mean_w(G_f^2) + e) (mean_w(G_s^2) + e))
         edges = sum_w a_w (1 - ncc_w) / sum_w a_w,    a_w = sqrt(mean_w(G_s^2) + e)
 
-    Where the sources have edges, e is negligible and a local change of contrast is not penalised.
-    Where the sources are flat, any detail of the fused image is penalised, such as noise and
-    relief.
+    Where the sources have edges, a local change of contrast is not penalised; where they are flat,
+    any detail of the fused image is, such as noise and relief.
 
     *Layout* compares means F of the fused image and M of ``max(visible, infrared)`` over 16 x 16
     windows with a stride of 8:
@@ -186,8 +185,7 @@ def structure_loss(
         fused, visible, infrared: (B, C, H, W) images in [0, 1], H and W at least 2.
         window: side of the windows w in pixels; larger than the image counts as the image's.
         flat_energy: e relative to the mean gradient energy of the image, which is 1; at least 1e-6.
-        layout_weight: weight of the layout part.
-        gradient_weight: weight of the gradient part.
+        layout_weight, gradient_weight: weights of these parts.
         above_noise: whether only gradients above the noise of their source count.
 
     Returns:
@@ -284,7 +282,7 @@ def soften_outliers(images: Tensor, limit: float = 4.0) -> Tensor:
     """Compress values beyond `limit`, of either sign, to a logarithm.
 
     ``sign(x) * limit * (1 + log(|x| / limit))`` where ``|x| > limit``. Large inputs would overflow
-    in a float16 network, and clamping would stop their gradient. The largest float32 becomes 360.
+    in a float16 network, and clamping would stop their gradient. The largest float32 becomes 353.
     """
     size = images.abs()
     softened = images.sign() * limit * (1 + (size.clamp(min=limit) / limit).log())

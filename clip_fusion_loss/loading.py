@@ -93,7 +93,7 @@ def _folder_of(model_name: str, cache_dir: str | None) -> Path | None:
 
     if model_name.startswith("hf-hub:"):
         remedy = "all its files and call FrozenCLIP.from_pretrained('local-dir:FOLDER')"
-        wanted = (CONFIGS, WEIGHTS, (*PROCESSORS, *CONFIGS))  # a processor, if there is one
+        wanted = (CONFIGS, WEIGHTS, (*PROCESSORS, CONFIGS[0]))  # open_clip's has no processor
         return _fetch(model_name.removeprefix("hf-hub:"), wanted, cache_dir, remedy)
     folder = Path(model_name.removeprefix("local-dir:")).expanduser()
     if model_name.startswith("local-dir:"):
@@ -294,14 +294,16 @@ def _fetch(
                 return Path(path).parent
         raise FileNotFoundError(f"it has none of {', '.join(names)}")
 
-    for local in (True, False):
+    # Last without the processor, which a repository may lack.
+    for local, lists in ((True, wanted), (False, wanted), (True, wanted[:2])):
         try:
             if not local and not constants.HF_HUB_OFFLINE:
                 get_session().head(constants.ENDPOINT, timeout=ANSWER_LIMIT)
-            folders = [first(names, local) for names in wanted]
+            folders = [first(names, local) for names in lists]
             return folders[0]
         except Exception as error:  # of the client or the network
-            failure = error
+            if lists is wanted:
+                failure = error
     raise FileNotFoundError(
         f"{repository} cannot be downloaded and is not in the cache. On a machine with a network "
         f"fetch {remedy}; or copy the hub's cache folder here and pass it as cache_dir: {failure}"

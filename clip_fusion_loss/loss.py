@@ -115,11 +115,11 @@ class LanguageDrivenFusionLoss(nn.Module):
             averages over a sample's kept patches, 0 if there are none.
         data_range: (low, high), the values of black and white in the images, say (0, 255).
         reduction: "mean" or "sum" over the batch, or "none".
-        generator: of the random patches, such as ``torch.Generator().manual_seed(0)``; None uses
-            torch's global CPU generator, as `torch.utils.checkpoint` requires.
+        generator: of the random patches; None uses torch's global CPU generator, as
+            `torch.utils.checkpoint` requires. After `eval()` all images get the same patches.
         patch_chunk: patches to encode and differentiate at a time. Memory grows with it; value and
-            gradient do not depend on it. "auto" is 64 on accelerators, 6 or more on a CPU. None
-            takes all at once, which double backward needs (docs/performance.md).
+            gradient do not depend on it. "auto" is 64 on accelerators (for ViT-L pass 8), 6 or more
+            on a CPU. None takes all at once, which double backward needs (docs/performance.md).
         precision: of CLIP's arithmetic: "fp32", "bf16", "fp16" or "auto", see
             `FrozenCLIP.encode_image`. Directions and cosines are always float32.
         compile: whether to compile the encoder's image tower with `torch.compile`.
@@ -197,8 +197,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         `min_patch_entropy` is 5 bits, as few of the small crops that it is used with have more than
         6. `options` are keyword arguments of the class.
         """
+        options["encoder"] = options.get("encoder") or FrozenCLIP.tiny()
         defaults: dict[str, Any] = {
-            "encoder": options.get("encoder") or FrozenCLIP.tiny(),
             "direction_weight": 3.2,
             "patch_weight": 1.0,
             "similarity_weight": 3.0,

@@ -309,6 +309,8 @@ def embed_for_batch(
         )
     if not embedded:
         return embed_all(objectives, encoder, current.objective)
+    if objectives.names is not None:
+        raise ValueError("`objectives` must be one per image, got a whole bank; pass bank[names]")
     objectives.check_encoder(encoder)
     if objectives.visible_direction.device != encoder.device:
         raise ValueError(

@@ -41,7 +41,7 @@ def patch_term(
 
     Returns (B,) losses, differentiable in `fused`, and (B, N) True for kept patches.
     """
-    # At this size even the smallest patch has a source pixel for each of its pixels.
+    # At this size even the smallest patch, before its zoom, has a source pixel for each of its own.
     short_side = round(max(size) / scale[0])
     fused, visible, infrared = (
         functional.shrink_images(images, short_side) for images in (fused, visible, infrared)

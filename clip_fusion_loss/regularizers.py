@@ -105,8 +105,7 @@ class StructureLoss(nn.Module):
             it is penalised.
         layout_weight: weight of the layout, at least 0.
         gradient_weight: weight of the gradient part, at least 0.
-        above_noise: whether only gradients above the noise of their source count, which keeps line
-            and sensor noise from being taken for edges.
+        above_noise: whether only gradients above the noise of their source count as edges.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def fold_batch_norms(network: nn.Module) -> bool:
     """Fold batch norms into the convolutions before them, in place; whether any was folded."""
     folded = False
     for parent in list(network.modules()):
-        kind, children = f"{type(parent).__module__}.", dict(parent.named_children())
+        kind, children = f"{type(parent).__module__}.", dict(parent._modules)
         pairs: list[tuple[str, str]] = []
         if kind == "open_clip.modified_resnet.":
             pairs = [(f"conv{n}", f"bn{n}") for n in (1, 2, 3) if f"bn{n}" in children]
@@ -40,7 +40,7 @@ def fold_batch_norms(network: nn.Module) -> bool:
 def _without_statistics(norm: Any) -> nn.Module | None:
     """What is left of a batch norm once it is folded; None if it is none, or not a frozen one."""
     kind = type(norm)
-    if norm.training or getattr(norm, "running_mean", None) is None:
+    if getattr(norm, "running_mean", None) is None or norm.training:
         return None
     if kind in (nn.BatchNorm2d, nn.SyncBatchNorm):
         return nn.Identity()

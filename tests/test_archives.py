@@ -94,6 +94,7 @@ def training_objects(trace):
         "epoch": 7,
         "optimizer": optimizer.state_dict(),
         "args": argparse.Namespace(lr=1e-3, out=trace),
+        "nothing": torch.empty(0),
         "stage": Stage.LAST,
         "history": defaultdict(list, {"loss": [np.float64(1), np.ones(2)]}),
         "sampler": {1, 2},

@@ -279,6 +279,10 @@ class TestHub:
     def test_download_and_then_the_cache(self, hub, model, tmp_path, monkeypatch):
         name = f"hf-hub:{REPOSITORY}"
         assert_equals_theirs(FrozenCLIP.from_pretrained(name, cache_dir=tmp_path), model)
+        # A cache of the model alone, as transformers leaves it, lacks the mean and std.
+        for processor in tmp_path.rglob("*processor_config.json"):
+            processor.unlink()
+        assert_equals_theirs(FrozenCLIP.from_pretrained(name, cache_dir=tmp_path), model)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         assert_equals_theirs(FrozenCLIP.from_pretrained(name, cache_dir=tmp_path), model)
         folder = tmp_path / f"models--{REPOSITORY.replace('/', '--')}" / "snapshots" / COMMIT

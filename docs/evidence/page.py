@@ -149,15 +149,11 @@ def readme(tables_: Mapping[str, Table]) -> str:
     published = results.published(0)
     best = min(rank(row, [*published.values(), paper]) for row in published.values())
     missed = [
-        (f"{short(sentence)} ({target})", count)
+        f"{short(sentence)}, {target} ({count})"
         for sentence in SENTENCES
         for target, count in results.reached(sentence).items()
         if count < results.seeds
     ]
-    by_none, by_some = (
-        ", ".join(words for words, count in missed if (count > 0) == some) or "nothing"
-        for some in (False, True)
-    )
     dark, bright = (results.effect(f"a {word} image", BRIGHTNESS) for word in ("dark", "bright"))
     lines = [
         f"- **The paper's sentence** changes the average gradient by {results.effect(PAPER, 'AG')} "
@@ -165,10 +161,11 @@ def readme(tables_: Mapping[str, Table]) -> str:
         f"{paper['Qabf']:.3f} in place of {silent['Qabf']:.3f}, SSIM {paper['SSIM']:.3f} in place "
         f"of {silent['SSIM']:.3f}.",
         f'- **"A dark image" and "a bright image"** change the brightness by {dark} and {bright}.',
-        f"- **Weak**: no seed reaches what we wanted of {by_none}; only some do of {by_some}.",
+        f"- **Targets missed** (seeds of {results.seeds} that reach them): "
+        f"{'; '.join(missed) or 'none'}.",
         f"- **Beside {len(published)} published methods** the mean rank over eight measures is "
-        f"{results.standing(PAPER, 0)[0]:.2f}; the best published one has {best:.2f}, the training "
-        f"without language {results.standing(NO_LANGUAGE, 0)[0]:.2f}.",
+        f"{results.standing(PAPER, 0)[0]:.2f}, beside {best:.2f} for the best of them and "
+        f"{results.standing(NO_LANGUAGE, 0)[0]:.2f} without language.",
     ]
     opening = (
         f"{README_START} {results.run['pairs, test']} {results.names[0]} pairs, against the same "
