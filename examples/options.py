@@ -37,18 +37,18 @@ natural = partial(whole_number, minimum=0)
 positive_number = partial(number, positive=True)
 
 ENCODERS = (
-    "the CLIP of the loss: tiny, a small one for demonstrations that comes with the package; "
-    "MODEL/TAG with names of open_clip, such as ViT-B-32-quickgelu/openai, downloaded once; "
-    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FOLDER "
-    "of open_clip or of a transformers CLIPModel; hf-hub:ORG/REPO"
+    "the CLIP of the loss: tiny, a small one for demonstrations; MODEL/TAG of open_clip, such as "
+    "ViT-B-32-quickgelu/openai, downloaded once; MODEL=FILE, such as RN50=RN50.pt, with weights of "
+    "open_clip, OpenAI or transformers; FOLDER of one of them; hf-hub:ORG/REPO"
 )
+FOLDER = {"type": Path, "metavar": "DIR"}
 #: Options that several programs have.
 SHARED: dict[str, dict[str, Any]] = {
-    "--pairs": {"type": Path, "metavar": "DIR", "help": "folder with ir/ and vi/ in it, see below"},
-    "--infrared": {"type": Path, "metavar": "DIR", "help": "infrared images, if not in --pairs"},
-    "--visible": {"type": Path, "metavar": "DIR", "help": "visible images, if not in --pairs"},
+    "--pairs": FOLDER | {"help": "folder with ir/ and vi/ in it, see below"},
+    "--infrared": FOLDER | {"help": "infrared images, if not in --pairs"},
+    "--visible": FOLDER | {"help": "visible images, if not in --pairs"},
     "--max-pairs": {"type": whole_number, "help": "use at most N pairs, spread over the folder"},
-    "--out": {"type": Path, "metavar": "DIR", "help": "folder for the results"},
+    "--out": FOLDER | {"help": "folder for the results"},
     "--prompt": {"action": "append", "metavar": "TEXT", "help": "the fused image in words"},
     "--encoder": {"metavar": "CLIP", "help": ENCODERS},
     "--steps": {"type": whole_number, "help": "training steps"},
@@ -59,8 +59,8 @@ SHARED: dict[str, dict[str, Any]] = {
 
 def new_parser(overview: str, epilog: str) -> argparse.ArgumentParser:
     """A parser with --pairs, --infrared and --visible that prints both texts as they are."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=overview, epilog=epilog, formatter_class=layout)
+    as_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=overview, epilog=epilog, formatter_class=as_is)
     for name in ("--pairs", "--infrared", "--visible"):
         add(parser, name)
     return parser
@@ -88,10 +88,8 @@ def remedy_for(error: Exception) -> str | None:
 
 @contextmanager
 def errors_as_messages(program: str) -> Iterator[None]:
-    """Exit with one line instead of a traceback for errors that the user can mend.
-
-    Names that are not Unicode are printed escaped, and nothing where a service has no streams.
-    """
+    """Exit with one line instead of a traceback for errors that the user can mend."""
+    # Names that are not Unicode are printed escaped, and nothing where a service has no streams.
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -130,35 +128,32 @@ def note(text: str) -> None:
 
 def progress(things: Iterable[Any] | None, title: str, unit: str, **options: Any) -> tqdm:
     """A progress bar around `things`; one line every five seconds if stderr is not a terminal."""
-    options = {"disable": sys.stderr is None, "dynamic_ncols": True} | options
-    seconds = 0.1 if sys.stderr is not None and sys.stderr.isatty() else 5
-    return tqdm(things, desc=title, unit=unit, mininterval=seconds, **options)
+    seconds = 0.1 if sys.stderr.isatty() else 5
+    return tqdm(things, desc=title, unit=unit, mininterval=seconds, dynamic_ncols=True, **options)
 
 
 def choose_device(name: str | None) -> torch.device:
     """The device of that name, or a ValueError; for None a GPU if there is one, else the CPU."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).item()
+        return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} does not work here ({reason}); try cpu") from error
-    return device
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it there if the block succeeds.
 
-    Its name is like no other, so that writers in other threads, processes and containers do not
-    meet; its suffix, by which image writers choose a format, is that of `path`.
+    Its name is like no other, so that writers in threads, processes and containers do not meet.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    # With the suffix, by which image writers choose a format.
     temporary = path.with_name(f".unfinished-{secrets.token_hex(12)}{path.suffix}")
     try:
-        # "x": exclusive. Not by tempfile, whose files only their owner may read.
-        open(temporary, "xb").close()
+        open(temporary, "xb").close()  # not by tempfile, whose files only their owner may read
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())

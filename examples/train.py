@@ -8,7 +8,7 @@ The --out folder then holds:
   state-STEP/          weights, optimizer, schedule and random numbers, for --resume
 
 Ctrl-C saves and stops; the same command with --resume continues. The defaults are the settings of
-the paper (Wang et al., ACM MM 2025); the CLIP is chosen by --encoder.
+the paper (Wang et al., ACM MM 2025), but for the CLIP: see --encoder.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -72,11 +72,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True)
     add("--resume", "continue the training in --out", action="store_true")
     add("--prompt", "; repeat it for an ensemble (default: the paper's)")
-    text = "train one unet for all sentences of this file, one a line, such as `a dark image`; "
-    add("--prompts", text + "`2.5 | a dark image` is drawn 2.5 times as often", type=Path)
-    for role in ("visible", "infrared"):
-        text = f"the {role} image in words (default: the paper's)"
-        add(f"--{role}-text", text, action="append", metavar="TEXT")
+    text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times"
+    add("--prompts", text, type=Path)
+    sources = {"action": "append", "metavar": "TEXT"}
+    add("--visible-text", "the visible image in words (default: the paper's)", **sources)
+    add("--infrared-text", "the infrared image in words (default: the paper's)", **sources)
     add("--encoder")
     add("--patches", "patches per crop (default: 32; less with tiny)", type=whole)
     for name in WEIGHTS:
@@ -86,12 +86,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--crop", "side of the crops; smaller images are enlarged", 224, type=whole)
     add("--crops-per-pair", "crops of each pair per epoch", 10, type=whole)
     add("--no-augment", "do not rotate, shift, zoom and shear the crops", action="store_true")
-    text = "standard deviation of noise on the network's inputs; the loss gets images without it"
-    add("--noise", text, 0.03, type=number)
+    add("--noise", "standard deviation of noise on the network's inputs", 0.03, type=number)
     add("--rate", "learning rate of Adam", 5e-4, type=options.positive_number)
     add("--batch", "crops per batch of each process", 16, type=whole)
     add("--accumulate", "batches per step (gradient accumulation)", 1, type=whole)
-    text = "scale larger gradients down to it (default: 0.5 with --prompts, else no limit)"
+    text = "limit of the gradients' norm (default: 0.5 with --prompts, else none)"
     add("--max-norm", text, type=options.positive_number)
     add("--epochs", "length of the training", 100.0, type=options.positive_number)
     add("--steps", ", instead of --epochs")
@@ -134,17 +133,14 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     if chosen.encoder is None and first:
         print("note: the loss is computed with tiny, a CLIP for demonstrations; see --encoder")
     state = max(chosen.out.glob("state-*"), default=None)
-    if state is not None and not chosen.resume:
-        raise ValueError(
-            f"--out must be a folder without a training, got {chosen.out}; pass --resume to "
-            "continue the training there, or another --out"
-        )
+    if state and not chosen.resume:
+        raise ValueError(f"--out {chosen.out} holds a training; pass --resume, or another --out")
 
     opened = pairs.open_pairs(folders, chosen.max_pairs)
     augment = not chosen.no_augment
     crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, augment, chosen.seed)
     crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
-    step = 0 if state is None else int(state.name.partition("-")[2])
+    step = int(state.name.removeprefix("state-")) if state else 0
     last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
     # Patches and noise differ between processes; the network is everywhere the first one's.
     set_seed(chosen.seed, device_specific=True)
@@ -159,7 +155,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     settings |= {"encoder": criterion.encoder.fingerprint, "sentences": weights}
     if first:
         check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
-        if bank is not None:
+        if bank:
             bank.save(chosen.out / SENTENCES)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=chosen.rate)
@@ -176,15 +172,14 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     network, optimizer, schedule, loader = accelerator.prepare(network, optimizer, schedule, loader)
     if chosen.log_to:
         accelerator.init_trackers(chosen.log_to)
-    if state is not None:
+    if state:
         accelerator.load_state(str(state))
     max_norm = chosen.max_norm
-    if draw is not None:
+    if draw:
         draw.calls = step * chosen.accumulate
         max_norm = max_norm or training.MANY_MAX_NORM
-    if first:
-        where = f"{accelerator.num_processes} x {device.type}"
-        print(f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; {where}")
+    where = f"{accelerator.num_processes} x {device.type}"
+    accelerator.print(f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; {where}")
 
     def save() -> None:
         if first:
@@ -199,12 +194,9 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         for visible, infrared in loader:
             with accelerator.accumulate(network):
                 # The network gets noise on its inputs, the loss the clean images.
-                inputs = [
-                    image + chosen.noise * torch.randn_like(image) if chosen.noise else image
-                    for image in (visible, infrared)
-                ]
                 given = {"visible": visible, "infrared": infrared}
-                if draw is not None:
+                inputs = [i + chosen.noise * torch.randn_like(i) for i in given.values()]
+                if draw:
                     given["objectives"] = drawn = draw(len(visible))
                     inputs.append(drawn.text_direction)
                 with accelerator.autocast():
@@ -216,11 +208,9 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
                 # All in one transfer, for each would wait for the device on its own.
                 means = accelerator.reduce(sums, "mean").tolist()
                 row = dict(zip(terms._fields, means, strict=True))
-                if not math.isfinite(row["total"]):
-                    raise ValueError(
-                        f"the loss is {row['total']} in step {step + 1}; try a lower --rate"
-                    )
-                if max_norm is not None:
+                if not math.isfinite(total := row["total"]):
+                    raise ValueError(f"the loss is {total} in step {step + 1}; try a lower --rate")
+                if max_norm:
                     accelerator.clip_grad_norm_(network.parameters(), max_norm)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -231,7 +221,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             if first:
                 log_row(chosen.out / "log.csv", {"step": step} | row)
             bar.update()
-            bar.set_postfix(loss=f"{row['total']:.4g}", kept=f"{row['kept']:.2f}", refresh=False)
+            bar.set_postfix({name: row[name] for name in ("total", "kept")}, refresh=False)
             if stop.is_set():
                 accelerator.set_trigger()
             stopping = accelerator.check_trigger()  # in any process
@@ -250,18 +240,17 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         raise
     bar.close()
     accelerator.end_training()
-    if first:
-        end = "finished" if step == last else f"stopped after step {step}; --resume continues"
-        print(f"{end}; see {chosen.out}")
+    end = "finished" if step == last else f"stopped after step {step}; --resume continues"
+    accelerator.print(f"{end}; see {chosen.out}")
     return step == last
 
 
 def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
-    texts = {"fused": chosen.prompt, "visible": chosen.visible_text}
-    texts["infrared"] = chosen.infrared_text
+    given = (chosen.prompt, chosen.visible_text, chosen.infrared_text)
+    texts = zip(("fused", "visible", "infrared"), given, strict=True)
     return training.build_criterion(
         chosen.encoder or "tiny",
-        FusionObjective(**{role: text for role, text in texts.items() if text}),
+        FusionObjective(**{role: text for role, text in texts if text}),
         regularizer=chosen.regularizer,
         vgg19=chosen.vgg19,
         num_patches=chosen.patches,
@@ -276,15 +265,11 @@ def check_settings(settings: dict[str, Any], path: Path, *, resumed: bool) -> No
         with options.atomic_write(path) as temporary:
             temporary.write_text(json.dumps(now, indent=1), "utf-8")
         return
-    try:
-        before = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); begin anew with another --out") from error
-    changed = [name for name in now if before.get(name) != now[name]]
+    before = json.loads(path.read_text("utf-8"))
+    changed = ", ".join(name for name in now if before.get(name) != now[name])
     if changed:
-        was = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
         raise ValueError(
-            f"--resume must have the settings of the training in {path.parent}, but {was}; pass "
+            f"--resume must have the settings in {path}, but others are given for {changed}; pass "
             "the same options, or choose another --out"
         )
 
@@ -293,8 +278,7 @@ def rate_factor(done: int, steps: int) -> float:
     """The factor of the learning rate after `done` of the steps.
 
     Of 100 epochs the paper warms up linearly over the first, and halves the rate at 50, 60, 70, 80
-    and 90; here these are shares of a training of any length. (The paper's published code does
-    neither: the warm-up raises an error, and if that is fixed it counts iterations.)
+    and 90; here these are shares of a training of any length. (Its published code does neither.)
     """
     warm = min(1.0, (done + 1) / (steps / 100))
     return warm * 0.5 ** sum(done >= share * steps for share in (0.5, 0.6, 0.7, 0.8, 0.9))
@@ -341,8 +325,9 @@ def save_samples(
     shown = [opened[index] for index in pairs.spread(len(opened), 3)]
     columns = {kind: [getattr(pair, kind) for pair in shown] for kind in ("infrared", "visible")}
     for row in [None] if bank is None else pairs.spread(len(bank), 4):
-        title = "fused" if row is None else bank.objectives[row].fused[0]
-        vector = None if row is None else bank.text_direction[row]
+        title, vector = "fused", None
+        if row is not None:
+            title, vector = bank.objectives[row].fused[0], bank.text_direction[row]
         fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
         columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
     sheets.save_sheet(columns, sheets.salient_windows(shown), path)
@@ -359,21 +344,22 @@ def stop_on_request() -> Iterator[Event]:
     request = Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def handle(handlers: Mapping[int, Any]) -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
     def stop(*_: Any) -> None:
         request.set()
-        handle(before)
+        restore()
         with suppress(OSError):  # without a standard error stream
             os.write(2, b"\nstopping after this step, then saving; again: at once\n")
 
-    handle(dict.fromkeys(before, stop))
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield request
     finally:
-        handle(before)
+        restore()
 
 
 @contextmanager
@@ -389,9 +375,8 @@ def claimed(out: Path) -> Iterator[None]:
             owner.write_text(me, "utf-8")
             yield
     except Timeout as error:
-        raise ValueError(
-            f"a training runs in --out {out}: {owner.read_text('utf-8')}; choose another folder"
-        ) from error
+        running = f"a training runs in --out {out}: {owner.read_text('utf-8')}"
+        raise ValueError(f"{running}; choose another folder") from error
 
 
 if __name__ == "__main__":

@@ -159,23 +159,20 @@ def test_the_schedule_is_the_papers_for_any_length():
 
 def test_other_settings_are_no_resumption(tmp_path, folder):
     run(folder, tmp_path, "--steps", 1)
-    with pytest.raises(SystemExit, match="must be a folder without a training, .* --resume"):
+    with pytest.raises(SystemExit, match="holds a training; pass --resume"):
         run(folder, tmp_path, "--steps", 2)
-    with pytest.raises(SystemExit, match=r"noise was 0\.03, is 0\.1; pass the same options"):
+    with pytest.raises(SystemExit, match="others are given for noise; pass the same options"):
         run(folder, tmp_path, "--steps", 2, "--resume", "--noise", "0.1")
-    with pytest.raises(SystemExit, match="prompt was None, is .*dark"):
+    with pytest.raises(SystemExit, match="given for prompt; pass"):
         run(folder, tmp_path, "--steps", 2, "--resume", "--prompt", "a dark image")
     assert len(run(folder, tmp_path, "--steps", 2, "--resume")) == 2
 
 
-def test_a_damaged_log_or_settings_file(tmp_path, folder):
+def test_a_damaged_log(tmp_path, folder):
     run(folder, tmp_path, "--steps", 1)
     (tmp_path / "log.csv").write_bytes(b"\0" * 4096)  # after a power cut
     train.main(["--pairs", str(folder), "--out", str(tmp_path), *SMALL, "--steps", "2", "--resume"])
     assert b"\0002," in (tmp_path / "log.csv").read_bytes()
-    (tmp_path / "settings.json").write_bytes(b"\0" * 40)
-    with pytest.raises(SystemExit, match="settings.json is damaged"):
-        run(folder, tmp_path, "--steps", 3, "--resume")
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, folder, monkeypatch):
