@@ -32,8 +32,6 @@ class ContentEncoder(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + two convolutions of x, instance-normalised."""
-
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = reflect_conv(channels, channels)
@@ -93,19 +91,17 @@ class Decoder(nn.Module):
 
     def forward(self, content: Tensor, style: Tensor) -> Tensor:
         # Two blocks with two normalisations each, every one with a bias and a weight per channel.
-        first1, first2, second1, second2 = self.style(style).chunk(4, dim=1)
-        content = self.blocks[0](content, first1, first2)
-        content = self.blocks[1](content, second1, second2)
-        return self.grow(content)
+        first, second = self.style(style).chunk(2, dim=1)
+        content = self.blocks[0](content, *first.chunk(2, dim=1))
+        return self.grow(self.blocks[1](content, *second.chunk(2, dim=1)))
 
 
 class LDFusion(nn.Module):
     """Content and style of each modality, decoded together; 5,776,977 parameters.
 
     Args:
-        clamp: True cuts tanh to [0, 1], as published. Where it cuts no gradient passes, and a
-            network that has turned black stays so; the last bias therefore starts at 1/2, in the
-            middle of what passes. False maps tanh to (0, 1) instead.
+        clamp: True cuts tanh to [0, 1], as published. Where it cuts no gradient passes; the last
+            bias therefore starts at 1/2. False maps tanh to (0, 1) instead.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 16.
@@ -115,10 +111,8 @@ class LDFusion(nn.Module):
     def __init__(self, clamp: bool = True) -> None:
         super().__init__()
         self.clamp = clamp
-        self.visible_content = ContentEncoder()
-        self.visible_style = StyleEncoder()
-        self.infrared_content = ContentEncoder()
-        self.infrared_style = StyleEncoder()
+        self.visible_content, self.visible_style = ContentEncoder(), StyleEncoder()
+        self.infrared_content, self.infrared_style = ContentEncoder(), StyleEncoder()
         self.decoder = Decoder()
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

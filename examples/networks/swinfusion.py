@@ -23,8 +23,7 @@ FORBIDDEN = -100.0
 class WindowAttention(nn.Module):
     """Attention inside windows of 8 x 8 tokens, of one image to itself or to the other.
 
-    With `shifted` the windows lie half a window further right and down, so that tokens meet
-    that the plain windows keep apart.
+    With `shifted` the windows lie half a window further right and down.
     """
 
     def __init__(self, shifted: bool) -> None:
@@ -85,10 +84,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """A block per image, with its own queries and the keys and values of the other image.
-
-    Both use the other image's input, before either is updated.
-    """
+    """A block per image, whose queries ask the other image before either is updated."""
 
     def __init__(self, number: int, drop_path: float) -> None:
         super().__init__()
@@ -120,9 +116,8 @@ class FusionLayer(nn.Module):
 class SwinFusion(nn.Module):
     """Extraction from each source, fusion across them, reconstruction; 965,251 parameters.
 
-    The published code has 973,681: a second pair of input convolutions with 8,430 of them is
-    never called there, and left out here. A is the infrared image and B the visible one, as in
-    its training loop.
+    The published code has 8,430 more in two convolutions that it never calls. A is the infrared
+    image and B the visible one, as in its training loop.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 5.
@@ -190,11 +185,7 @@ def _relative_positions() -> Tensor:
 
 
 def _shift_mask(height: int, width: int, shift: int, device: torch.device) -> Tensor:
-    """(windows, 64, 64): `FORBIDDEN` between tokens from opposite ends of the image.
-
-    Rolling brings the first rows behind the last: in the last row of windows, tokens on either
-    side of that seam are strangers. Columns likewise.
-    """
+    """(windows, 64, 64): `FORBIDDEN` between tokens that rolling brought from the other end."""
     below = torch.arange(height, device=device) >= height - shift
     right = torch.arange(width, device=device) >= width - shift
     side_of_seam = 2 * below[:, None] + right
