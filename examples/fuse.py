@@ -65,13 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
     device = options.choose_device(chosen.device)
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
-    pairs.keep_apart(chosen.out, folders)
     with options.warnings_as_notes():
         if chosen.checkpoint is None:
             trained = Trained(load_published(chosen.weights, chosen.network), None, "")
         else:
             trained = load_trained(chosen.checkpoint)
         vectors = vectors_by_folder(chosen, trained)
+    for folder in vectors:
+        pairs.keep_apart(chosen.out / folder, folders)
     network = trained.network.to(device)
     found = pairs.find_pairs(folders)
     options.make_writable(chosen.out)
@@ -140,12 +141,9 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
         objectives = [replace(bank.objectives[0], fused=text) for text in new]
         embedded = EmbeddedFusionModel(objectives, clip).text_direction
         vectors |= zip(new, embedded, strict=True)
-    by_folder: dict[str, Tensor | None] = {}
-    for text in chosen.prompt:
-        folder = options.readable_name(text)
-        if folder in by_folder:
-            raise ValueError(f"two sentences of --prompt have the folder {folder}; pass one a call")
-        by_folder[folder] = vectors[text]
+    by_folder: dict[str, Tensor | None] = {
+        options.readable_name(text): vectors[text] for text in chosen.prompt
+    }
     if chosen.blend:
         folder = "_".join(map(options.readable_name, ends))
         for share in torch.linspace(0, 1, int(chosen.blend[2])).tolist():

@@ -1,6 +1,7 @@
 """What the command lines of the examples share: options, messages, files written whole."""
 
 import argparse
+import hashlib
 import math
 import os
 import re
@@ -173,8 +174,15 @@ def make_writable(folder: Path, option: str = "--out") -> Path:
 
 
 def readable_name(text: str, length: int = 40) -> str:
-    """A file name from `text`, safe on all systems: "A dark image." -> a-dark-image."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-")
+    """A file name from `text`, safe on all systems: "a dark image" -> a-dark-image.
+
+    Where more than spaces are lost, a hash follows, so that no two texts share a name.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-")
+    if name.replace("-", " ") == text:
+        return name
+    code = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"{name}-{code}".strip("-")
 
 
 def some(names: Sequence[str], limit: int = 10) -> str:

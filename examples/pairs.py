@@ -182,12 +182,15 @@ def spread(total: int, limit: int | None) -> list[int]:
 
 
 def keep_apart(out: Path, folders: Folders) -> None:
-    """Raise a ValueError if `out` lies among the sources, whatever links lead there."""
+    """Raise a ValueError if `out` lies among the sources, by links too, or is named like them."""
     out = out.resolve()
     for folder in folders:
-        if any(path.exists() and os.path.samefile(path, folder) for path in (out, *out.parents)):
+        among = any(p.exists() and os.path.samefile(p, folder) for p in (out, *out.parents))
+        beside = out.parent == folder.parent.resolve() and out.name.lower() in INFRARED + VISIBLE
+        if among or beside:  # beside them it would be taken for a folder of sources
             raise ValueError(
-                f"--out {out} must not lie among the sources in {folder}; choose another folder"
+                f"--out {out} must not lie among the sources in {folder}, or be named like them "
+                "beside them; choose another folder"
             )
 
 

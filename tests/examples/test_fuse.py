@@ -205,6 +205,26 @@ def test_each_sentence_gets_a_folder(tmp_path, folder, told, monkeypatch, capsys
     assert not torch.equal(images["a-dark-image"], images["a-bright-image"])
 
 
+def test_no_two_sentences_share_a_folder(tmp_path, folder, told, capsys):
+    assert options.readable_name("a dark image 2") == "a-dark-image-2"
+    long = "an image of a street at night with many people and "
+    texts = ["a dark image", "A dark image", "a dark image!", "a-dark image", "a  dark image"]
+    texts += ["夜", "昼", "\udcff", f"{long}cars", f"{long}cats"]
+    assert len(set(map(options.readable_name, texts))) == len(texts)
+    for text in (f"{long}cars", f"{long}cats"):
+        run(
+            told, folder, tmp_path / "fused", "--prompt", text, "--blend", text, "a dark image", "2"
+        )
+        assert "6 fused, 0 there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["infrared", "visible"])
+def test_a_sentence_does_not_name_a_folder_of_sources(tmp_path, folder, told, text):
+    with pytest.raises(SystemExit, match="be named like them beside them"):
+        run(told, folder, folder, "--overwrite", "--prompt", text)
+    assert sorted(path.name for path in folder.iterdir()) == ["ir", "vi"]
+
+
 def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
     out = tmp_path / "fused"
     for source, more, message in (
@@ -212,7 +232,6 @@ def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
         (told, [], '--prompt or --blend must be given for .*told.* --prompt "a dark image"'),
         (told, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be the CLIP of the loss"),
-        (told, ["--prompt", "Dark night", "--prompt", "dark night"], "two sentences .* dark-night"),
     ):
         with pytest.raises(SystemExit, match=f"fuse: error: {message}"):
             run(source, folder, out, *more)
