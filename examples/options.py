@@ -7,8 +7,10 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 
@@ -171,6 +174,23 @@ def make_writable(folder: Path, option: str = "--out") -> Path:
             return folder
     except OSError as error:
         raise OSError(f"cannot write to {option} {folder}: {error.strerror}") from error
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Claim `out`, or raise; the claim ends with the process, however that ends."""
+    if os.environ.get("RANK", "0") != "0":  # the first process of several claims it
+        yield
+        return
+    owner = make_writable(out) / ".claimed-by"
+    try:
+        with FileLock(out / ".claim", timeout=0):
+            me = f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
+            owner.write_text(me, "utf-8")
+            yield
+    except Timeout as error:
+        running = f"another run is writing to --out {out}: {owner.read_text('utf-8')}"
+        raise ValueError(f"{running}; choose another folder") from error
 
 
 def readable_name(text: str, length: int = 40) -> str:

@@ -16,11 +16,11 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
-import socket
+import stat
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -33,8 +33,7 @@ if __name__ == "__main__":
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from filelock import FileLock, Timeout
+from accelerate.utils import load, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -44,7 +43,7 @@ import sheets
 import training
 from clip_fusion_loss import EmbeddedFusionModel, FusionObjective, LanguageDrivenFusionLoss
 from networks import NETWORKS
-from networks.weights import SENTENCES, save_trained
+from networks.weights import NETWORK, SENTENCES, save_trained
 
 EXAMPLES = f"""\
 examples:
@@ -61,6 +60,8 @@ FREE_OPTIONS = {
     *("pairs", "infrared", "visible", "out", "resume", "device", "workers", "epochs", "steps"),
     *("batch", "accumulate", "save_every", "sample_every", "log_to", "encoder", "vgg19", "prompts"),
 }
+#: What a closed terminal sends, where the system has it.
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)
 WEIGHTS = ("direction_weight", "patch_weight", "similarity_weight", "regularizer_weight")
 
 
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
-    with claimed(chosen.out), stop_on_request() as stop:
+    with options.claimed(chosen.out), stop_on_request() as stop:
         finished = train(chosen, folders, stop)
     if not finished:
         sys.exit(130)
@@ -132,7 +133,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     device, first = accelerator.device, accelerator.is_main_process
     if chosen.encoder is None and first:
         print("note: the loss is computed with tiny, a CLIP for demonstrations; see --encoder")
-    state = max(chosen.out.glob("state-*"), default=None)
+    state = max(states_in(chosen.out), default=None)
     if state and not chosen.resume:
         raise ValueError(f"--out {chosen.out} holds a training; pass --resume, or another --out")
 
@@ -142,6 +143,8 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
     step = int(state.name.removeprefix("state-")) if state else 0
     last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
+    if step > last:
+        raise ValueError(f"--steps must exceed the {step} steps done, got {last}")
     # Patches and noise differ between processes; the network is everywhere the first one's.
     set_seed(chosen.seed, device_specific=True)
     with options.warnings_as_notes():
@@ -155,6 +158,8 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     settings |= {"encoder": criterion.encoder.fingerprint, "sentences": weights}
     if first:
         check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
+        for name in () if state else (NETWORK, SENTENCES):  # of an earlier training
+            (chosen.out / name).unlink(missing_ok=True)
         if bank:
             bank.save(chosen.out / SENTENCES)
 
@@ -173,7 +178,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     if chosen.log_to:
         accelerator.init_trackers(chosen.log_to)
     if state:
-        accelerator.load_state(str(state))
+        load_state(accelerator, state)
     max_norm = chosen.max_norm
     if draw:
         draw.calls = step * chosen.accumulate
@@ -293,6 +298,26 @@ def log_row(path: Path, row: dict[str, float]) -> None:
         writer.writerow(row)
 
 
+def states_in(out: Path) -> set[Path]:
+    there = (path for path in out.glob("state-*") if re.fullmatch(r"state-\d{7,}", path.name))
+    return {path for path in there if path.is_dir()}
+
+
+def load_state(accelerator: Accelerator, state: Path) -> None:
+    try:  # Accelerate goes on without random numbers if it cannot read them
+        for path in {state / "random_states_0.pkl", *state.glob("random_states_*.pkl")}:
+            load(path)
+        accelerator.load_state(str(state))
+    except Exception as error:  # damaged files raise nearly anything
+        if options.remedy_for(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{state} is damaged ({type(error).__name__}: {reason}); delete this folder to train "
+            "anew, or put back a copy"
+        ) from error
+
+
 def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
     """Write all that --resume needs into a folder that gets its name when it is complete."""
     unfinished, final = out / ".unfinished-state", out / f"state-{step:07d}"
@@ -308,7 +333,7 @@ def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
                     os.fsync(file.fileno())
             shutil.rmtree(final, ignore_errors=True)
             unfinished.rename(final)
-            for older in set(out.glob("state-*")) - {final}:
+            for older in states_in(out) - {final}:
                 shutil.rmtree(older)
     except Exception as error:  # libraries tell a full disk in many ways
         raise OSError(
@@ -334,19 +359,28 @@ def save_samples(
 
 
 def ignore_interrupts(_: int) -> None:
-    """Loading processes end with the training, which answers Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Loading processes end with the training, which answers Ctrl-C and a closed terminal."""
+    for number in (signal.SIGINT, HANGUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def stop_on_request() -> Iterator[Event]:
-    """The first Ctrl-C or SIGTERM asks to stop after the step; a second one stops at once."""
+    """The first Ctrl-C or SIGTERM asks to stop after the step; a second one stops at once.
+
+    So does a closed terminal, unless it is ignored as under nohup.
+    """
     request = Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if (hangup := signal.getsignal(HANGUP)) != signal.SIG_IGN:
+        before[HANGUP] = hangup
 
-    def stop(*_: Any) -> None:
+    def stop(number: int, _: Any) -> None:
         request.set()
         restore()
+        if number == HANGUP != signal.SIGTERM:
+            signal.signal(HANGUP, signal.SIG_IGN)  # shell and system may both send it
+            mute_terminal()
         with suppress(OSError):  # without a standard error stream
             os.write(2, b"\nstopping after this step, then saving; again: at once\n")
 
@@ -362,21 +396,12 @@ def stop_on_request() -> Iterator[Event]:
         restore()
 
 
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Claim `out`, or raise; the claim ends with the process, however that ends."""
-    if os.environ.get("RANK", "0") != "0":  # the first process of several claims it
-        yield
-        return
-    owner = options.make_writable(out) / ".claimed-by"
-    try:
-        with FileLock(out / ".claim", timeout=0):
-            me = f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
-            owner.write_text(me, "utf-8")
-            yield
-    except Timeout as error:
-        running = f"a training runs in --out {out}: {owner.read_text('utf-8')}"
-        raise ValueError(f"{running}; choose another folder") from error
+def mute_terminal() -> None:
+    """Writing to a closed terminal, or a pipe into it, would end the training before it saves."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            if not stat.S_ISREG(os.fstat(stream).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 if __name__ == "__main__":
