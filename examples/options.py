@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import io
 import math
 import os
 import re
@@ -83,7 +84,10 @@ def add(parser: Any, name: str, text: str = "", default: Any = None, **settings:
 
 def remedy_for(error: Exception) -> str | None:
     """What to do about a full disk or memory, which libraries tell in many ways; or None."""
-    if isinstance(error, MemoryError) or re.search("out of memory|not enough memory", str(error)):
+    if re.search("DataLoader worker .*(killed|exited)", str(error)):
+        return "a loading process ended, often for lack of memory; use --workers 0"
+    no_memory = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
+    if isinstance(error, MemoryError) or re.search(no_memory, str(error)):
         return "there is not enough memory; use a smaller --batch, --crop or --patches"
     if re.search("No space left on device|PytorchStreamWriter", str(error)):
         return "the disk is full; free some space and run it again"
@@ -104,12 +108,17 @@ def errors_as_messages(program: str) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
+        sys.stdout.flush()  # where it is a file, its disk may be full
     except KeyboardInterrupt:
         sys.exit(f"\n{program}: interrupted")
     except Exception as error:
         remedy = remedy_for(error)
         if remedy is None and not isinstance(error, (OSError, ValueError)):
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # it would fail again, with a traceback, at the exit
+            sys.stdout = io.StringIO()
         sys.exit(f"{program}: error: {error}" + (f"\n{remedy}" if remedy else ""))
 
 

@@ -229,10 +229,10 @@ def read_image(path: Path, *, stretch: bool = True) -> Tensor:
     if values.dtype != np.uint8:
         if not stretch:
             raise ValueError("a result must have 8 bits; scale it to 0 to 255 and save it as PNG")
-        values = to_grey_levels(values, missing)
+        raw, values = values, to_grey_levels(values, missing)
         levels = len(np.unique(values))
-        if levels < 8:
-            note(f"{path}: has only {levels} grey levels when stretched; is a value in it no data?")
+        if levels < 32 and levels < len(np.unique(raw)) // 4:
+            note(f"{path}: has only {levels} grey levels in 8 bits; is a value in it no data?")
     if missing is not None and missing.any():
         note(f"{path}: {missing.mean():.1%} of the pixels are marked as missing; they are black")
         values[missing] = 0
@@ -307,9 +307,13 @@ def _decode_tiff(path: Path) -> tuple[Values, Values | None]:
                 values = _decode_by_pillow(image)
         else:
             raise ValueError(f"it holds {page.dtype} {kind} {page.axes}; save it as grey or RGB")
-        missing = None
+        missing, nodata = None, None
         if GDAL_NODATA in page.tags:
-            nodata = float(page.tags[GDAL_NODATA].value)
+            try:
+                nodata = float(page.tags[GDAL_NODATA].value)
+            except ValueError:
+                note(f"{path}: its GDAL_NODATA is no number and is ignored")
+        if nodata is not None:
             if values.dtype.kind == "f":
                 nodata = values.dtype.type(nodata)  # the text may have fewer or more digits
             missing = np.isnan(values) if np.isnan(nodata) else values == nodata

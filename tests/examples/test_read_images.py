@@ -236,13 +236,36 @@ def test_missing_values_of_8_bits_are_black(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.tif")[0].numpy(), expected)
 
 
-def test_an_image_with_almost_no_levels_after_stretching_is_named(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("dtype", "scale", "offset", "border", "levels"),
+    [
+        ("f4", 1 / 16, 20, -9999, 2),
+        ("u2", 24, 28000, 0, 23),  # hundredths of a kelvin
+        ("u2", 24, 28000, 65535, 23),
+        ("u2", 24, 28000, 28000, None),
+        ("u2", 0, 28000, 30000, None),  # two levels in the file too
+    ],
+)
+def test_an_image_with_few_levels_left_is_named(
+    tmp_path, capsys, dtype, scale, offset, border, levels
+):
     options.note.cache_clear()
-    counts = GREY.astype("f4") / 16 + 20
-    counts[:5] = -9999  # without a tag
+    counts = (GREY.astype("f4") * scale + offset).astype(dtype)
+    counts[:5] = border  # without a tag
     tifffile.imwrite(tmp_path / "a.tif", counts)
     read_image(tmp_path / "a.tif")
-    assert "a.tif: has only 2 grey levels when stretched" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (f"a.tif: has only {levels} grey levels in 8 bits" in said) == (levels is not None)
+    assert bool(said) == (levels is not None)
+
+
+@pytest.mark.parametrize("text", ["", "none"])
+def test_a_missing_value_that_is_no_number_is_ignored(tmp_path, capsys, text):
+    options.note.cache_clear()
+    tag = [(NODATA, 2, len(text) + 1, text, True)]
+    tifffile.imwrite(tmp_path / "a.tif", GREY, extratags=tag)
+    assert np.array_equal(read_image(tmp_path / "a.tif")[0].numpy(), GREY)
+    assert "a.tif: its GDAL_NODATA is no number and is ignored" in capsys.readouterr().err
 
 
 def test_formats_that_pillow_reads_with_8_bits_only_are_refused(tmp_path):
