@@ -2,8 +2,7 @@
 
 Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible Image Fusion with Language-Driven Loss in
 CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267); code: github.com/wyhlaowang/LDFusion. Content
-and style encoders and adaptive instance normalisation follow Huang et al., "Multimodal
-Unsupervised Image-to-Image Translation", ECCV 2018 (arXiv 1804.04732).
+and style follow Huang et al., "Multimodal Unsupervised Image-to-Image Translation", ECCV 2018.
 """
 
 from functools import partial
@@ -23,8 +22,7 @@ class ContentEncoder(nn.Sequential):
     """(N, 1, H, W) -> (N, 128, H / 8, W / 8), rounded down; 763,392 parameters."""
 
     def __init__(self) -> None:
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(1, 16, 7)]
-        layers += [nn.InstanceNorm2d(16), nn.ReLU()]
+        layers = [nn.ReflectionPad2d(3), nn.Conv2d(1, 16, 7), nn.InstanceNorm2d(16), nn.ReLU()]
         for channels in (16, 32, 64):
             layers += [_halve(channels, 2 * channels), nn.InstanceNorm2d(2 * channels), nn.ReLU()]
         layers += [ResidualBlock(CONTENT), ResidualBlock(CONTENT)]
@@ -54,8 +52,6 @@ class StyleEncoder(nn.Sequential):
 
 
 class StyledBlock(ResidualBlock):
-    """A residual block whose normalised features are scaled and shifted as the style says."""
-
     def forward(self, features: Tensor, bias_weight1: Tensor, bias_weight2: Tensor) -> Tensor:
         inner = _restyle(self.conv1(features), bias_weight1).relu()
         return features + _restyle(self.conv2(inner), bias_weight2)

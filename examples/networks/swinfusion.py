@@ -1,9 +1,8 @@
 """SwinFusion: window attention within each source and across both.
 
 Ma, Tang, Fan, Huang, Mei and Ma, "SwinFusion: Cross-domain Long-range Learning for General Image
-Fusion via Swin Transformer", IEEE/CAA Journal of Automatica Sinica 9(7), 2022; code:
-github.com/Linfeng-Tang/SwinFusion. The blocks are those of Liu et al., "Swin Transformer", ICCV
-2021 (arXiv 2103.14030).
+Fusion via Swin Transformer", IEEE/CAA JAS 9(7), 2022; code: github.com/Linfeng-Tang/SwinFusion. The
+blocks are those of Liu et al., "Swin Transformer", ICCV 2021 (arXiv 2103.14030).
 """
 
 from itertools import pairwise
@@ -29,8 +28,7 @@ class WindowAttention(nn.Module):
     def __init__(self, shifted: bool) -> None:
         super().__init__()
         self.shift = WINDOW // 2 if shifted else 0
-        self.query = nn.Linear(WIDTH, WIDTH)
-        self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
+        self.query, self.key_value = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
         self.projection = nn.Linear(WIDTH, WIDTH)
         self.position_table = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, HEADS))
         nn.init.trunc_normal_(self.position_table, std=0.02)
@@ -39,8 +37,8 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor, others: Tensor) -> Tensor:
         """`tokens` ask, `others` answer: both (N, H, W, 60), H and W multiples of 8."""
         size = tokens.shape[1:3]
-        query = self._windows(self.query(tokens))
-        key, value = map(self._windows, self.key_value(others).chunk(2, dim=-1))
+        asked = self.query(tokens), *self.key_value(others).chunk(2, dim=-1)
+        query, key, value = map(self._windows, asked)
         bias = self.position_table[self.position_index].permute(2, 0, 1)
         if self.shift:
             bias = bias + _shift_mask(*size, self.shift, bias.device)[:, None]
@@ -88,8 +86,7 @@ class CrossBlock(nn.Module):
 
     def __init__(self, number: int, drop_path: float) -> None:
         super().__init__()
-        self.a = Block(number, drop_path)
-        self.b = Block(number, drop_path)
+        self.a, self.b = Block(number, drop_path), Block(number, drop_path)
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         from_a, from_b = self.a.norm1(a), self.b.norm1(b)
@@ -177,11 +174,9 @@ def _partition(tokens: Tensor) -> Tensor:
 
 def _relative_positions() -> Tensor:
     """(64, 64) rows of the position table: one for each offset between two tokens of a window."""
-    token = torch.arange(WINDOW**2)
-    row, column = token // WINDOW, token % WINDOW
-    down = row[:, None] - row + WINDOW - 1
-    across = column[:, None] - column + WINDOW - 1
-    return down * (2 * WINDOW - 1) + across
+    token, side = torch.arange(WINDOW**2), 2 * WINDOW - 1
+    place = token // WINDOW * side + token % WINDOW
+    return place[:, None] - place + (WINDOW - 1) * (side + 1)
 
 
 def _shift_mask(height: int, width: int, shift: int, device: torch.device) -> Tensor:

@@ -157,8 +157,7 @@ class _Block(nn.Module):
 class _SharingNorm(nn.GroupNorm):
     """Group normalisation; where it `shares`, all images have the statistics of the first batch."""
 
-    shares = False
-    statistics: tuple[Tensor, Tensor] | None = None
+    shares, statistics = False, None
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.shares:
@@ -178,8 +177,8 @@ def _windows(images: Tensor) -> Tensor:
     """(1, 1, H, W) -> (up to 16, 1, S, S) windows on an even grid, overlapping in small images."""
     height, width = images.shape[2:]
     side = min(WINDOW, height, width)
-    across = max(1, min(WINDOWS, round((WINDOWS * width / height) ** 0.5)))
-    down = max(1, WINDOWS // across)
+    across = min(max(round((WINDOWS * width / height) ** 0.5), 1), WINDOWS)
+    down = WINDOWS // across
     tops = torch.linspace(0, height - side, down).long().tolist()
     lefts = torch.linspace(0, width - side, across).long().tolist()
     return torch.cat([images[..., y : y + side, x : x + side] for y in tops for x in lefts])
