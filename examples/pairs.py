@@ -82,7 +82,7 @@ class PairFolder(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # single pairs only
+    def __getitem__(self, index: int) -> Pair:
         return _kept_pair(self.files[index])
 
 
@@ -117,10 +117,7 @@ def _subfolder(root: Path, words: Sequence[str]) -> Path:
 
 
 def find_pairs(folders: Folders) -> list[PairFiles]:
-    """The pairs of files with the same name, unopened; prints which files are skipped, and why.
-
-    Names may differ in letter case and in how accents are stored. None at all is a ValueError.
-    """
+    """The pairs of files with the same name, accents and letter case aside; or a ValueError."""
     (infrared, skipped), (visible, others) = map(images_below, folders)
     skipped += others
     pairs = []
@@ -158,12 +155,9 @@ def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
 
 
 def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:
-    """The usable pairs, at most `limit` of them, spread evenly over the folder; or a ValueError.
-
-    Each is read once, so that a broken file is named now and not during the training.
-    """
+    """The usable pairs, at most `limit` of them, spread evenly over the folder; or a ValueError."""
     found = find_pairs(folders if isinstance(folders, Folders) else folders_of(folders))
-    usable = []
+    usable = []  # each is read once, so that a broken file is named now and not in the training
     for index in progress(spread(len(found), limit), "reading pairs", "pair", leave=False):
         try:
             _kept_pair(found[index])
@@ -360,6 +354,6 @@ def with_chroma_of(visible: Tensor, grey: Tensor) -> Tensor:
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write a uint8 image, replacing the file only when the new one is complete."""
+    """Write a uint8 image, whole or not at all."""
     with atomic_write(path) as temporary:
         to_pil_image(image).save(temporary)

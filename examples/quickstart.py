@@ -88,7 +88,6 @@ def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
         criterion = build_criterion(chosen.encoder, **given).to(device)
         for prompt in prompts:  # report an unusable one now, not after an hour of training
             criterion.set_objective(prompt)
-    out = chosen.out
     print(f"{len(opened)} pairs, {1 + len(prompts)} trainings of {chosen.steps} steps on {device}")
 
     shown = pairs.spread(len(opened), SHEET_ROWS)
@@ -111,7 +110,7 @@ def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
         histories[title] = train(network, criterion, opened, title=f"training {title}", **given)
         seconds[title] = round(time.perf_counter() - start, 1)
         measured, columns[title] = [], []
-        folder = out / "fused" / f"{number:02d}-{options.readable_name(title)}"
+        folder = chosen.out / "fused" / f"{number:02d}-{options.readable_name(title)}"
         for index, pair in enumerate(options.progress(opened, f"fusing {title}", "pair")):
             fused = fuse_with(network, pair, device)
             measured.append(measure(fused, pair))
@@ -121,12 +120,12 @@ def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
                 columns[title].append(image)
         rows[title] = metrics.mean(measured)
 
-    sheets.save_sheet(columns, sheets.salient_windows(scenes), out / "contact_sheet.png")
-    sheets.save_loss_curves(histories, out / "loss_curves.png")
+    sheets.save_sheet(columns, sheets.salient_windows(scenes), chosen.out / "contact_sheet.png")
+    sheets.save_loss_curves(histories, chosen.out / "loss_curves.png")
     content = {"version": __version__, "encoder": chosen.encoder, "steps": chosen.steps}
     content |= {"seed": chosen.seed, "pairs": [pair.name for pair in opened]}
     content |= {"metrics": rows, "seconds": seconds}
-    with options.atomic_write(out / "metrics.json") as temporary:
+    with options.atomic_write(chosen.out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
     print(" " * 24 + "".join(f"{name:>9}" for name in rows["average"]))
     for title, row in rows.items():
@@ -135,7 +134,7 @@ def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
     print("What is measured: python examples/evaluate.py --help\n")
     for prompt in prompts:
         print(f'"{prompt}": {in_words(rows[prompt], rows[NO_LANGUAGE])}')
-    print("\nsee", out / "contact_sheet.png")
+    print("\nsee", chosen.out / "contact_sheet.png")
 
 
 def average(pair: pairs.Pair) -> Tensor:

@@ -349,31 +349,30 @@ def save_samples(
     device = next(network.parameters()).device
     shown = [opened[index] for index in pairs.spread(len(opened), 3)]
     columns = {kind: [getattr(pair, kind) for pair in shown] for kind in ("infrared", "visible")}
-    for row in [None] if bank is None else pairs.spread(len(bank), 4):
-        title, vector = "fused", None
-        if row is not None:
-            title, vector = bank.objectives[row].fused[0], bank.text_direction[row]
+    told = {"fused": None}
+    if bank:
+        rows = pairs.spread(len(bank), 4)
+        told = {bank.objectives[row].fused[0]: bank.text_direction[row] for row in rows}
+    for title, vector in told.items():
         fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
         columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
     sheets.save_sheet(columns, sheets.salient_windows(shown), path)
 
 
 def ignore_interrupts(_: int) -> None:
-    """Loading processes end with the training, which answers Ctrl-C and a closed terminal."""
+    """Loading processes end with the training, which answers Ctrl-C and SIGHUP."""
     for number in (signal.SIGINT, HANGUP):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def stop_on_request() -> Iterator[Event]:
-    """The first Ctrl-C or SIGTERM asks to stop after the step; a second one stops at once.
-
-    So does a closed terminal, unless it is ignored as under nohup.
-    """
+    """The first Ctrl-C, SIGTERM or SIGHUP asks to stop after the step; a second stops at once."""
     request = Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if (hangup := signal.getsignal(HANGUP)) != signal.SIG_IGN:
-        before[HANGUP] = hangup
+    numbers = (signal.SIGINT, signal.SIGTERM, HANGUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    if before[HANGUP] == signal.SIG_IGN:  # as under nohup
+        del before[HANGUP]
 
     def stop(number: int, _: Any) -> None:
         request.set()

@@ -90,9 +90,8 @@ def load_clip(name: str) -> FrozenCLIP:
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Grey crops of pairs, visible and infrared at the same place, each (1, side, side) in [0, 1].
 
-    Crop n is the same at any time and in any process. An epoch has `per_pair` crops of each pair
-    in random order; numbers continue over the epochs. `augment` rotates, shifts, zooms and shears
-    both crops a little, as the paper does.
+    Crop n is the same at any time. An epoch has `per_pair` crops of each pair in random order.
+    `augment` rotates, shifts, zooms and shears both crops a little, as the paper does.
     """
 
     pairs: Sequence[Pair]

@@ -4,7 +4,7 @@ A sentence such as "a dark image" asks for other brightness here than there, and
 follow it where it sees enough around a pixel. DenseFuse sees 8 pixels around it, this one 62.
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,9 @@ STRIDE = 2 ** (len(WIDTHS) - 1)
 MARGIN = 0.01
 #: Hidden features between a text direction and the scales and shifts.
 MODULATION_WIDTH = 64
-#: Side of the tiles of a large image; with the 64 pixels around it that the network sees, 768.
-TILE = 640
-#: Side and number of the windows that give the statistics for all tiles of a large image.
-WINDOW, WINDOWS = 192, 16
+#: Of a large image: the side of its tiles, 768 with the 64 pixels around it that the network sees;
+#: side and number of the windows that give the statistics for all tiles.
+TILE, WINDOW, WINDOWS = 640, 192, 16
 
 
 class FusionUNet(nn.Module):
@@ -101,29 +100,23 @@ class FusionUNet(nn.Module):
         if len(visible) > 1:
             raise ValueError(f"`visible` must be one large image at a time, got {len(visible)}")
         norms = [block.norm for block in (*self.down, *self.up)]
+        fused = torch.empty_like(visible)
+        tops, lefts = (range(0, side, tile) for side in visible.shape[2:])
         try:
             for norm in norms:
                 norm.shares = True
-            self(*(_windows(image) for image in (visible, infrared)), vector)
-            return self._in_tiles(visible, infrared, vector, tile, around)
-        finally:
-            for norm in norms:
-                norm.shares, norm.statistics = False, None
-
-    def _in_tiles(
-        self, visible: Tensor, infrared: Tensor, vector: Tensor | None, tile: int, around: int
-    ) -> Tensor:
-        fused = torch.empty_like(visible)
-        height, width = visible.shape[2:]
-        for top in range(0, height, tile):
-            for left in range(0, width, tile):
+            self(_windows(visible), _windows(infrared), vector)
+            for top, left in product(tops, lefts):
                 above, before = min(top, around), min(left, around)
                 rows = slice(top - above, top + tile + around)
                 columns = slice(left - before, left + tile + around)
                 part = self(visible[..., rows, columns], infrared[..., rows, columns], vector)
                 part = part[..., above : above + tile, before : before + tile]
                 fused[..., top : top + tile, left : left + tile] = part
-        return fused
+            return fused
+        finally:
+            for norm in norms:
+                norm.shares, norm.statistics = False, None
 
     def _changes(self, count: int, vector: Tensor | None) -> list[Tensor] | list[None]:
         """Scales and shifts of each layer, (N or 1, 2 C, 1, 1)."""

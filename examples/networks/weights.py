@@ -14,11 +14,9 @@ from clip_fusion_loss import EmbeddedFusionModel
 from networks import NETWORKS, PORTS
 from options import atomic_write
 
-#: The files that train.py writes into --out for inference.
+#: The files that train.py writes into --out for inference; and the metadata of the first.
 NETWORK, SENTENCES = "network.safetensors", "sentences.safetensors"
-#: What a network is called in the metadata of its file, and the CLIP it was trained with.
 NAME, ENCODER = "network", "encoder"
-
 #: Plain numbers of numpy, which some training programs save beside the weights.
 _scalar = np.float64(0).__reduce__()[0]
 NUMBERS = [
