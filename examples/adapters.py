@@ -11,8 +11,8 @@ Copy this file into the root of the code base; it needs only PyTorch and `clip_f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,25 +24,15 @@ class Parts(NamedTuple):
     """The weighted terms of a loss, each a scalar; `total` is the sum of the others."""
 
     total: Tensor
-    direction: Tensor
-    """Direction loss of the whole image."""
-    patch: Tensor
-    """Direction loss of its patches."""
-    similarity: Tensor
-    """Cosine distance to the sources."""
-    regularizer: Tensor
-    """The regularizer, plus the original loss of a `Mixed`."""
+    direction: Tensor  # of the whole image
+    patch: Tensor  # direction loss of its patches
+    similarity: Tensor  # cosine distance to the sources
+    regularizer: Tensor  # plus the original loss of a `Mixed`
 
     @property
     def language(self) -> Tensor:
         """Direction loss of the image and of its patches."""
         return self.direction + self.patch
-
-
-class Criterion(Protocol):
-    """A loss called by keyword, such as `LanguageDrivenFusionLoss` and `Mixed`."""
-
-    def __call__(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor: ...
 
 
 def parts_of(
@@ -52,12 +42,7 @@ def parts_of(
     visible: Tensor,
     infrared: Tensor,
 ) -> Parts:
-    """The total of a criterion and its weighted terms.
-
-    Args:
-        criterion: the loss, with ``reduction="mean"`` or ``"sum"``, or a `Mixed` of it.
-        fused, visible, infrared: see `LanguageDrivenFusionLoss.forward`.
-    """
+    """The total and the weighted terms of a loss with ``reduction="mean"`` or ``"sum"``."""
     if isinstance(criterion, Mixed):
         return criterion.parts(fused=fused, visible=visible, infrared=infrared)
     terms = criterion.terms(fused=fused, visible=visible, infrared=infrared)
@@ -79,26 +64,22 @@ class Mixed(nn.Module):
 
     Args:
         language: the language-driven loss.
-        original: the original loss, called by keyword; returns a scalar. Images are in the
-            `data_range` of `language`.
-        language_weight: weight of `language`.
-        original_weight: weight of `original`. The scales differ: DenseFuse's original loss is in
-            the hundreds, the language-driven loss about 10.
+        original: the original loss, called by keyword with images in the `data_range` of
+            `language`; returns a scalar. Its scale differs: DenseFuse's is in the hundreds, the
+            language-driven loss about 10.
     """
 
     def __init__(
         self,
         language: LanguageDrivenFusionLoss,
-        original: Criterion,
+        original: Callable[..., Tensor],
         *,
         language_weight: float = 1.0,
         original_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.language = language
-        self.original = original
-        self.language_weight = language_weight
-        self.original_weight = original_weight
+        self.language, self.original = language, original
+        self.language_weight, self.original_weight = language_weight, original_weight
 
     def forward(self, *, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         return self.parts(fused=fused, visible=visible, infrared=infrared).total
@@ -111,16 +92,20 @@ class Mixed(nn.Module):
         return own._replace(total=own.total + original, regularizer=own.regularizer + original)
 
 
-class SwinFusionCriterion(nn.Module):
+class _Adapter(nn.Module):
+    """Holds the loss that an adapter calls."""
+
+    def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+
+class SwinFusionCriterion(_Adapter):
     """For SwinFusion's ``criterion(infrared, visible, fused)``, which returns four values.
 
     They are the total and its terms in the order of that code base's log: language (in place of
     texture), regularizer (of intensity) and similarity (of SSIM).
     """
-
-    def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
-        super().__init__()
-        self.criterion = criterion
 
     def forward(
         self, infrared: Tensor, visible: Tensor, fused: Tensor
@@ -129,16 +114,12 @@ class SwinFusionCriterion(nn.Module):
         return parts.total, parts.language, parts.regularizer, parts.similarity
 
 
-class CDDFuseCriterion(nn.Module):
+class CDDFuseCriterion(_Adapter):
     """For CDDFuse's ``criterion(visible, infrared, fused)``, which returns three values.
 
     They are the total, its language terms and the sum of the others. Only the first channel of the
     visible image is used, as in CDDFuse's criterion: it is the luminance in Y and YCrCb.
     """
-
-    def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
-        super().__init__()
-        self.criterion = criterion
 
     def forward(
         self, visible: Tensor, infrared: Tensor, fused: Tensor
@@ -150,7 +131,7 @@ class CDDFuseCriterion(nn.Module):
 class SeAFusionCriterion(CDDFuseCriterion):
     """For SeAFusion's ``criterion(visible YCrCb, infrared, label, fused Y, number)``.
 
-    It returns three values, as `CDDFuseCriterion`. SeAFusion calls the fused image `logits`. The
+    It returns three values, as `CDDFuseCriterion`; SeAFusion calls the fused image `logits`. The
     segmentation label and the number of the training round are ignored.
     """
 
@@ -160,16 +141,12 @@ class SeAFusionCriterion(CDDFuseCriterion):
         return super().forward(visible, infrared, fused)
 
 
-class TextIFCriterion(nn.Module):
+class TextIFCriterion(_Adapter):
     """For Text-IF's ``criterion(visible, infrared, fused, task)`` on RGB: returns five values.
 
     They are the total and its terms: direction, patch, similarity and regularizer. The task, which
     names the degradation of the inputs, is ignored: the text of the loss describes the output.
     """
-
-    def __init__(self, criterion: LanguageDrivenFusionLoss | Mixed) -> None:
-        super().__init__()
-        self.criterion = criterion
 
     def forward(
         self, visible: Tensor, infrared: Tensor, fused: Tensor, task: object
@@ -177,12 +154,8 @@ class TextIFCriterion(nn.Module):
         return tuple(parts_of(self.criterion, fused=fused, visible=visible, infrared=infrared))
 
 
-class OverOutputs(nn.Module):
+class OverOutputs(_Adapter):
     """Mean loss over a list of fused images, as DenseFuse's PyTorch port returns it."""
-
-    def __init__(self, criterion: Criterion) -> None:
-        super().__init__()
-        self.criterion = criterion
 
     def forward(
         self, *, fused: Tensor | Sequence[Tensor], visible: Tensor, infrared: Tensor
@@ -195,20 +168,12 @@ class OverOutputs(nn.Module):
 
 
 def swapped_at_random(visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
-    """Swap the network's two inputs in about half of the samples.
+    """Swap images (N, C, H, W) in about half of the samples, as U2Fusion is trained.
 
-    U2Fusion is trained like this, so that it treats both inputs alike. Its original loss does not
-    distinguish the sources, but the language-driven loss does: swap only the network's inputs, not
-    the variables::
+    The language-driven loss tells the sources apart: swap only the inputs of the network::
 
         fused = network(*swapped_at_random(visible, infrared))
         loss = criterion(fused=fused, visible=visible, infrared=infrared)
-
-    Args:
-        visible, infrared: (N, C, H, W), with the same shape.
-
-    Returns:
-        The first and the second input of the network.
     """
     swap = (torch.rand(len(visible)) < 0.5).view(-1, 1, 1, 1).to(visible.device)
     return torch.where(swap, infrared, visible), torch.where(swap, visible, infrared)

@@ -8,9 +8,13 @@ that cannot be measured are named and left out.
 import argparse
 import csv
 import math
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
 
 import numpy as np
 from tqdm import tqdm
@@ -20,8 +24,8 @@ import options
 import pairs
 
 CONVENTION = (
-    "Images are measured as saved. fuse.py clips to [0, 1] and rounds to 8 bits. Published tables "
-    "of images that were stretched to the full range have higher EN, SD, SF, AG and Qabf."
+    "Images are measured as saved, by fuse.py clipped and rounded to 8 bits. Published tables of "
+    "stretched images have higher EN, SD, SF, AG and Qabf."
 )
 
 #: By method, name of the image and measure.
@@ -57,13 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for of_method, row in zip(rows.values(), measured, strict=True):
             of_method[files.name] = row
     if not any(rows.values()):
-        raise ValueError(
-            "no image could be measured, for the reasons above; name fused images like their "
-            "sources, and measure fewer folders if they have no image in common"
-        )
-    report(rows)
-    if chosen.per_image is not None:
-        save_rows(rows, chosen.per_image)
+        raise ValueError("no image could be measured; name images like their sources, see above")
+    try:
+        report(rows)
+    finally:  # neither is lost where the other cannot be written
+        if chosen.per_image is not None:
+            save_rows(rows, chosen.per_image)
 
 
 def measure(method: str, there: Mapping[str, Sequence[Path]], pair: pairs.Pair) -> dict[str, float]:
@@ -81,10 +84,7 @@ def measure(method: str, there: Mapping[str, Sequence[Path]], pair: pairs.Pair) 
 
 
 def report(rows: Rows) -> None:
-    """Print means and standard deviations.
-
-    An image for which a measure is not defined is left out of that measure for all methods.
-    """
+    """Print means and standard deviations over the images where a measure is defined for all."""
     names = list(next(iter(rows.values())))
     lines = [["", *rows]]
     for measure in rows[lines[0][1]][names[0]]:
@@ -95,7 +95,7 @@ def report(rows: Rows) -> None:
     print(f"means ± standard deviations over {len(names)} images; - where not defined")
     for line in lines:
         print("  ".join(map(str.ljust, line, widths)).rstrip())
-    print(CONVENTION)
+    print(CONVENTION, flush=True)
 
 
 def mean_and_spread(values: np.ndarray) -> str:
@@ -108,19 +108,15 @@ def mean_and_spread(values: np.ndarray) -> str:
 
 def save_rows(rows: Rows, path: Path) -> None:
     """Write one row per image and method; measures that are not defined are empty."""
-    table = [
-        {"method": method, "image": name}
-        | {measure: "" if math.isnan(value) else value for measure, value in row.items()}
-        for method, of_method in rows.items()
-        for name, row in of_method.items()
-    ]
-    with (
-        options.atomic_write(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    as_text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with options.atomic_write(path) as temporary, open(temporary, "w", **as_text) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for method, of_method in rows.items():
+            for name, row in of_method.items():
+                if file.tell() == 0:
+                    writer.writerow(["method", "image", *row])
+                values = ("" if math.isnan(value) else value for value in row.values())
+                writer.writerow([method, name, *values])
 
 
 if __name__ == "__main__":

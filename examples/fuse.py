@@ -1,13 +1,12 @@
 """Fuse a folder of image pairs with a network trained by train.py, or with published weights.
 
 The fused image of DIR/ir/street.png and DIR/vi/street.png is written to OUT/street.png, in full
-resolution and with the colours of the visible image. Images that are in OUT already are left as
-they are, so an interrupted run can be continued; --overwrite makes them anew.
+resolution and with the colours of the visible image. Images that are in OUT already stay, so an
+interrupted run can be continued.
 
 A network of train.py --prompts needs a sentence, from the training or a new one: --prompt
-"a dark image" writes to OUT/a-dark-image/; repeat it for more sentences, one folder each. --blend A
-B STEPS interpolates between two sentences, with one folder per step, named by the share of B in
-percent: OUT/A_B/000/ to OUT/A_B/100/.
+"a dark image" writes to OUT/a-dark-image/. --blend A B STEPS interpolates between two sentences,
+with a folder per step, named by the share of B in percent: OUT/A_B/000/ to OUT/A_B/100/.
 
 --weights takes a state_dict of PyTorch: DenseFuse's densefuse_gray.model with --network
 densefuse-port, U2Fusion's model.pth with u2fusion-port. Checkpoints of TensorFlow are not read.
@@ -35,8 +34,8 @@ from networks import NETWORKS, PORTS
 from networks.weights import Trained, load_published, load_trained
 from training import fuse_with, load_clip
 
-#: A fused image with a mean beyond these levels, of sources that are not, is said.
-NEARLY_BLACK, NEARLY_WHITE = 5, 240
+#: A fused image with a higher mean, of sources with a lower one, is said.
+NEARLY_WHITE = 240
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,20 +62,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @options.errors_as_messages("fuse")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fuse the pairs that are not fused yet; unusable pairs are named and skipped."""
     chosen = parse(arguments)
     device = options.choose_device(chosen.device)
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
-    pairs.keep_apart(chosen.out, folders)
     with options.warnings_as_notes():
         if chosen.checkpoint is None:
-            network, renamed = load_published(chosen.weights, chosen.network)
-            trained = Trained(network, None, "")
-            if renamed:
-                options.note(f"weights of other names in {chosen.weights} were matched in order")
+            trained = Trained(load_published(chosen.weights, chosen.network), None, "")
         else:
             trained = load_trained(chosen.checkpoint)
         vectors = vectors_by_folder(chosen, trained)
+    for folder in vectors:
+        pairs.keep_apart(chosen.out / folder, folders)
     network = trained.network.to(device)
     found = pairs.find_pairs(folders)
     options.make_writable(chosen.out)
@@ -86,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for files in found
     ]
     sources = {path.resolve() for files in found for path in files[1:]}
-    for *_, path in jobs:
-        if path.resolve() in sources:
-            raise ValueError(f"{path} is a link to a source; choose another --out")
+    links = [str(path) for *_, path in jobs if path.resolve() in sources]
+    if links:
+        raise ValueError(f"{options.some(links)}: links to sources; choose another --out")
     left = [job for job in jobs if chosen.overwrite or not job[2].exists()]
     written = 0
     for files, vector, path in options.progress(left, "fusing", "image"):
@@ -97,14 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fused = fuse_with(network, pair, device, vector)
         except pairs.UnusableImageError as problem:
             tqdm.write(f"skipped {problem}", file=sys.stderr)
+            continue
         except RuntimeError as error:  # such as out of memory; the next pair may be smaller
             reason = options.remedy_for(error) or str(error).splitlines()[0]
             tqdm.write(f"skipped {files.visible}: cannot be fused: {reason}", file=sys.stderr)
-        else:
-            warn_of_extremes(fused, pair, chosen)
-            image = fused if chosen.grey else pairs.with_chroma_of(pair.visible, fused)
-            pairs.save_image(image, path)
-            written += 1
+            continue
+        level, *of_sources = (image.float().mean() for image in (fused, *pair[1:]))
+        if chosen.weights and level > NEARLY_WHITE >= max(of_sources):
+            options.note(
+                f"fused images are nearly white: are these the weights of --network "
+                f"{chosen.network}? There are also {', '.join(PORTS)}"
+            )
+        image = fused if chosen.grey else pairs.with_chroma_of(pair.visible, fused)
+        pairs.save_image(image, path)
+        written += 1
     there, bad = len(jobs) - len(left), len(left) - written
     print(f"{written} fused, {there} there already, {bad} unusable; see {chosen.out}")
     if written + there == 0:
@@ -118,8 +120,8 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
     if bank is None:
         if asked:
             raise ValueError(
-                f"--{asked[0]} is for a network that was trained with train.py --prompts, got "
-                f"{chosen.checkpoint or chosen.weights}, which takes no sentence; leave it out"
+                f"--{asked[0]} is for a network of train.py --prompts; leave it out for "
+                f"{chosen.checkpoint or chosen.weights}, which takes no sentence"
             )
         return {"": None}
     if not (chosen.prompt or chosen.blend):
@@ -134,42 +136,20 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
     ends = chosen.blend[:2] if chosen.blend else []
     new = [text for text in dict.fromkeys([*chosen.prompt, *ends]) if text not in vectors]
     if new:  # only for these the CLIP of the training is loaded
-        encoder = chosen.encoder or trained.encoder
-        clip = load_clip(encoder)
-        try:
-            bank.check_encoder(clip)
-        except ValueError as error:
-            raise ValueError(
-                f"--encoder must be the CLIP that the network was trained with, "
-                f"{bank.encoder_name!r}, got {encoder} with other weights or another text tower"
-            ) from error
+        clip = load_clip(chosen.encoder or trained.encoder)
+        bank.check_encoder(clip)
         objectives = [replace(bank.objectives[0], fused=text) for text in new]
         embedded = EmbeddedFusionModel(objectives, clip).text_direction
         vectors |= zip(new, embedded, strict=True)
-    by_folder: dict[str, Tensor | None] = {}
-    for text in chosen.prompt:
-        folder = options.readable_name(text)
-        if folder in by_folder:
-            raise ValueError(f"two sentences of --prompt have the folder {folder}; pass one a call")
-        by_folder[folder] = vectors[text]
+    by_folder: dict[str, Tensor | None] = {
+        options.readable_name(text): vectors[text] for text in chosen.prompt
+    }
     if chosen.blend:
         folder = "_".join(map(options.readable_name, ends))
         for share in torch.linspace(0, 1, int(chosen.blend[2])).tolist():
             vector = torch.lerp(vectors[ends[0]], vectors[ends[1]], share)
             by_folder[f"{folder}/{round(100 * share):03d}"] = vector
     return by_folder
-
-
-def warn_of_extremes(fused: Tensor, pair: pairs.Pair, chosen: argparse.Namespace) -> None:
-    """Say once that published weights make images that no sources explain."""
-    levels = [image.float().mean().item() for image in (fused, pair.visible, pair.infrared)]
-    dark, bright = min(levels[1:]), max(levels[1:])
-    extreme = levels[0] > NEARLY_WHITE >= bright or levels[0] < NEARLY_BLACK <= dark
-    if chosen.weights and extreme:
-        options.note(
-            f"fused images have a mean grey level of {levels[0]:.0f}: are these the weights of "
-            f"--network {chosen.network}? There are also {', '.join(PORTS)}"
-        )
 
 
 if __name__ == "__main__":

@@ -23,40 +23,31 @@ Real = NDArray[np.float64]
 VIF_SIDE, MS_SSIM_SIDE = 41, 161
 
 DEFINITIONS = f"""\
-measures, all on 8-bit grey levels from 0 to 255; higher counts as better, except for invented and
-Nabf:
-  EN        entropy of the grey levels in bits (Roberts et al., J. Appl. Rem. Sens. 2008)
-  SD        standard deviation of the grey levels (Rao, Meas. Sci. Technol. 1997)
-  SF        root mean square difference of neighbouring pixels (Eskicioglu & Fisher, IEEE Trans.
-            Commun. 1995)
-  AG        mean of sqrt((dx^2 + dy^2) / 2), central differences (Cui et al., Opt. Commun. 2015)
-  MI        mutual information with a source in bits, summed over both (Qu et al., Electron. Lett.
-            2002)
+measures, all on 8-bit grey levels from 0 to 255; higher counts as better but for invented and Nabf:
+  EN        entropy of the grey levels in bits (Roberts et al., 2008)
+  SD        standard deviation of the grey levels (Rao, 1997)
+  SF        root mean square difference of neighbouring pixels (Eskicioglu & Fisher, 1995)
+  AG        mean of sqrt((dx^2 + dy^2) / 2), central differences: forward ones give a third more
+            (Cui et al., 2015)
+  MI        mutual information with a source in bits, summed over both (Qu et al., 2002)
   SCD       correlation of a source with the fused image less the other source, summed over both
-            (Aslantas & Bendes, AEU 2015)
-  SSIM      structural similarity, Gaussian window, mean over both sources (Wang et al., IEEE TIP
-            2004); by scikit-image
-  Qabf      share of the sources' edges that the fused image has, 0 to 1 (Xydeas & Petrovic,
-            Electron. Lett. 2000)
+            (Aslantas & Bendes, 2015)
+  SSIM      structural similarity, mean over both sources (Wang et al., 2004); by scikit-image
+  Qabf      share of the sources' edges that the fused image has, 0 to 1 (Xydeas & Petrovic, 2000)
   invented  share of the fused image's local variance that no mixture of the sources explains, 0 to
             1, lower is better: embossing and noise
-  CC        correlation with a source, mean over both (Ma et al., Inf. Fusion 2019)
+  CC        correlation with a source, mean over both (Ma et al., 2019)
   VIF       visual information fidelity in the pixel domain, summed over both sources (Sheikh &
-            Bovik, IEEE TIP 2006); by piq; needs at least {VIF_SIDE} pixels per side
-  MS-SSIM   SSIM on five scales (Wang et al., Asilomar 2003); by piq; needs at least {MS_SSIM_SIDE}
-            pixels per side
-  PSNR      255 over the root mean square difference from both sources, in dB (Ma et al., Inf.
-            Fusion 2019)
+            Bovik, 2006); by piq; needs at least {VIF_SIDE} pixels per side
+  MS-SSIM   SSIM on five scales (Wang et al., 2003); by piq; needs at least {MS_SSIM_SIDE} pixels
+  PSNR      255 over the root mean square difference from both sources, in dB (Ma et al., 2019)
   Nabf      edges of the fused image that no source has, 0 to 1, lower is better (Petrovic & Xydeas,
-            ICCV 2005; Shreyamsha Kumar, SIViP 2013)
+            2005; Shreyamsha Kumar, 2013)
 """
 
 
 def evaluate(fused: Any, visible: Any, infrared: Any, *, further: bool = False) -> dict[str, float]:
-    """The measures of one fused image by their usual abbreviations; NaN where one is not defined.
-
-    `further` adds CC, VIF, MS-SSIM, PSNR and Nabf, which take longer.
-    """
+    """The measures above of one image, NaN if not defined; those from CC on only if `further`."""
     fused, visible, infrared = map(_grey, (fused, visible, infrared))
     sources = (visible, infrared)
     row = {
@@ -87,7 +78,12 @@ def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def entropy(image: Grey) -> float:
-    return _entropy_of_counts(np.bincount(image.ravel(), minlength=256))
+    return _entropy_of_counts(np.bincount(image.ravel()))
+
+
+def _entropy_of_counts(counts: NDArray[np.int64]) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-np.sum(shares * np.log2(shares)))
 
 
 def standard_deviation(image: Grey) -> float:
@@ -100,34 +96,27 @@ def spatial_frequency(image: Grey) -> float:
 
 
 def average_gradient(image: Grey) -> float:
-    """AG. Central differences, as for most tables; forward ones give about a third more."""
     down, across = np.gradient(_real(image))
     return float(np.mean(np.sqrt((down**2 + across**2) / 2)))
 
 
 def mutual_information(fused: Grey, source: Grey) -> float:
-    """Mutual information of the grey levels in bits; MI is its sum over both sources."""
-    joint = np.bincount(256 * fused.ravel().astype(np.int64) + source.ravel(), minlength=256 * 256)
+    joint = np.bincount(256 * fused.ravel().astype(np.int64) + source.ravel())
     return entropy(fused) + entropy(source) - _entropy_of_counts(joint)
 
 
 def sum_of_correlations_of_differences(fused: Grey, visible: Grey, infrared: Grey) -> float:
-    """SCD: what each source contributed, correlated with that source; -2 to 2."""
     f, v, r = map(_real, (fused, visible, infrared))
     return correlation(f - r, v) + correlation(f - v, r)
 
 
 def similarity(fused: Grey, source: Grey) -> float:
-    """SSIM with one source, Gaussian window of sigma 1.5."""
     settings = {"gaussian_weights": True, "use_sample_covariance": False, "data_range": 255}
     return float(structural_similarity(fused, source, **settings))
 
 
 def edge_transfer(fused: Grey, visible: Grey, infrared: Grey) -> float:
-    """Qabf: strength and orientation of every Sobel edge compared; strong source edges count more.
-
-    Constants of Xydeas and Petrovic, 2000. Zero padding, as in the code most tables come from.
-    """
+    """Qabf, with the constants of its authors and zero padding as in the code of most tables."""
     fused_strength, fused_turn = _edges(fused, "constant", (1, 0))
     preserved = weight = 0.0
     for source in (visible, infrared):
@@ -142,9 +131,8 @@ def edge_transfer(fused: Grey, visible: Grey, infrared: Grey) -> float:
 def invented_detail(fused: Grey, visible: Grey, infrared: Grey) -> float:
     """The share of the local variance of `fused` that no local a visible + b infrared + c explains.
 
-    Least squares in every window of 9 x 9 pixels; 0.5, in squared grey levels, added to the
-    sources' variances keeps flat windows stable. Most published methods have 0.03 to 0.04 on road
-    scenes; visibly embossed images, which SF and AG reward and Qabf hardly sees, 0.09.
+    Least squares in windows of 9 x 9 pixels; 0.5 squared grey levels keep flat ones stable. Most
+    published methods have 0.03 to 0.04 on road scenes, visibly embossed images 0.09.
     """
     f, v, r = map(_real, (fused, visible, infrared))
 
@@ -161,31 +149,24 @@ def invented_detail(fused: Grey, visible: Grey, infrared: Grey) -> float:
 
 
 def peak_signal_to_noise(fused: Grey, visible: Grey, infrared: Grey) -> float:
-    """PSNR in dB for a peak of 255 and the mean squared error to both sources; NaN if that is 0."""
     error = float(np.mean((_real(fused) - _real(np.stack([visible, infrared]))) ** 2))
     return 10 * math.log10(255**2 / error) if error > 0 else math.nan
 
 
 def fidelity(fused: Grey, source: Grey) -> float:
-    """VIF with one source: 1 if equal; NaN if the source is constant or a side is too short."""
     if min(fused.shape) < VIF_SIDE or source.min() == source.max():
         return math.nan
     return float(piq.vif_p(_tensor(fused), _tensor(source), data_range=255))
 
 
 def multiscale_similarity(fused: Grey, source: Grey) -> float:
-    """MS-SSIM with one source; NaN if a side is too short."""
     if min(fused.shape) < MS_SSIM_SIDE:
         return math.nan
     return float(piq.multi_scale_ssim(_tensor(fused), _tensor(source), data_range=255))
 
 
 def artefacts(fused: Grey, visible: Grey, infrared: Grey) -> float:
-    """Nabf: edges of the fused image that neither source has.
-
-    Petrovic and Xydeas, 2005, with the constants of Shreyamsha Kumar's code of 2013, which most
-    tables use. Images are padded by repeating the border pixels.
-    """
+    """Nabf, with the constants and padding of Shreyamsha Kumar's code, which most tables use."""
     fused_strength, fused_turn = _edges(fused, "nearest", (0, 1))
     added = np.ones(fused.shape, bool)
     weighted, total = np.zeros(fused.shape), 0.0
@@ -208,16 +189,8 @@ def correlation(first: Real, second: Real) -> float:
     return float(np.sum(first * second) / scale) if scale > 0 else 0.0
 
 
-def _entropy_of_counts(counts: NDArray[np.int64]) -> float:
-    shares = counts[counts > 0] / counts.sum()
-    return float(-np.sum(shares * np.log2(shares)))
-
-
 def _edges(image: Grey, border: str, axes: tuple[int, int]) -> tuple[Real, Real]:
-    """Strength and orientation, modulo pi, of the Sobel edge at every pixel.
-
-    `axes` decide which orientation a flat pixel has: along the second.
-    """
+    """Strength and orientation, modulo pi, of Sobel edges; `axes` decide on that of flat pixels."""
     first, second = (ndimage.sobel(_real(image), axis=axis, mode=border) for axis in axes)
     return np.hypot(first, second), np.arctan2(second, first) % np.pi
 
@@ -226,7 +199,7 @@ def _agreement(
     strength: Real, turn: Real, fused_strength: Real, fused_turn: Real, flat: float
 ) -> tuple[Real, Real]:
     """Ratio of the strengths, `flat` without any; and 1 for parallel edges to 0 for crossing."""
-    weaker, stronger = (pick(strength, fused_strength) for pick in (np.minimum, np.maximum))
+    weaker, stronger = np.minimum(strength, fused_strength), np.maximum(strength, fused_strength)
     share = np.divide(weaker, stronger, out=np.full_like(weaker, flat), where=stronger > 0)
     return share, np.abs(np.abs(turn - fused_turn) - np.pi / 2) / (np.pi / 2)
 

@@ -1,6 +1,10 @@
 """A minimal training loop: fuse one real pair as a sentence describes."""
 
+import signal
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C without a traceback
 
 import torch
 from PIL import Image  # Pillow and torchvision come with the package

@@ -24,19 +24,12 @@ import options
 import sheets
 from clip_fusion_loss import FusionObjective
 from networks.unet import FusionUNet
-from pairs import LAYOUT, folders_of, keep_apart, luminance, open_pairs, spread, to_8bit
+from pairs import LAYOUT, Folders, folders_of, keep_apart, luminance, open_pairs, spread, to_8bit
 from training import MANY_SIMILARITY, build_criterion, fuse_with, train
 
-PROMPTS = (
-    *FusionObjective().fused,
-    "a dark image",
-    "a bright image",
-    "a blurry image",
-    "an image with low contrast",
-)
 BLEND = ("a dark image", "a bright image")
-SHEET_ROWS = 3
-BLEND_STEPS = 7
+PROMPTS = (*FusionObjective().fused, *BLEND, "a blurry image", "an image with low contrast")
+SHEET_ROWS, BLEND_STEPS = 3, 7
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,9 +50,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 @options.errors_as_messages("one_network_many_sentences")
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
-    device = options.choose_device(chosen.device)
     folders = folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     keep_apart(chosen.out, folders)
+    with options.claimed(chosen.out):
+        train_and_show(chosen, folders)
+
+
+def train_and_show(chosen: argparse.Namespace, folders: Folders) -> None:
+    device = options.choose_device(chosen.device)
     pairs = open_pairs(folders, chosen.max_pairs)
     prompts = list(dict.fromkeys(chosen.prompt or PROMPTS))
     with options.warnings_as_notes():
@@ -69,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         criterion.similarity_weight *= MANY_SIMILARITY
         bank = criterion.embed(prompts)
         ends = criterion.embed(chosen.blend).text_direction
-    out = options.make_writable(chosen.out)
     what = f"one training of {chosen.steps} steps for {len(prompts)} sentences"
     print(f"{len(pairs)} pairs, {what} on {device}")
     torch.manual_seed(chosen.seed)
@@ -82,23 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def fused(vector: Tensor) -> list[Tensor]:
         return [fuse_with(network, pair, device, vector) for pair in shown]
 
-    columns = {
-        "infrared": [pair.infrared for pair in shown],
-        "visible": [to_8bit(luminance(pair.visible)) for pair in shown],
-    }
+    columns = {"infrared": [pair.infrared for pair in shown]}
+    columns["visible"] = [to_8bit(luminance(pair.visible)) for pair in shown]
     for prompt, vector in zip(prompts, bank.text_direction, strict=True):
         columns[f'"{prompt}"'] = fused(vector)
     windows = sheets.salient_windows(shown)
-    sheets.save_sheet(columns, windows, out / "sentences.png")
+    sheets.save_sheet(columns, windows, chosen.out / "sentences.png")
 
     strip = {}
     for share in torch.linspace(0, 1, BLEND_STEPS).tolist():
         title = chosen.blend[round(share)] if share in (0, 1) else f"{share:.0%}"
         strip[title] = fused(torch.lerp(ends[0], ends[1], share))[:1]
         print(f"{title}: mean grey level {strip[title][0].float().mean().item():.0f}")
-    sheets.save_sheet(strip, windows[:1], out / "blend.png")
-    for name in ("sentences.png", "blend.png"):
-        print(out / name)
+    sheets.save_sheet(strip, windows[:1], chosen.out / "blend.png")
+    print("see", chosen.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """What the command lines of the examples share: options, messages, files written whole."""
 
 import argparse
+import hashlib
+import io
 import math
 import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 
@@ -37,18 +42,18 @@ natural = partial(whole_number, minimum=0)
 positive_number = partial(number, positive=True)
 
 ENCODERS = (
-    "the CLIP of the loss: tiny, a small one for demonstrations that comes with the package; "
-    "MODEL/TAG with names of open_clip, such as ViT-B-32-quickgelu/openai, downloaded once; "
-    "MODEL=FILE, such as RN50=RN50.pt, with weights of open_clip, OpenAI or transformers; FOLDER "
-    "of open_clip or of a transformers CLIPModel; hf-hub:ORG/REPO"
+    "the CLIP of the loss: tiny, a small one for demonstrations; MODEL/TAG of open_clip, such as "
+    "ViT-B-32-quickgelu/openai, downloaded once; MODEL=FILE, such as RN50=RN50.pt, with weights of "
+    "open_clip, OpenAI or transformers; FOLDER of one of them; hf-hub:ORG/REPO"
 )
+FOLDER = {"type": Path, "metavar": "DIR"}
 #: Options that several programs have.
 SHARED: dict[str, dict[str, Any]] = {
-    "--pairs": {"type": Path, "metavar": "DIR", "help": "folder with ir/ and vi/ in it, see below"},
-    "--infrared": {"type": Path, "metavar": "DIR", "help": "infrared images, if not in --pairs"},
-    "--visible": {"type": Path, "metavar": "DIR", "help": "visible images, if not in --pairs"},
+    "--pairs": FOLDER | {"help": "folder with ir/ and vi/ in it, see below"},
+    "--infrared": FOLDER | {"help": "infrared images, if not in --pairs"},
+    "--visible": FOLDER | {"help": "visible images, if not in --pairs"},
     "--max-pairs": {"type": whole_number, "help": "use at most N pairs, spread over the folder"},
-    "--out": {"type": Path, "metavar": "DIR", "help": "folder for the results"},
+    "--out": FOLDER | {"help": "folder for the results"},
     "--prompt": {"action": "append", "metavar": "TEXT", "help": "the fused image in words"},
     "--encoder": {"metavar": "CLIP", "help": ENCODERS},
     "--steps": {"type": whole_number, "help": "training steps"},
@@ -59,8 +64,8 @@ SHARED: dict[str, dict[str, Any]] = {
 
 def new_parser(overview: str, epilog: str) -> argparse.ArgumentParser:
     """A parser with --pairs, --infrared and --visible that prints both texts as they are."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=overview, epilog=epilog, formatter_class=layout)
+    as_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=overview, epilog=epilog, formatter_class=as_is)
     for name in ("--pairs", "--infrared", "--visible"):
         add(parser, name)
     return parser
@@ -79,7 +84,10 @@ def add(parser: Any, name: str, text: str = "", default: Any = None, **settings:
 
 def remedy_for(error: Exception) -> str | None:
     """What to do about a full disk or memory, which libraries tell in many ways; or None."""
-    if isinstance(error, MemoryError) or re.search("out of memory|not enough memory", str(error)):
+    if re.search("DataLoader worker .*(killed|exited)", str(error)):
+        return "a loading process ended, often for lack of memory; use --workers 0"
+    no_memory = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
+    if isinstance(error, MemoryError) or re.search(no_memory, str(error)):
         return "there is not enough memory; use a smaller --batch, --crop or --patches"
     if re.search("No space left on device|PytorchStreamWriter", str(error)):
         return "the disk is full; free some space and run it again"
@@ -88,10 +96,8 @@ def remedy_for(error: Exception) -> str | None:
 
 @contextmanager
 def errors_as_messages(program: str) -> Iterator[None]:
-    """Exit with one line instead of a traceback for errors that the user can mend.
-
-    Names that are not Unicode are printed escaped, and nothing where a service has no streams.
-    """
+    """Exit with one line instead of a traceback for errors that the user can mend."""
+    # Names that are not Unicode are printed escaped, and nothing where a service has no streams.
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -102,12 +108,17 @@ def errors_as_messages(program: str) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
+        sys.stdout.flush()  # where it is a file, its disk may be full
     except KeyboardInterrupt:
         sys.exit(f"\n{program}: interrupted")
     except Exception as error:
         remedy = remedy_for(error)
         if remedy is None and not isinstance(error, (OSError, ValueError)):
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # it would fail again, with a traceback, at the exit
+            sys.stdout = io.StringIO()
         sys.exit(f"{program}: error: {error}" + (f"\n{remedy}" if remedy else ""))
 
 
@@ -130,35 +141,32 @@ def note(text: str) -> None:
 
 def progress(things: Iterable[Any] | None, title: str, unit: str, **options: Any) -> tqdm:
     """A progress bar around `things`; one line every five seconds if stderr is not a terminal."""
-    options = {"disable": sys.stderr is None, "dynamic_ncols": True} | options
-    seconds = 0.1 if sys.stderr is not None and sys.stderr.isatty() else 5
-    return tqdm(things, desc=title, unit=unit, mininterval=seconds, **options)
+    seconds = 0.1 if sys.stderr.isatty() else 5
+    return tqdm(things, desc=title, unit=unit, mininterval=seconds, dynamic_ncols=True, **options)
 
 
 def choose_device(name: str | None) -> torch.device:
     """The device of that name, or a ValueError; for None a GPU if there is one, else the CPU."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).item()
+        return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} does not work here ({reason}); try cpu") from error
-    return device
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it there if the block succeeds.
 
-    Its name is like no other, so that writers in other threads, processes and containers do not
-    meet; its suffix, by which image writers choose a format, is that of `path`.
+    Its name is like no other, so that writers in threads, processes and containers do not meet.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    # With the suffix, by which image writers choose a format.
     temporary = path.with_name(f".unfinished-{secrets.token_hex(12)}{path.suffix}")
     try:
-        # "x": exclusive. Not by tempfile, whose files only their owner may read.
-        open(temporary, "xb").close()
+        open(temporary, "xb").close()  # not by tempfile, whose files only their owner may read
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -177,9 +185,33 @@ def make_writable(folder: Path, option: str = "--out") -> Path:
         raise OSError(f"cannot write to {option} {folder}: {error.strerror}") from error
 
 
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Claim `out`, or raise; the claim ends with the process, however that ends."""
+    if os.environ.get("RANK", "0") != "0":  # the first process of several claims it
+        yield
+        return
+    owner = make_writable(out) / ".claimed-by"
+    try:
+        with FileLock(out / ".claim", timeout=0):
+            me = f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
+            owner.write_text(me, "utf-8")
+            yield
+    except Timeout as error:
+        running = f"another run is writing to --out {out}: {owner.read_text('utf-8')}"
+        raise ValueError(f"{running}; choose another folder") from error
+
+
 def readable_name(text: str, length: int = 40) -> str:
-    """A file name from `text`, safe on all systems: "A dark image." -> a-dark-image."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-")
+    """A file name from `text`, safe on all systems: "a dark image" -> a-dark-image.
+
+    Where more than spaces are lost, a hash follows, so that no two texts share a name.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-")
+    if name.replace("-", " ") == text:
+        return name
+    code = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"{name}-{code}".strip("-")
 
 
 def some(names: Sequence[str], limit: int = 10) -> str:

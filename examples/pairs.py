@@ -35,8 +35,9 @@ extensions aside, are a pair, also in subfolders:
     DIR/ir/street.png   DIR/vi/street.jpg   (or infrared, thermal, lwir; vis, visible, rgb)
 Folders elsewhere, or with other names: --infrared DIR --visible DIR."""
 
-#: Types of files that are read in their whole depth.
-READABLE = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".jp2", ".avif", ".webp", ".gif"}
+#: Types of files that are read in their whole depth, and the formats that Pillow reads so.
+READABLE = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"}
+FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "WEBP", "GIF")
 
 #: Images with a shorter side are skipped: there is nothing to crop from them.
 MIN_SIDE = 32
@@ -81,17 +82,14 @@ class PairFolder(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # single pairs only
+    def __getitem__(self, index: int) -> Pair:
         return _kept_pair(self.files[index])
 
 
 def folders_of(
     pairs: Path | None, infrared: Path | None = None, visible: Path | None = None
 ) -> Folders:
-    """The folders that --pairs, or --infrared and --visible, name; without any those of `TNO`.
-
-    Raises an OSError or ValueError if there are none, or the options do not go together.
-    """
+    """The folders that the options name, or those of `TNO`; an OSError or ValueError for others."""
     if infrared is None and visible is None:
         pairs = pairs or TNO
         return Folders(_subfolder(pairs, INFRARED), _subfolder(pairs, VISIBLE))
@@ -119,11 +117,7 @@ def _subfolder(root: Path, words: Sequence[str]) -> Path:
 
 
 def find_pairs(folders: Folders) -> list[PairFiles]:
-    """The pairs of files with the same name, unopened; prints which files are skipped, and why.
-
-    Names may differ in letter case and in how accents are stored (Unicode's NFC and NFD). Without
-    any pair it raises a ValueError.
-    """
+    """The pairs of files with the same name, accents and letter case aside; or a ValueError."""
     (infrared, skipped), (visible, others) = map(images_below, folders)
     skipped += others
     pairs = []
@@ -148,12 +142,8 @@ def find_pairs(folders: Folders) -> list[PairFiles]:
 
 def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """Images by name in one letter case, in subfolders and behind links too; and other files."""
-    images, others, seen = defaultdict(list), [], set()
+    images, others = defaultdict(list), []
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in seen:  # links may lead in circles
-            subfolders.clear()
-            continue
-        seen.add(os.path.realpath(folder))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             if path.suffix.lower() in READABLE:
@@ -165,13 +155,9 @@ def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
 
 
 def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:
-    """The usable pairs, at most `limit` of them, spread evenly over the folder.
-
-    Each is read once, so that a broken file is named now and not during the training. Without a
-    usable pair it raises a ValueError.
-    """
+    """The usable pairs, at most `limit` of them, spread evenly over the folder; or a ValueError."""
     found = find_pairs(folders if isinstance(folders, Folders) else folders_of(folders))
-    usable = []
+    usable = []  # each is read once, so that a broken file is named now and not in the training
     for index in progress(spread(len(found), limit), "reading pairs", "pair", leave=False):
         try:
             _kept_pair(found[index])
@@ -190,12 +176,15 @@ def spread(total: int, limit: int | None) -> list[int]:
 
 
 def keep_apart(out: Path, folders: Folders) -> None:
-    """Raise a ValueError if `out` lies in a folder of the sources, whatever links lead there."""
+    """Raise a ValueError if `out` lies among the sources, by links too, or is named like them."""
     out = out.resolve()
     for folder in folders:
-        if any(path.exists() and os.path.samefile(path, folder) for path in (out, *out.parents)):
+        among = any(p.exists() and os.path.samefile(p, folder) for p in (out, *out.parents))
+        beside = out.parent == folder.parent.resolve() and out.name.lower() in INFRARED + VISIBLE
+        if among or beside:  # beside them it would be taken for a folder of sources
             raise ValueError(
-                f"--out {out} must not lie among the sources in {folder}; choose another folder"
+                f"--out {out} must not lie among the sources in {folder}, or be named like them "
+                "beside them; choose another folder"
             )
 
 
@@ -228,17 +217,16 @@ def read_image(path: Path, *, stretch: bool = True) -> Tensor:
     """Read an image, upright and opaque; one with equal channels becomes grey.
 
     More than 8 bits are reduced as in `to_grey_levels`; without `stretch`, for results, which must
-    not change, they are an error. Pixels with the value that a TIFF names as missing are black.
-    Broken files make decoders raise nearly anything.
+    not change, they are an error. Pixels that a TIFF marks as missing are black.
     """
     values, missing = decode(path)
     if values.dtype != np.uint8:
         if not stretch:
             raise ValueError("a result must have 8 bits; scale it to 0 to 255 and save it as PNG")
-        values = to_grey_levels(values, missing)
+        raw, values = values, to_grey_levels(values, missing)
         levels = len(np.unique(values))
-        if levels < 8:
-            note(f"{path}: has only {levels} grey levels when stretched; is a value in it no data?")
+        if levels < 32 and levels < len(np.unique(raw)) // 4:
+            note(f"{path}: has only {levels} grey levels in 8 bits; is a value in it no data?")
     if missing is not None and missing.any():
         note(f"{path}: {missing.mean():.1%} of the pixels are marked as missing; they are black")
         values[missing] = 0
@@ -250,9 +238,8 @@ def read_image(path: Path, *, stretch: bool = True) -> Tensor:
 def to_grey_levels(values: Values, missing: Values | None) -> Values:
     """Integers up to 65535, or floats up to 1 -> uint8 of the same shape, channels alike.
 
-    Raw counts of a sensor cover little of the range, and would look uniformly grey. If they cover
-    less than a quarter, or exceed it, they are stretched from their 0.1 to their 99.9 percentile,
-    which ignores dead pixels; `missing` pixels do not count.
+    Raw counts of a sensor that cover less than a quarter of the range, or exceed it, are stretched
+    from their 0.1 to their 99.9 percentile, which ignores dead and `missing` pixels.
     """
     there = values if missing is None or missing.all() else values[~missing]
     if not np.isfinite(there).all():
@@ -266,21 +253,23 @@ def to_grey_levels(values: Values, missing: Values | None) -> Values:
 
 
 def decode(path: Path) -> tuple[Values, Values | None]:
-    """An image as (H, W) if grey or (H, W, 3) if coloured, in the dtype of the file.
+    """An image (H, W) or (H, W, 3) in the dtype of the file, and which pixels a TIFF lacks (H, W).
 
     Pillow decodes images of 8 bits; tifffile and imagecodecs those that it would reduce to 8 bits.
-    With it comes which pixels (H, W) a TIFF marks as missing; None in other formats.
     """
     with open(path, "rb") as file:
-        if file.read(4) in TIFF_STARTS:
-            return _decode_tiff(path)
-    with Image.open(path) as image:
+        start = file.read(25)
+    if start[:4] in TIFF_STARTS:
+        return _decode_tiff(path)
+    with Image.open(path, formats=FORMATS) as image:
         if image.format != "MPO":  # of a camera, whose second image is a preview
             _one_of(getattr(image, "n_frames", 1))
-        deep = _decode_deep(path, image.format)
-        if deep is None:
+        if image.format != "PNG" or start[24] != 16:  # bits, as the header of a PNG tells
             return _decode_by_pillow(image), None
-        return _upright(deep, image.getexif().get(EXIF_ORIENTATION, 1)), None
+        import imagecodecs  # imported here, as it is slow to load
+
+        values = imagecodecs.png_decode(path.read_bytes())
+        return _upright(values, image.getexif().get(EXIF_ORIENTATION, 1)), None
 
 
 def _one_of(count: int) -> None:
@@ -290,29 +279,9 @@ def _one_of(count: int) -> None:
 
 def _decode_by_pillow(image: Image.Image) -> Values:
     turned = ImageOps.exif_transpose(image)
-    if turned.mode == "F" or turned.mode.startswith("I"):
-        return np.array(turned)
     if turned.has_transparency_data:  # Pillow warns if a palette's transparency is just dropped
         turned = turned.convert("RGBA")
     return np.array(turned if turned.mode == "L" else turned.convert("RGB"))
-
-
-def _decode_deep(path: Path, kind: str | None) -> Values | None:
-    """Images of which Pillow would cut the channels to 8 bits; None for others."""
-    if kind not in ("PNG", "JPEG2000", "AVIF"):
-        return None
-    import imagecodecs  # imported here, as it is slow to load
-
-    content = path.read_bytes()
-    if kind == "PNG":  # whose header tells the depth
-        return imagecodecs.png_decode(content) if content[24] == 16 else None
-    values = (imagecodecs.avif_decode if kind == "AVIF" else imagecodecs.jpeg2k_decode)(content)
-    if values.dtype == np.uint8:
-        return None
-    if kind == "AVIF":  # 10 or 12 bits, as the configuration of its codec says
-        white = 4095 if content[content.find(b"av1C") + 6] & 0x20 else 1023
-        values = (values * (65535 / white)).round().astype(np.uint16)
-    return values
 
 
 def _decode_tiff(path: Path) -> tuple[Values, Values | None]:
@@ -332,9 +301,13 @@ def _decode_tiff(path: Path) -> tuple[Values, Values | None]:
                 values = _decode_by_pillow(image)
         else:
             raise ValueError(f"it holds {page.dtype} {kind} {page.axes}; save it as grey or RGB")
-        missing = None
+        missing, nodata = None, None
         if GDAL_NODATA in page.tags:
-            nodata = float(page.tags[GDAL_NODATA].value)
+            try:
+                nodata = float(page.tags[GDAL_NODATA].value)
+            except ValueError:
+                note(f"{path}: its GDAL_NODATA is no number and is ignored")
+        if nodata is not None:
             if values.dtype.kind == "f":
                 nodata = values.dtype.type(nodata)  # the text may have fewer or more digits
             missing = np.isnan(values) if np.isnan(nodata) else values == nodata
@@ -371,10 +344,9 @@ def luminance(image: Tensor) -> Tensor:
 
 
 def with_chroma_of(visible: Tensor, grey: Tensor) -> Tensor:
-    """Give the uint8 image `grey` (1, H, W) the colours of `visible`, if it has any.
+    """Give the uint8 image `grey` (1, H, W) Cb and Cr of `visible`, if that is coloured.
 
-    That is Cb and Cr of `visible` with `grey` as Y: in BT.601 a change of Y alone adds the same
-    amount to red, green and blue.
+    In BT.601 a change of Y alone adds the same amount to red, green and blue.
     """
     if visible.shape[0] == 1:
         return grey
@@ -382,6 +354,6 @@ def with_chroma_of(visible: Tensor, grey: Tensor) -> Tensor:
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write a uint8 image, replacing the file only when the new one is complete."""
+    """Write a uint8 image, whole or not at all."""
     with atomic_write(path) as temporary:
         to_pil_image(image).save(temporary)

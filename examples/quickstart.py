@@ -47,8 +47,7 @@ examples:
 PROMPTS = (*FusionObjective().fused, "a dark image")
 NO_LANGUAGE = "without language"
 SHEET_ROWS = 3
-#: Patches per image with a real CLIP. The paper has 32; fewer make a step faster but noisier.
-PATCHES = 8
+PATCHES = 8  # per image with a real CLIP; the paper's 32 take longer
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -67,25 +66,33 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 @options.errors_as_messages("quickstart")
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
-    device = options.choose_device(chosen.device)
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
+    results = (chosen.out / "fused").resolve()
+    for folder in folders:
+        if folder.resolve().is_relative_to(results):
+            raise ValueError(f"--out {chosen.out} must not hold the sources in {folder}")
+    with options.claimed(chosen.out):
+        compare(chosen, folders)
+
+
+def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
+    """Train for each sentence, fuse and measure."""
+    device = options.choose_device(chosen.device)
     opened = pairs.open_pairs(folders, chosen.max_pairs)
     prompts = list(dict.fromkeys(chosen.prompt or PROMPTS))
     generator = torch.Generator()
     with options.warnings_as_notes():
-        patches = None if chosen.encoder == "tiny" else PATCHES
-        criterion = build_criterion(
-            chosen.encoder, regularizer="structure", generator=generator, num_patches=patches
-        ).to(device)
+        given = {"num_patches": None if chosen.encoder == "tiny" else PATCHES}
+        given |= {"regularizer": "structure", "generator": generator}
+        criterion = build_criterion(chosen.encoder, **given).to(device)
         for prompt in prompts:  # report an unusable one now, not after an hour of training
             criterion.set_objective(prompt)
-    out = options.make_writable(chosen.out)
     print(f"{len(opened)} pairs, {1 + len(prompts)} trainings of {chosen.steps} steps on {device}")
 
     shown = pairs.spread(len(opened), SHEET_ROWS)
-    kinds = ("infrared", "visible")
-    columns = {kind: [getattr(opened[index], kind) for index in shown] for kind in kinds}
+    scenes = [opened[index] for index in shown]
+    columns = {kind: [getattr(pair, kind) for pair in scenes] for kind in ("infrared", "visible")}
     rows = {"average": metrics.mean([measure(average(pair), pair) for pair in opened])}
     histories, seconds = {}, {}
     weights = criterion.direction_weight, criterion.patch_weight
@@ -103,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         histories[title] = train(network, criterion, opened, title=f"training {title}", **given)
         seconds[title] = round(time.perf_counter() - start, 1)
         measured, columns[title] = [], []
-        folder = out / "fused" / f"{number:02d}-{options.readable_name(title)}".strip("-")
+        folder = chosen.out / "fused" / f"{number:02d}-{options.readable_name(title)}"
         for index, pair in enumerate(options.progress(opened, f"fusing {title}", "pair")):
             fused = fuse_with(network, pair, device)
             measured.append(measure(fused, pair))
@@ -113,13 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 columns[title].append(image)
         rows[title] = metrics.mean(measured)
 
-    windows = sheets.salient_windows(opened[index] for index in shown)
-    sheets.save_sheet(columns, windows, out / "contact_sheet.png")
-    sheets.save_loss_curves(histories, out / "loss_curves.png")
+    sheets.save_sheet(columns, sheets.salient_windows(scenes), chosen.out / "contact_sheet.png")
+    sheets.save_loss_curves(histories, chosen.out / "loss_curves.png")
     content = {"version": __version__, "encoder": chosen.encoder, "steps": chosen.steps}
     content |= {"seed": chosen.seed, "pairs": [pair.name for pair in opened]}
     content |= {"metrics": rows, "seconds": seconds}
-    with options.atomic_write(out / "metrics.json") as temporary:
+    with options.atomic_write(chosen.out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
     print(" " * 24 + "".join(f"{name:>9}" for name in rows["average"]))
     for title, row in rows.items():
@@ -128,9 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("What is measured: python examples/evaluate.py --help\n")
     for prompt in prompts:
         print(f'"{prompt}": {in_words(rows[prompt], rows[NO_LANGUAGE])}')
-    print()
-    for name in ("contact_sheet.png", "loss_curves.png", "fused", "metrics.json"):
-        print(out / name)
+    print("\nsee", chosen.out / "contact_sheet.png")
 
 
 def average(pair: pairs.Pair) -> Tensor:
@@ -145,15 +149,11 @@ def measure(fused: Tensor, pair: pairs.Pair) -> dict[str, float]:
 
 def in_words(row: dict[str, float], silent: dict[str, float]) -> str:
     """The effect of a sentence: changes against the training without language."""
-
-    def change(name: str) -> str:
-        return f"{100 * (row[name] / silent[name] - 1) if silent[name] else 0:+.0f} %"
-
-    return (
-        f"brightness {change('mean')}, contrast (SD) {change('SD')}, sharpness (AG) "
-        f"{change('AG')}, similarity to the sources (SSIM) {change('SSIM')}, their edges (Qabf) "
-        f"{change('Qabf')}, each against {NO_LANGUAGE}"
-    )
+    words = {"mean": "brightness", "SD": "contrast (SD)", "AG": "sharpness (AG)"}
+    words |= {"SSIM": "similarity to the sources (SSIM)", "Qabf": "their edges (Qabf)"}
+    changes = {name: row[name] / silent[name] - 1 if silent[name] else 0 for name in words}
+    listed = ", ".join(f"{text} {100 * changes[name]:+.0f} %" for name, text in words.items())
+    return f"{listed}, each against {NO_LANGUAGE}"
 
 
 if __name__ == "__main__":

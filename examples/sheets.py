@@ -47,6 +47,11 @@ def salient_windows(pairs: Iterable[Pair]) -> list[Window]:
     return [salient_window(pair) for pair in pairs]
 
 
+def printable(title: str) -> str:
+    """The title with escapes for what is not Unicode, which matplotlib cannot draw."""
+    return title.encode("utf-8", "backslashreplace").decode()
+
+
 def save_sheet(
     columns: Mapping[str, Sequence[Tensor]],
     windows: Sequence[Window],
@@ -65,7 +70,7 @@ def save_sheet(
     cell_inches = max(min(cell_inches, room), MIN_CELL_INCHES)
     characters = round(CHARACTERS_AN_INCH * cell_inches)
     fill = partial(textwrap.fill, width=characters, max_lines=MAX_LINES, placeholder=" ...")
-    titles = list(map(fill, columns))
+    titles = [fill(printable(title)) for title in columns]
     title_inches = (max(title.count("\n") for title in titles) + 2) * LINE_INCHES
     heights = [cell_inches * ratio for ratio in ratios for _ in range(2)]
     size = (cell_inches * len(columns), sum(heights) + title_inches)
@@ -89,27 +94,19 @@ def save_sheet(
 
 
 def save_loss_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Draw a panel per loss term with a line per training: single steps faint, their mean bold."""
+    """Draw a panel per term of the loss, unweighted, with a line per training."""
     terms = list(next(iter(histories.values())))
-    columns, rows = 3, -(-len(terms) // 3)
-    figure = Figure(figsize=(9, 3 * rows + 1), dpi=DOTS_PER_INCH, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    titles = {"total": "total, the weighted sum", "kept": "kept, share of the patches"}
+    figure = Figure(figsize=(9, 7), dpi=DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(2, -(-len(terms) // 2)).flat
     for panel, term in zip(panels, terms, strict=False):
-        for number, history in enumerate(histories.values()):
-            values = np.asarray(history[term])
-            width = max(1, len(values) // 10)  # a batch's loss is noisy
-            means = np.convolve(values, np.full(width, 1 / width), mode="valid")
-            panel.plot(values, color=f"C{number}", alpha=0.2, linewidth=0.8)
-            panel.plot(np.arange(len(means)) + (width - 1) / 2, means, color=f"C{number}")
-        panel.set_title(titles.get(term, f"{term}, unweighted"))
-        panel.set_xlabel("step")
+        for history in histories.values():
+            width = max(1, len(history[term]) // 10)  # a batch's loss is noisy
+            panel.plot(np.convolve(history[term], np.full(width, 1 / width), mode="valid"))
+        panel.set_title(term)
         panel.grid(alpha=0.3)
-    for panel in panels:  # those left over
-        panel.set_axis_off()
-    labels = [textwrap.shorten(title, 100, placeholder=" ...") for title in histories]
-    place = {"loc": "outside lower center", "title": "faint: each step; bold: their mean"}
-    legend = figure.legend(figure.axes[0].lines[1::2], labels, **place)
+    figure.supxlabel("step; a tenth of them averaged")
+    labels = [textwrap.shorten(printable(title), 100, placeholder=" ...") for title in histories]
+    legend = figure.legend(figure.axes[0].lines, labels, loc="outside lower center")
     for text in legend.get_texts():
         text.set_parse_math(False)
     with atomic_write(path) as temporary:

@@ -8,7 +8,7 @@ The --out folder then holds:
   state-STEP/          weights, optimizer, schedule and random numbers, for --resume
 
 Ctrl-C saves and stops; the same command with --resume continues. The defaults are the settings of
-the paper (Wang et al., ACM MM 2025); the CLIP is chosen by --encoder.
+the paper (Wang et al., ACM MM 2025), but for the CLIP: see --encoder.
 """
 
 import argparse
@@ -16,12 +16,12 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
-import socket
+import stat
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,7 @@ if __name__ == "__main__":
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from filelock import FileLock, Timeout
+from accelerate.utils import load, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -44,7 +43,7 @@ import sheets
 import training
 from clip_fusion_loss import EmbeddedFusionModel, FusionObjective, LanguageDrivenFusionLoss
 from networks import NETWORKS
-from networks.weights import SENTENCES, save_trained
+from networks.weights import NETWORK, SENTENCES, save_trained
 
 EXAMPLES = f"""\
 examples:
@@ -61,6 +60,8 @@ FREE_OPTIONS = {
     *("pairs", "infrared", "visible", "out", "resume", "device", "workers", "epochs", "steps"),
     *("batch", "accumulate", "save_every", "sample_every", "log_to", "encoder", "vgg19", "prompts"),
 }
+#: What a closed terminal sends, where the system has it.
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)
 WEIGHTS = ("direction_weight", "patch_weight", "similarity_weight", "regularizer_weight")
 
 
@@ -72,11 +73,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True)
     add("--resume", "continue the training in --out", action="store_true")
     add("--prompt", "; repeat it for an ensemble (default: the paper's)")
-    text = "train one unet for all sentences of this file, one a line, such as `a dark image`; "
-    add("--prompts", text + "`2.5 | a dark image` is drawn 2.5 times as often", type=Path)
-    for role in ("visible", "infrared"):
-        text = f"the {role} image in words (default: the paper's)"
-        add(f"--{role}-text", text, action="append", metavar="TEXT")
+    text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times"
+    add("--prompts", text, type=Path)
+    sources = {"action": "append", "metavar": "TEXT"}
+    add("--visible-text", "the visible image in words (default: the paper's)", **sources)
+    add("--infrared-text", "the infrared image in words (default: the paper's)", **sources)
     add("--encoder")
     add("--patches", "patches per crop (default: 32; less with tiny)", type=whole)
     for name in WEIGHTS:
@@ -86,12 +87,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--crop", "side of the crops; smaller images are enlarged", 224, type=whole)
     add("--crops-per-pair", "crops of each pair per epoch", 10, type=whole)
     add("--no-augment", "do not rotate, shift, zoom and shear the crops", action="store_true")
-    text = "standard deviation of noise on the network's inputs; the loss gets images without it"
-    add("--noise", text, 0.03, type=number)
+    add("--noise", "standard deviation of noise on the network's inputs", 0.03, type=number)
     add("--rate", "learning rate of Adam", 5e-4, type=options.positive_number)
     add("--batch", "crops per batch of each process", 16, type=whole)
     add("--accumulate", "batches per step (gradient accumulation)", 1, type=whole)
-    text = "scale larger gradients down to it (default: 0.5 with --prompts, else no limit)"
+    text = "limit of the gradients' norm (default: 0.5 with --prompts, else none)"
     add("--max-norm", text, type=options.positive_number)
     add("--epochs", "length of the training", 100.0, type=options.positive_number)
     add("--steps", ", instead of --epochs")
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
-    with claimed(chosen.out), stop_on_request() as stop:
+    with options.claimed(chosen.out), stop_on_request() as stop:
         finished = train(chosen, folders, stop)
     if not finished:
         sys.exit(130)
@@ -133,19 +133,18 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     device, first = accelerator.device, accelerator.is_main_process
     if chosen.encoder is None and first:
         print("note: the loss is computed with tiny, a CLIP for demonstrations; see --encoder")
-    state = max(chosen.out.glob("state-*"), default=None)
-    if state is not None and not chosen.resume:
-        raise ValueError(
-            f"--out must be a folder without a training, got {chosen.out}; pass --resume to "
-            "continue the training there, or another --out"
-        )
+    state = max(states_in(chosen.out), default=None)
+    if state and not chosen.resume:
+        raise ValueError(f"--out {chosen.out} holds a training; pass --resume, or another --out")
 
     opened = pairs.open_pairs(folders, chosen.max_pairs)
     augment = not chosen.no_augment
     crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, augment, chosen.seed)
     crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
-    step = 0 if state is None else int(state.name.partition("-")[2])
+    step = int(state.name.removeprefix("state-")) if state else 0
     last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
+    if step > last:
+        raise ValueError(f"--steps must exceed the {step} steps done, got {last}")
     # Patches and noise differ between processes; the network is everywhere the first one's.
     set_seed(chosen.seed, device_specific=True)
     with options.warnings_as_notes():
@@ -159,7 +158,9 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     settings |= {"encoder": criterion.encoder.fingerprint, "sentences": weights}
     if first:
         check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
-        if bank is not None:
+        for name in () if state else (NETWORK, SENTENCES):  # of an earlier training
+            (chosen.out / name).unlink(missing_ok=True)
+        if bank:
             bank.save(chosen.out / SENTENCES)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=chosen.rate)
@@ -176,15 +177,14 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     network, optimizer, schedule, loader = accelerator.prepare(network, optimizer, schedule, loader)
     if chosen.log_to:
         accelerator.init_trackers(chosen.log_to)
-    if state is not None:
-        accelerator.load_state(str(state))
+    if state:
+        load_state(accelerator, state)
     max_norm = chosen.max_norm
-    if draw is not None:
+    if draw:
         draw.calls = step * chosen.accumulate
         max_norm = max_norm or training.MANY_MAX_NORM
-    if first:
-        where = f"{accelerator.num_processes} x {device.type}"
-        print(f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; {where}")
+    where = f"{accelerator.num_processes} x {device.type}"
+    accelerator.print(f"{chosen.network} on {len(opened)} pairs; steps {step} to {last}; {where}")
 
     def save() -> None:
         if first:
@@ -199,12 +199,9 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         for visible, infrared in loader:
             with accelerator.accumulate(network):
                 # The network gets noise on its inputs, the loss the clean images.
-                inputs = [
-                    image + chosen.noise * torch.randn_like(image) if chosen.noise else image
-                    for image in (visible, infrared)
-                ]
                 given = {"visible": visible, "infrared": infrared}
-                if draw is not None:
+                inputs = [i + chosen.noise * torch.randn_like(i) for i in given.values()]
+                if draw:
                     given["objectives"] = drawn = draw(len(visible))
                     inputs.append(drawn.text_direction)
                 with accelerator.autocast():
@@ -216,11 +213,9 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
                 # All in one transfer, for each would wait for the device on its own.
                 means = accelerator.reduce(sums, "mean").tolist()
                 row = dict(zip(terms._fields, means, strict=True))
-                if not math.isfinite(row["total"]):
-                    raise ValueError(
-                        f"the loss is {row['total']} in step {step + 1}; try a lower --rate"
-                    )
-                if max_norm is not None:
+                if not math.isfinite(total := row["total"]):
+                    raise ValueError(f"the loss is {total} in step {step + 1}; try a lower --rate")
+                if max_norm:
                     accelerator.clip_grad_norm_(network.parameters(), max_norm)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -231,7 +226,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             if first:
                 log_row(chosen.out / "log.csv", {"step": step} | row)
             bar.update()
-            bar.set_postfix(loss=f"{row['total']:.4g}", kept=f"{row['kept']:.2f}", refresh=False)
+            bar.set_postfix({name: row[name] for name in ("total", "kept")}, refresh=False)
             if stop.is_set():
                 accelerator.set_trigger()
             stopping = accelerator.check_trigger()  # in any process
@@ -250,18 +245,17 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         raise
     bar.close()
     accelerator.end_training()
-    if first:
-        end = "finished" if step == last else f"stopped after step {step}; --resume continues"
-        print(f"{end}; see {chosen.out}")
+    end = "finished" if step == last else f"stopped after step {step}; --resume continues"
+    accelerator.print(f"{end}; see {chosen.out}")
     return step == last
 
 
 def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
-    texts = {"fused": chosen.prompt, "visible": chosen.visible_text}
-    texts["infrared"] = chosen.infrared_text
+    given = (chosen.prompt, chosen.visible_text, chosen.infrared_text)
+    texts = zip(("fused", "visible", "infrared"), given, strict=True)
     return training.build_criterion(
         chosen.encoder or "tiny",
-        FusionObjective(**{role: text for role, text in texts.items() if text}),
+        FusionObjective(**{role: text for role, text in texts if text}),
         regularizer=chosen.regularizer,
         vgg19=chosen.vgg19,
         num_patches=chosen.patches,
@@ -276,15 +270,11 @@ def check_settings(settings: dict[str, Any], path: Path, *, resumed: bool) -> No
         with options.atomic_write(path) as temporary:
             temporary.write_text(json.dumps(now, indent=1), "utf-8")
         return
-    try:
-        before = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); begin anew with another --out") from error
-    changed = [name for name in now if before.get(name) != now[name]]
+    before = json.loads(path.read_text("utf-8"))
+    changed = ", ".join(name for name in now if before.get(name) != now[name])
     if changed:
-        was = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
         raise ValueError(
-            f"--resume must have the settings of the training in {path.parent}, but {was}; pass "
+            f"--resume must have the settings in {path}, but others are given for {changed}; pass "
             "the same options, or choose another --out"
         )
 
@@ -293,8 +283,7 @@ def rate_factor(done: int, steps: int) -> float:
     """The factor of the learning rate after `done` of the steps.
 
     Of 100 epochs the paper warms up linearly over the first, and halves the rate at 50, 60, 70, 80
-    and 90; here these are shares of a training of any length. (The paper's published code does
-    neither: the warm-up raises an error, and if that is fixed it counts iterations.)
+    and 90; here these are shares of a training of any length. (Its published code does neither.)
     """
     warm = min(1.0, (done + 1) / (steps / 100))
     return warm * 0.5 ** sum(done >= share * steps for share in (0.5, 0.6, 0.7, 0.8, 0.9))
@@ -307,6 +296,26 @@ def log_row(path: Path, row: dict[str, float]) -> None:
         if file.tell() == 0:
             writer.writeheader()
         writer.writerow(row)
+
+
+def states_in(out: Path) -> set[Path]:
+    there = (path for path in out.glob("state-*") if re.fullmatch(r"state-\d{7,}", path.name))
+    return {path for path in there if path.is_dir()}
+
+
+def load_state(accelerator: Accelerator, state: Path) -> None:
+    try:  # Accelerate goes on without random numbers if it cannot read them
+        for path in {state / "random_states_0.pkl", *state.glob("random_states_*.pkl")}:
+            load(path)
+        accelerator.load_state(str(state))
+    except Exception as error:  # damaged files raise nearly anything
+        if options.remedy_for(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{state} is damaged ({type(error).__name__}: {reason}); delete this folder to train "
+            "anew, or put back a copy"
+        ) from error
 
 
 def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
@@ -324,7 +333,7 @@ def save_state(accelerator: Accelerator, out: Path, step: int) -> None:
                     os.fsync(file.fileno())
             shutil.rmtree(final, ignore_errors=True)
             unfinished.rename(final)
-            for older in set(out.glob("state-*")) - {final}:
+            for older in states_in(out) - {final}:
                 shutil.rmtree(older)
     except Exception as error:  # libraries tell a full disk in many ways
         raise OSError(
@@ -340,58 +349,58 @@ def save_samples(
     device = next(network.parameters()).device
     shown = [opened[index] for index in pairs.spread(len(opened), 3)]
     columns = {kind: [getattr(pair, kind) for pair in shown] for kind in ("infrared", "visible")}
-    for row in [None] if bank is None else pairs.spread(len(bank), 4):
-        title = "fused" if row is None else bank.objectives[row].fused[0]
-        vector = None if row is None else bank.text_direction[row]
+    told = {"fused": None}
+    if bank:
+        rows = pairs.spread(len(bank), 4)
+        told = {bank.objectives[row].fused[0]: bank.text_direction[row] for row in rows}
+    for title, vector in told.items():
         fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
         columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
     sheets.save_sheet(columns, sheets.salient_windows(shown), path)
 
 
 def ignore_interrupts(_: int) -> None:
-    """Loading processes end with the training, which answers Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Loading processes end with the training, which answers Ctrl-C and SIGHUP."""
+    for number in (signal.SIGINT, HANGUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def stop_on_request() -> Iterator[Event]:
-    """The first Ctrl-C or SIGTERM asks to stop after the step; a second one stops at once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP asks to stop after the step; a second stops at once."""
     request = Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, HANGUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    if before[HANGUP] == signal.SIG_IGN:  # as under nohup
+        del before[HANGUP]
 
-    def handle(handlers: Mapping[int, Any]) -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def stop(*_: Any) -> None:
+    def stop(number: int, _: Any) -> None:
         request.set()
-        handle(before)
+        restore()
+        if number == HANGUP != signal.SIGTERM:
+            signal.signal(HANGUP, signal.SIG_IGN)  # shell and system may both send it
+            mute_terminal()
         with suppress(OSError):  # without a standard error stream
             os.write(2, b"\nstopping after this step, then saving; again: at once\n")
 
-    handle(dict.fromkeys(before, stop))
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield request
     finally:
-        handle(before)
+        restore()
 
 
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Claim `out`, or raise; the claim ends with the process, however that ends."""
-    if os.environ.get("RANK", "0") != "0":  # the first process of several claims it
-        yield
-        return
-    owner = options.make_writable(out) / ".claimed-by"
-    try:
-        with FileLock(out / ".claim", timeout=0):
-            me = f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
-            owner.write_text(me, "utf-8")
-            yield
-    except Timeout as error:
-        raise ValueError(
-            f"a training runs in --out {out}: {owner.read_text('utf-8')}; choose another folder"
-        ) from error
+def mute_terminal() -> None:
+    """Writing to a closed terminal, or a pipe into it, would end the training before it saves."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            if not stat.S_ISREG(os.fstat(stream).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 if __name__ == "__main__":

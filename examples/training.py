@@ -35,14 +35,11 @@ REGULARIZERS = {
 }
 #: The crops of short trainings have the input size of the small CLIP, so they are not resized.
 BATCH_SIZE, CROP_SIDE, LEARNING_RATE = 3, 96, 2e-3
-#: One training for many sentences takes steps of one crop each: many small steps reach more than
-#: few large ones. The gradients of single steps differ tenfold and more; without a limit a few of
-#: them can push a network to where it stays washed out.
+#: For many sentences small steps reach more than few large ones. Their gradients differ tenfold and
+#: more; without a limit a few of them can push a network to where it stays washed out.
 MANY_BATCH_SIZE, MANY_MAX_NORM = 1, 0.5
-#: Such a network follows strong sentences only half as far unless it may leave the sources further:
-#: the factor of the weight of the similarity.
+#: A factor of the weight of the similarity, without which it follows strong sentences half as far.
 MANY_SIMILARITY = 2 / 3
-
 #: Multiples of it, modulo 1, fill the unit interval evenly, however many they are.
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 
@@ -55,14 +52,11 @@ def build_criterion(
     vgg19: Path | None = None,
     **options: Any,
 ) -> LanguageDrivenFusionLoss:
-    """The loss with the CLIP that `encoder` names; raises as `load_clip`.
+    """The loss with the CLIP that `encoder` names as in `ENCODERS`; raises as `load_clip`.
 
-    Args:
-        encoder: see `ENCODERS`.
-        objective: the texts.
-        regularizer: one of `REGULARIZERS`; None: structure with tiny, otherwise vgg, the paper's.
-        vgg19: weights of the regularizer vgg; None downloads them.
-        options: of `LanguageDrivenFusionLoss`; None: the default for this encoder.
+    `regularizer` is one of `REGULARIZERS`, by default structure with tiny, otherwise the paper's
+    vgg, whose weights are in the file `vgg19` or downloaded. `options` are those of the loss; an
+    option that is None has its default for this encoder.
     """
     given = {name: value for name, value in options.items() if value is not None}
     tiny = encoder == "tiny"
@@ -96,8 +90,7 @@ def load_clip(name: str) -> FrozenCLIP:
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Grey crops of pairs, visible and infrared at the same place, each (1, side, side) in [0, 1].
 
-    Crop n is the same at any time and in any process. An epoch has `per_pair` crops of each pair
-    in random order, and numbers continue over the epochs. Pairs smaller than `side` are enlarged.
+    Crop n is the same at any time. An epoch has `per_pair` crops of each pair in random order.
     `augment` rotates, shifts, zooms and shears both crops a little, as the paper does.
     """
 
@@ -144,10 +137,7 @@ def read_sentences(path: Path) -> dict[str, float]:
     """The sentences in a file of train.py's --prompts, with their weights.
 
     A sentence a line, optionally after a weight and a bar: ``2.5 | a dark image``. Empty lines and
-    lines that begin with # are ignored.
-
-    Raises:
-        OSError, ValueError: the file cannot be read, has no sentence, or a line is wrong.
+    lines that begin with # are ignored. Other files are an OSError or ValueError.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -175,9 +165,8 @@ def read_sentences(path: Path) -> dict[str, float]:
 class DrawnSentences:
     """Draws a sentence for each image of a batch, as a bank with one row per image.
 
-    By systematic sampling: equal steps through the sentences' shares, from a first place that moves
-    on with each batch by the golden ratio. So the sentences of a batch differ as far as they can,
-    and all are used evenly at any time. `weights` say how often, relative to the others.
+    By equal steps through the sentences' shares, from a first place that moves on with each batch
+    by the golden ratio: so all are used evenly at any time, as often as `weights` say.
     """
 
     def __init__(self, bank: EmbeddedFusionModel, weights: Sequence[float] | None = None) -> None:
@@ -186,8 +175,7 @@ class DrawnSentences:
         sums = torch.tensor(weights or [1.0] * len(bank), dtype=torch.float64).cumsum(0)
         self._shares = sums / sums[-1]
         self._first = torch.rand((), dtype=torch.float64)
-        self.calls = 0
-        """Batches so far; a resumed training sets it."""
+        self.calls = 0  # batches so far; a resumed training sets it
 
     def __call__(self, count: int) -> EmbeddedFusionModel:
         steps = torch.arange(count) + (self._first + self.calls * GOLDEN_RATIO) % 1
@@ -212,11 +200,10 @@ def train(
 ) -> dict[str, list[float]]:
     """Train a network in place with Adam; returns every step's loss terms.
 
-    `seed` determines the crops. The learning rate falls to 0 on a cosine: trainings that end at a
-    small rate differ less from seed to seed than any setting does. With `sentences`, made by
-    ``criterion.embed``, the network is called ``network(visible, infrared, directions)`` and each
-    image gets one of them; batch size and the limit of the gradients' norm are then those for many
-    sentences, if they are not given. A loss that is not finite is a ValueError.
+    `seed` determines the crops. The learning rate falls to 0 on a cosine: then trainings differ
+    less from seed to seed. With `sentences`, made by ``criterion.embed``, the network is called
+    ``network(visible, infrared, directions)`` and each image gets one of them. A loss that is not
+    finite is a ValueError.
     """
     draw = None if sentences is None else DrawnSentences(sentences)
     batch_size = batch_size or (MANY_BATCH_SIZE if draw else BATCH_SIZE)
@@ -243,10 +230,8 @@ def train(
         schedule.step()
         # All in one transfer, for each would wait for the device on its own.
         values = dict(zip(terms._fields, torch.stack(terms).tolist(), strict=True))
-        if not math.isfinite(values["total"]):
-            raise ValueError(
-                f"the loss is {values['total']} in step {step + 1}; try a lower learning rate"
-            )
+        if not math.isfinite(total := values["total"]):
+            raise ValueError(f"the loss is {total} in step {step + 1}; try a lower learning rate")
         for name, value in values.items():
             history[name].append(value)
         bar.set_postfix({name: values[name] for name in ("total", "kept")}, refresh=False)
@@ -257,10 +242,9 @@ def train(
 def fuse_with(
     network: nn.Module, pair: Pair, device: torch.device, vector: Tensor | None = None
 ) -> Tensor:
-    """A whole pair fused in full resolution, as uint8 (1, H, W).
+    """A whole pair fused in full resolution, as uint8 (1, H, W), in tiles where a network can.
 
-    `network` is on `device`; its method `fuse`, if it has one, tiles large images. `vector` is a
-    text direction (D,) for a network that takes one; as it is normalised, it may be a blend.
+    `vector` is a text direction (D,) for a network that takes one; it may be a blend.
     """
     network.eval()
     sources = [luminance(image)[None].to(device) for image in (pair.visible, pair.infrared)]

@@ -32,14 +32,10 @@ class DenseEncoder(nn.Module):
 class DenseFuse(nn.Module):
     """One encoder for both sources, one decoder; 74,193 parameters.
 
-    The defaults are the paper's. The options reproduce its PyTorch port, "densefuse-port" in
-    `networks.PORTS`, so that the port's weights give the same images as there.
-
-    Args:
-        share: of each source's features; 1/2 averages them, as the port does.
-        relu: end with a ReLU, as the port does. Use it with trained weights only: with about half
-            of all random initialisations the gradient is exactly zero.
-        levels: the value of white inside the network; 255 for the port's weights.
+    Args: the paper's by default; others are for the weights of "densefuse-port" in `PORTS`.
+        share: of each source's features; 1/2 averages them.
+        relu: end with a ReLU, which stops all gradients of half of all fresh networks.
+        levels: the value of white inside the network.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 2.

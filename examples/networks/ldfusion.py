@@ -2,8 +2,7 @@
 
 Wang, Miao, Zhou, Zhang and Qiao, "Infrared and Visible Image Fusion with Language-Driven Loss in
 CLIP Embedding Space", ACM MM 2025 (arXiv 2402.16267); code: github.com/wyhlaowang/LDFusion. Content
-and style encoders and adaptive instance normalisation follow Huang et al., "Multimodal
-Unsupervised Image-to-Image Translation", ECCV 2018 (arXiv 1804.04732).
+and style follow Huang et al., "Multimodal Unsupervised Image-to-Image Translation", ECCV 2018.
 """
 
 from functools import partial
@@ -23,8 +22,7 @@ class ContentEncoder(nn.Sequential):
     """(N, 1, H, W) -> (N, 128, H / 8, W / 8), rounded down; 763,392 parameters."""
 
     def __init__(self) -> None:
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(1, 16, 7)]
-        layers += [nn.InstanceNorm2d(16), nn.ReLU()]
+        layers = [nn.ReflectionPad2d(3), nn.Conv2d(1, 16, 7), nn.InstanceNorm2d(16), nn.ReLU()]
         for channels in (16, 32, 64):
             layers += [_halve(channels, 2 * channels), nn.InstanceNorm2d(2 * channels), nn.ReLU()]
         layers += [ResidualBlock(CONTENT), ResidualBlock(CONTENT)]
@@ -32,8 +30,6 @@ class ContentEncoder(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + two convolutions of x, instance-normalised."""
-
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = reflect_conv(channels, channels)
@@ -56,8 +52,6 @@ class StyleEncoder(nn.Sequential):
 
 
 class StyledBlock(ResidualBlock):
-    """A residual block whose normalised features are scaled and shifted as the style says."""
-
     def forward(self, features: Tensor, bias_weight1: Tensor, bias_weight2: Tensor) -> Tensor:
         inner = _restyle(self.conv1(features), bias_weight1).relu()
         return features + _restyle(self.conv2(inner), bias_weight2)
@@ -93,19 +87,17 @@ class Decoder(nn.Module):
 
     def forward(self, content: Tensor, style: Tensor) -> Tensor:
         # Two blocks with two normalisations each, every one with a bias and a weight per channel.
-        first1, first2, second1, second2 = self.style(style).chunk(4, dim=1)
-        content = self.blocks[0](content, first1, first2)
-        content = self.blocks[1](content, second1, second2)
-        return self.grow(content)
+        first, second = self.style(style).chunk(2, dim=1)
+        content = self.blocks[0](content, *first.chunk(2, dim=1))
+        return self.grow(self.blocks[1](content, *second.chunk(2, dim=1)))
 
 
 class LDFusion(nn.Module):
     """Content and style of each modality, decoded together; 5,776,977 parameters.
 
     Args:
-        clamp: True cuts tanh to [0, 1], as published. Where it cuts no gradient passes, and a
-            network that has turned black stays so; the last bias therefore starts at 1/2, in the
-            middle of what passes. False maps tanh to (0, 1) instead.
+        clamp: True cuts tanh to [0, 1], as published. Where it cuts no gradient passes; the last
+            bias therefore starts at 1/2. False maps tanh to (0, 1) instead.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 16.
@@ -115,10 +107,8 @@ class LDFusion(nn.Module):
     def __init__(self, clamp: bool = True) -> None:
         super().__init__()
         self.clamp = clamp
-        self.visible_content = ContentEncoder()
-        self.visible_style = StyleEncoder()
-        self.infrared_content = ContentEncoder()
-        self.infrared_style = StyleEncoder()
+        self.visible_content, self.visible_style = ContentEncoder(), StyleEncoder()
+        self.infrared_content, self.infrared_style = ContentEncoder(), StyleEncoder()
         self.decoder = Decoder()
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

@@ -1,9 +1,8 @@
 """SwinFusion: window attention within each source and across both.
 
 Ma, Tang, Fan, Huang, Mei and Ma, "SwinFusion: Cross-domain Long-range Learning for General Image
-Fusion via Swin Transformer", IEEE/CAA Journal of Automatica Sinica 9(7), 2022; code:
-github.com/Linfeng-Tang/SwinFusion. The blocks are those of Liu et al., "Swin Transformer", ICCV
-2021 (arXiv 2103.14030).
+Fusion via Swin Transformer", IEEE/CAA JAS 9(7), 2022; code: github.com/Linfeng-Tang/SwinFusion. The
+blocks are those of Liu et al., "Swin Transformer", ICCV 2021 (arXiv 2103.14030).
 """
 
 from itertools import pairwise
@@ -23,15 +22,13 @@ FORBIDDEN = -100.0
 class WindowAttention(nn.Module):
     """Attention inside windows of 8 x 8 tokens, of one image to itself or to the other.
 
-    With `shifted` the windows lie half a window further right and down, so that tokens meet
-    that the plain windows keep apart.
+    With `shifted` the windows lie half a window further right and down.
     """
 
     def __init__(self, shifted: bool) -> None:
         super().__init__()
         self.shift = WINDOW // 2 if shifted else 0
-        self.query = nn.Linear(WIDTH, WIDTH)
-        self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
+        self.query, self.key_value = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
         self.projection = nn.Linear(WIDTH, WIDTH)
         self.position_table = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, HEADS))
         nn.init.trunc_normal_(self.position_table, std=0.02)
@@ -40,8 +37,8 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor, others: Tensor) -> Tensor:
         """`tokens` ask, `others` answer: both (N, H, W, 60), H and W multiples of 8."""
         size = tokens.shape[1:3]
-        query = self._windows(self.query(tokens))
-        key, value = map(self._windows, self.key_value(others).chunk(2, dim=-1))
+        asked = self.query(tokens), *self.key_value(others).chunk(2, dim=-1)
+        query, key, value = map(self._windows, asked)
         bias = self.position_table[self.position_index].permute(2, 0, 1)
         if self.shift:
             bias = bias + _shift_mask(*size, self.shift, bias.device)[:, None]
@@ -85,15 +82,11 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """A block per image, with its own queries and the keys and values of the other image.
-
-    Both use the other image's input, before either is updated.
-    """
+    """A block per image, whose queries ask the other image before either is updated."""
 
     def __init__(self, number: int, drop_path: float) -> None:
         super().__init__()
-        self.a = Block(number, drop_path)
-        self.b = Block(number, drop_path)
+        self.a, self.b = Block(number, drop_path), Block(number, drop_path)
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         from_a, from_b = self.a.norm1(a), self.b.norm1(b)
@@ -120,9 +113,8 @@ class FusionLayer(nn.Module):
 class SwinFusion(nn.Module):
     """Extraction from each source, fusion across them, reconstruction; 965,251 parameters.
 
-    The published code has 973,681: a second pair of input convolutions with 8,430 of them is
-    never called there, and left out here. A is the infrared image and B the visible one, as in
-    its training loop.
+    The published code has 8,430 more in two convolutions that it never calls. A is the infrared
+    image and B the visible one, as in its training loop.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 5.
@@ -182,19 +174,13 @@ def _partition(tokens: Tensor) -> Tensor:
 
 def _relative_positions() -> Tensor:
     """(64, 64) rows of the position table: one for each offset between two tokens of a window."""
-    token = torch.arange(WINDOW**2)
-    row, column = token // WINDOW, token % WINDOW
-    down = row[:, None] - row + WINDOW - 1
-    across = column[:, None] - column + WINDOW - 1
-    return down * (2 * WINDOW - 1) + across
+    token, side = torch.arange(WINDOW**2), 2 * WINDOW - 1
+    place = token // WINDOW * side + token % WINDOW
+    return place[:, None] - place + (WINDOW - 1) * (side + 1)
 
 
 def _shift_mask(height: int, width: int, shift: int, device: torch.device) -> Tensor:
-    """(windows, 64, 64): `FORBIDDEN` between tokens from opposite ends of the image.
-
-    Rolling brings the first rows behind the last: in the last row of windows, tokens on either
-    side of that seam are strangers. Columns likewise.
-    """
+    """(windows, 64, 64): `FORBIDDEN` between tokens that rolling brought from the other end."""
     below = torch.arange(height, device=device) >= height - shift
     right = torch.arange(width, device=device) >= width - shift
     side_of_seam = 2 * below[:, None] + right

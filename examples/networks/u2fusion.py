@@ -35,12 +35,9 @@ class DenseEncoder(nn.Module):
 class U2Fusion(nn.Module):
     """The sources as two channels, a dense encoder, a plain decoder; 659,217 parameters.
 
-    The original swaps the sources at random while it trains; `adapters.swapped_at_random` does
-    so without confusing a loss that must know which is which.
-
     Args:
-        padding: "reflect" as in the original, or "zeros" as in a PyTorch port.
-        signed: bring the sources to [-1, 1] inside, as that port, "u2fusion-port", does.
+        padding: "reflect" as in the original, or "zeros" as in "u2fusion-port" in `PORTS`.
+        signed: bring the sources to [-1, 1] inside, as that port does.
 
     Shape:
         visible, infrared: (N, 1, H, W), usually in [0, 1]; H and W at least 2.

@@ -4,7 +4,7 @@ A sentence such as "a dark image" asks for other brightness here than there, and
 follow it where it sees enough around a pixel. DenseFuse sees 8 pixels around it, this one 62.
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,9 @@ STRIDE = 2 ** (len(WIDTHS) - 1)
 MARGIN = 0.01
 #: Hidden features between a text direction and the scales and shifts.
 MODULATION_WIDTH = 64
-#: Side of the tiles of a large image; with what the network sees around it, a tile is no larger
-#: than an image of 768 x 768, the largest square that is fused as a whole.
-TILE = 640
-#: Side and number of the windows that give the statistics for all tiles of a large image.
-WINDOW, WINDOWS = 192, 16
+#: Of a large image: the side of its tiles, 768 with the 64 pixels around it that the network sees;
+#: side and number of the windows that give the statistics for all tiles.
+TILE, WINDOW, WINDOWS = 640, 192, 16
 
 
 class FusionUNet(nn.Module):
@@ -30,25 +28,20 @@ class FusionUNet(nn.Module):
 
         fused = sigmoid(s logit(visible) + (1 - s) logit(infrared) + b)
 
-    The network predicts the share s in (0, 1) and the offset b of each pixel; the detail comes
-    with the sources and need not pass the network. The output lies inside (0, 1) without a clamp,
-    which would stop gradients. A fresh network has s = 1/2 and b = 0: the average on that scale.
-
-    Normalisation over groups of channels and the whole image (Wu & He, ECCV 2018) tells each pixel
-    about the scene beyond the network's reach. Without it the sentence changes the contrast less.
+    The network predicts the share s in (0, 1) and the offset b of each pixel. No clamp stops
+    gradients, and detail need not pass the network. A fresh one has s = 1/2 and b = 0: the average.
+    Group normalisation over the whole image (Wu & He, ECCV 2018) tells each pixel about the scene
+    beyond the network's reach.
 
     Args:
         dimension: length D of the text directions that the network is told. They scale and shift
-            the features after each normalisation and the output of the last convolution (FiLM,
-            Perez et al., AAAI 2018). Before training they change nothing. None: for one sentence.
+            features after each normalisation and the output (FiLM, Perez et al., AAAI 2018), but
+            change nothing before training. None: for one sentence.
 
     Shape:
         visible, infrared: (N, 1, H, W) in [0, 1], any size from 16 pixels.
         vector: (N, D) unit vectors, one per image, or (1, D) for all; only with `dimension`.
         returns: (N, 1, H, W) in (0, 1).
-
-    Raises:
-        ValueError: a `vector` is missing, has another shape, or there is no `dimension` for it.
     """
 
     #: With given statistics, an output pixel depends on inputs at most this many pixels away.
@@ -57,22 +50,18 @@ class FusionUNet(nn.Module):
     def __init__(self, dimension: int | None = None) -> None:
         super().__init__()
         self.dimension = dimension
-        deeper = pairwise(WIDTHS)
-        self.down = nn.ModuleList(
-            [_Block(2, WIDTHS[0]), *(_Block(*widths, stride=2) for widths in deeper)]
-        )
-        shallower = zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
+        self.down = nn.ModuleList([_Block(2, WIDTHS[0])])
+        self.down.extend(_Block(*widths, stride=2) for widths in pairwise(WIDTHS))
+        shallower = pairwise(reversed(WIDTHS))
         self.up = nn.ModuleList(_Block(below + skip, skip) for below, skip in shallower)
         self.last = _convolution(WIDTHS[0], 2)
         _zero(self.last)
         self._sizes = [2 * block.norm.num_channels for block in (*self.down, *self.up)] + [2 * 2]
         if dimension is not None:
-            self.modulation = nn.Sequential(
-                nn.Linear(dimension, MODULATION_WIDTH),
-                nn.ReLU(),
-                nn.Linear(MODULATION_WIDTH, sum(self._sizes)),
-            )
-            _zero(self.modulation[-1])
+            hidden = nn.Linear(dimension, MODULATION_WIDTH)
+            changes = nn.Linear(MODULATION_WIDTH, sum(self._sizes))
+            self.modulation = nn.Sequential(hidden, nn.ReLU(), changes)
+            _zero(changes)
 
     def forward(self, visible: Tensor, infrared: Tensor, vector: Tensor | None = None) -> Tensor:
         changes = iter(self._changes(len(visible), vector))
@@ -88,9 +77,8 @@ class FusionUNet(nn.Module):
             larger = F.interpolate(features, scale_factor=2, mode="bilinear")
             features = block(torch.cat([larger, skips.pop()], dim=1), next(changes))
         maps = _modulated(self.last(features), next(changes))[..., :height, :width]
-        maps = maps.to(visible.dtype)  # under autocast it would be lower
-        share, offset = torch.sigmoid(maps[:, :1]), maps[:, 1:]
-        mixed = torch.lerp(infrared.logit(MARGIN), visible.logit(MARGIN), share)
+        share, offset = maps.to(visible.dtype).chunk(2, dim=1)  # under autocast it would be lower
+        mixed = torch.lerp(infrared.logit(MARGIN), visible.logit(MARGIN), share.sigmoid())
         return torch.sigmoid(mixed + offset)
 
     @torch.no_grad()
@@ -99,9 +87,9 @@ class FusionUNet(nn.Module):
     ) -> Tensor:
         """Fuse images of any size without gradients; arguments and result as in a call.
 
-        Images of more than 768 x 768 pixels are fused in tiles of side `tile`, a multiple of 16,
-        which overlap as far as the network sees and share the statistics of 16 windows spread
-        over the image. In road scenes this changes the result by at most 1.3 grey levels.
+        An image of more than 768 x 768 pixels, one a call, is fused in tiles of side `tile`, a
+        multiple of 16, which overlap as far as the network sees and share the statistics of 16
+        windows spread over the image. This changes road scenes by at most 1.3 grey levels.
 
         Beyond the libraries it takes 0.55 GB of memory for 1,280 x 1,024 pixels and 0.85 GB for
         4,000 x 3,000 (float32 on a CPU), of which the three images are 0.15 GB.
@@ -109,61 +97,46 @@ class FusionUNet(nn.Module):
         around = -(-self.REACH // STRIDE) * STRIDE
         if visible[0].numel() <= (tile + 2 * around) ** 2:
             return self(visible, infrared, vector)
-        if len(visible) > 1:  # each image has statistics of its own
-            vectors = [None] * len(visible) if vector is None else vector.expand(len(visible), -1)
-            images = zip(visible.split(1), infrared.split(1), vectors, strict=True)
-            return torch.cat(
-                [self.fuse(v, r, t if t is None else t[None], tile=tile) for v, r, t in images]
-            )
+        if len(visible) > 1:
+            raise ValueError(f"`visible` must be one large image at a time, got {len(visible)}")
         norms = [block.norm for block in (*self.down, *self.up)]
+        fused = torch.empty_like(visible)
+        tops, lefts = (range(0, side, tile) for side in visible.shape[2:])
         try:
             for norm in norms:
                 norm.shares = True
-            self(*(_windows(image) for image in (visible, infrared)), vector)
-            return self._in_tiles(visible, infrared, vector, tile, around)
-        finally:
-            for norm in norms:
-                norm.shares, norm.statistics = False, None
-
-    def _in_tiles(
-        self, visible: Tensor, infrared: Tensor, vector: Tensor | None, tile: int, around: int
-    ) -> Tensor:
-        fused = torch.empty_like(visible)
-        height, width = visible.shape[2:]
-        for top in range(0, height, tile):
-            for left in range(0, width, tile):
+            self(_windows(visible), _windows(infrared), vector)
+            for top, left in product(tops, lefts):
                 above, before = min(top, around), min(left, around)
                 rows = slice(top - above, top + tile + around)
                 columns = slice(left - before, left + tile + around)
                 part = self(visible[..., rows, columns], infrared[..., rows, columns], vector)
                 part = part[..., above : above + tile, before : before + tile]
                 fused[..., top : top + tile, left : left + tile] = part
-        return fused
+            return fused
+        finally:
+            for norm in norms:
+                norm.shares, norm.statistics = False, None
 
     def _changes(self, count: int, vector: Tensor | None) -> list[Tensor] | list[None]:
         """Scales and shifts of each layer, (N or 1, 2 C, 1, 1)."""
         got = None if vector is None else tuple(vector.shape)
-        if self.dimension is None:
-            if got:
-                raise ValueError(
-                    "this network takes no `vector`; build it with the length of the vectors, as "
-                    f"FusionUNet({got[-1]})"
-                )
-            return [None] * len(self._sizes)
-        shapes = (count, self.dimension), (1, self.dimension)
-        if vector is None or got not in shapes:
+        shapes = (None,)
+        if self.dimension is not None:
+            shapes = (count, self.dimension), (1, self.dimension)
+        if got not in shapes:
             raise ValueError(
-                f"`vector` must have shape {shapes[0]} or {shapes[1]}, got {got}; pass a text "
-                "direction per image, or one for all"
+                f"`vector` must have shape {' or '.join(map(str, shapes))}, got {got}; pass a text "
+                "direction per image or for all, to a FusionUNet that is built with its length"
             )
+        if vector is None:
+            return [None] * len(self._sizes)
         # Scaled to a root mean square of 1; the small entries of a unit vector train slowly.
         changes = self.modulation(vector * self.dimension**0.5)
         return list(changes[:, :, None, None].split(self._sizes, dim=1))
 
 
 class _Block(nn.Module):
-    """Convolution, normalisation, modulation, ReLU."""
-
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.convolution = _convolution(inputs, outputs, stride)
@@ -177,8 +150,7 @@ class _Block(nn.Module):
 class _SharingNorm(nn.GroupNorm):
     """Group normalisation; where it `shares`, all images have the statistics of the first batch."""
 
-    shares = False
-    statistics: tuple[Tensor, Tensor] | None = None
+    shares, statistics = False, None
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.shares:
@@ -198,8 +170,8 @@ def _windows(images: Tensor) -> Tensor:
     """(1, 1, H, W) -> (up to 16, 1, S, S) windows on an even grid, overlapping in small images."""
     height, width = images.shape[2:]
     side = min(WINDOW, height, width)
-    across = max(1, min(WINDOWS, round((WINDOWS * width / height) ** 0.5)))
-    down = max(1, WINDOWS // across)
+    across = min(max(round((WINDOWS * width / height) ** 0.5), 1), WINDOWS)
+    down = WINDOWS // across
     tops = torch.linspace(0, height - side, down).long().tolist()
     lefts = torch.linspace(0, width - side, across).long().tolist()
     return torch.cat([images[..., y : y + side, x : x + side] for y in tops for x in lefts])

@@ -14,12 +14,9 @@ from clip_fusion_loss import EmbeddedFusionModel
 from networks import NETWORKS, PORTS
 from options import atomic_write
 
-#: The files that train.py writes into --out for inference.
+#: The files that train.py writes into --out for inference; and the metadata of the first.
 NETWORK, SENTENCES = "network.safetensors", "sentences.safetensors"
-#: What a network is called in the metadata of its file, and the CLIP it was trained with.
 NAME, ENCODER = "network", "encoder"
-TENSORFLOW = (".ckpt", ".meta", ".index", ".pb", ".h5", ".keras")
-
 #: Plain numbers of numpy, which some training programs save beside the weights.
 _scalar = np.float64(0).__reduce__()[0]
 NUMBERS = [
@@ -29,8 +26,6 @@ NUMBERS = [
 
 
 class Trained(NamedTuple):
-    """What `load_trained` finds."""
-
     network: nn.Module
     sentences: EmbeddedFusionModel | None  # that the network takes as an input
     encoder: str  # the CLIP of the loss, as in --encoder, to embed new sentences
@@ -44,12 +39,7 @@ def save_trained(network: nn.Module, folder: Path, name: str, encoder: str) -> N
 
 
 def load_trained(path: Path) -> Trained:
-    """The network of a folder that train.py wrote, on the CPU and ready to fuse.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it was not written by train.py, or is damaged.
-    """
+    """The network that train.py wrote, on the CPU; for other files an OSError or ValueError."""
     path = path / NETWORK if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; pass the --out of train.py")
@@ -69,26 +59,14 @@ def load_trained(path: Path) -> Trained:
     return Trained(network.eval(), bank, encoder)
 
 
-def load_published(path: Path, name: str) -> tuple[nn.Module, bool]:
-    """The network `name` with published weights, whose parameter names may be others.
+def load_published(path: Path, name: str) -> nn.Module:
+    """The network `name` with published weights, on the CPU and ready to fuse.
 
     The file holds a `state_dict`, written by `torch.save` or as safetensors, or dictionaries with
     one in them. If the names differ, weights are matched by their order, where all shapes must
     fit. Other networks in the file, say the VGG of a loss, are left out if they are under another
-    name. Code in the file is not run.
-
-    Returns:
-        The network on the CPU, ready to fuse; and whether the names differ.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no state_dict, or its weights are not those of the network.
+    name. Code in the file is not run. Other files are an OSError or ValueError.
     """
-    if path.suffix in TENSORFLOW or ".data-" in path.name:
-        raise ValueError(
-            f"{path} is of TensorFlow, whose checkpoints are not read; use the weights of a "
-            "PyTorch version of the network"
-        )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; check the path")
     try:
@@ -99,19 +77,18 @@ def load_published(path: Path, name: str) -> tuple[nn.Module, bool]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file raises nearly anything
         raise ValueError(  # without torch's message, which says how to run the code in a file
-            f"{path} is damaged, or holds other objects than tensors and numbers; write the "
-            "weights where the network is defined, with torch.save(network.state_dict(), path)"
+            f"{path} is damaged, of TensorFlow, or holds other objects than tensors and numbers; "
+            "where the PyTorch network is defined write torch.save(network.state_dict(), path)"
         ) from error
     network = (NETWORKS | PORTS)[name]()
     ours = network.state_dict()
     shapes = [value.shape for value in ours.values()]
     for theirs in _state_dicts(content):
-        renamed = theirs.keys() != ours.keys()
-        if renamed and [value.shape for value in theirs.values()] == shapes:
+        if theirs.keys() != ours.keys() and [v.shape for v in theirs.values()] == shapes:
             theirs = dict(zip(ours, theirs.values(), strict=True))
         if theirs.keys() == ours.keys():
             network.load_state_dict(theirs)
-            return network.eval(), renamed
+            return network.eval()
     raise ValueError(
         f"{path} does not hold the weights of {name}, {len(shapes)} tensors from {list(shapes[0])} "
         f"to {list(shapes[-1])}; check --network"
@@ -122,11 +99,8 @@ def _state_dicts(content: Any) -> Iterator[dict[str, Tensor]]:
     """All dictionaries of tensors in `content`, whole and by the first part of the names."""
     if not isinstance(content, dict):
         return
-    tensors = {
-        str(name): value
-        for name, value in content.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
+    tensors = {str(name): value for name, value in content.items() if torch.is_tensor(value)}
+    tensors = {name: value for name, value in tensors.items() if value.is_floating_point()}
     yield tensors
     for first in {name.partition(".")[0] + "." for name in tensors}:
         parts = {name: value for name, value in tensors.items() if name.startswith(first)}

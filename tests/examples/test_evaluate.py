@@ -1,8 +1,10 @@
 """Measuring folders: what is compared, what is left out, what is written."""
 
+import contextlib
 import csv
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -94,6 +96,18 @@ def test_the_table_is_printed_before_files_are_written(folder, monkeypatch, caps
     assert "means ± standard deviations over 3 images" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_output_loses_no_file(folder, monkeypatch):
+    with open("/dev/full", "w", encoding="utf-8") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        with pytest.raises(SystemExit, match="evaluate: error: .*No space left on device"):
+            run(folder, "copy", more=["--per-image", folder / "all.csv"])
+        sys.stdout.flush()  # as at the exit
+        with contextlib.suppress(OSError):
+            full.close()
+    assert len((folder / "all.csv").read_text("utf-8").splitlines()) == 4
+
+
 @pytest.mark.skipif(os.name == "nt", reason="file names are Unicode there")
 def test_names_that_are_not_unicode_are_escaped(folder, capsys):
     name = os.fsdecode(b"\xb3\xa1.png")  # GBK
@@ -113,6 +127,6 @@ def test_folders_without_images_of_the_pairs(folder, capsys):
         run(folder, "no")
     write(folder / "few" / "scene0.png", noise(0, 48, 56))
     write(folder / "more" / "scene1.png", noise(0, 48, 56))
-    with pytest.raises(SystemExit, match="name fused images like .* measure fewer folders"):
+    with pytest.raises(SystemExit, match="no image could be measured; name images like"):
         run(folder, "few", "more")
     assert f"left out scene2: not in {folder / 'few'}" in capsys.readouterr().err

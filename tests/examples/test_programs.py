@@ -95,10 +95,19 @@ def test_minimal(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("program", ["quickstart", "one_network_many_sentences"])
-def test_results_stay_away_from_the_sources(tmp_path, program):
-    folder = save_pairs(tmp_path)
+def test_results_stay_away_from_the_sources_and_other_runs(tmp_path, program):
+    given = ["--pairs", str(save_pairs(tmp_path / "out" / "fused")), "--out"]
+    main = sys.modules[program].main
     with pytest.raises(SystemExit, match="must not lie among the sources"):
-        sys.modules[program].main(["--pairs", str(folder), "--out", str(folder / "vi")])
+        main([*given, str(tmp_path / "out" / "fused" / "vi")])
+    if program == "quickstart":
+        with pytest.raises(SystemExit, match="out must not hold the sources in .*ir"):
+            main([*given, str(tmp_path / "out")])
+    with (
+        options.claimed(tmp_path / "runs"),
+        pytest.raises(SystemExit, match="another run is writing to --out .*runs"),
+    ):
+        main([*given, str(tmp_path / "runs")])
 
 
 def test_an_unusable_sentence_is_reported_before_the_training(tmp_path):
@@ -122,7 +131,9 @@ def test_sheets_show_images_and_details(tmp_path):
     colour = torch.from_numpy(noise(0, 3, 60, 100))
     windows = [(slice(10, 40), slice(20, 70))]
     path = tmp_path / "sheet.png"
-    sheets.save_sheet({"a $dark": [dark], "bright " * 40: [bright], "c": [colour]}, windows, path)
+    sheets.save_sheet(
+        {"a $dark \udcff": [dark], "bright " * 40: [bright], "c": [colour]}, windows, path
+    )
     sheet = pixels(path)
     width = sheet.shape[1] // 3
     lower = sheet[sheet.shape[0] // 2 :]
@@ -134,7 +145,7 @@ def test_sheets_show_images_and_details(tmp_path):
 
 def test_curves_have_a_panel_per_term(tmp_path):
     history = {"total": [3.0, 2.0, 1.0], "kept": [0.5, 0.5, 0.5]}
-    sheets.save_loss_curves({"a": history, "b": history}, tmp_path / "curves.png")
+    sheets.save_loss_curves({"a \udcff": history, "b": history}, tmp_path / "curves.png")
     assert pixels(tmp_path / "curves.png").std() > 10
 
 
@@ -153,6 +164,10 @@ def test_curves_have_a_panel_per_term(tmp_path):
             "the disk is full; free some space",
         ),
         (OSError(28, "No space left on device"), "the disk is full; free some space"),
+        (OSError(12, "Cannot allocate memory"), "there is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "there is not enough memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "--workers 0"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "--workers 0"),
         (KeyboardInterrupt(), "test: interrupted"),
     ],
 )
@@ -181,6 +196,19 @@ def test_devices_that_do_not_work_are_named():
     assert options.choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="--device mars does not work here"):
         options.choose_device("mars")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize(
+    "program", ["minimal", "quickstart", "train", "fuse", "evaluate", "one_network_many_sentences"]
+)
+def test_every_program_can_be_interrupted_while_it_loads(tmp_path, program):
+    (tmp_path / "torch.py").write_text("import os\nos.kill(os.getpid(), 2)\n", "utf-8")
+    command = [sys.executable, str(EXAMPLES / f"{program}.py")]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from image_files import save_pairs
 from PIL import Image
 
+import options
 import pairs
 import train
 import training
@@ -159,23 +161,22 @@ def test_the_schedule_is_the_papers_for_any_length():
 
 def test_other_settings_are_no_resumption(tmp_path, folder):
     run(folder, tmp_path, "--steps", 1)
-    with pytest.raises(SystemExit, match="must be a folder without a training, .* --resume"):
+    with pytest.raises(SystemExit, match="holds a training; pass --resume"):
         run(folder, tmp_path, "--steps", 2)
-    with pytest.raises(SystemExit, match=r"noise was 0\.03, is 0\.1; pass the same options"):
+    with pytest.raises(SystemExit, match="others are given for noise; pass the same options"):
         run(folder, tmp_path, "--steps", 2, "--resume", "--noise", "0.1")
-    with pytest.raises(SystemExit, match="prompt was None, is .*dark"):
+    with pytest.raises(SystemExit, match="given for prompt; pass"):
         run(folder, tmp_path, "--steps", 2, "--resume", "--prompt", "a dark image")
     assert len(run(folder, tmp_path, "--steps", 2, "--resume")) == 2
+    with pytest.raises(SystemExit, match="--steps must exceed the 2 steps done, got 1"):
+        run(folder, tmp_path, "--steps", 1, "--resume")
 
 
-def test_a_damaged_log_or_settings_file(tmp_path, folder):
+def test_a_damaged_log(tmp_path, folder):
     run(folder, tmp_path, "--steps", 1)
     (tmp_path / "log.csv").write_bytes(b"\0" * 4096)  # after a power cut
     train.main(["--pairs", str(folder), "--out", str(tmp_path), *SMALL, "--steps", "2", "--resume"])
     assert b"\0002," in (tmp_path / "log.csv").read_bytes()
-    (tmp_path / "settings.json").write_bytes(b"\0" * 40)
-    with pytest.raises(SystemExit, match="settings.json is damaged"):
-        run(folder, tmp_path, "--steps", 3, "--resume")
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, folder, monkeypatch):
@@ -183,7 +184,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path, folder, monke
 
     def another():
         try:
-            with train.claimed(tmp_path):
+            with options.claimed(tmp_path):
                 pass
         except ValueError as error:
             refused.append(str(error))
@@ -193,19 +194,73 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path, folder, monke
     (message,) = refused
     assert f"process {os.getpid()} on " in message
     assert "choose another folder" in message
-    with train.claimed(tmp_path):  # free again
+    with options.claimed(tmp_path):  # free again
         pass
 
 
 def test_the_claim_of_a_killed_process_is_void(tmp_path):
-    code = f"import train, os; c = train.claimed(train.Path({str(tmp_path)!r})); c.__enter__(); "
+    code = (
+        f"import os, options; c = options.claimed(options.Path({str(tmp_path)!r})); c.__enter__(); "
+    )
     code += "os.kill(os.getpid(), 9)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path])}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / ".claimed-by").is_file()
-    with train.claimed(tmp_path):
+    with options.claimed(tmp_path):
         pass
+
+
+def test_only_folders_of_states_are_taken_for_states(tmp_path, folder):
+    others = ["state-best", "state-0000001-good", "state-1"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / "state-0000009").write_text("a file")
+    run(folder, tmp_path, "--steps", 1)
+    run(folder, tmp_path, "--steps", 2, "--resume")
+    there = {path.name for path in tmp_path.glob("state-*")}
+    assert there == {*others, "state-0000009", "state-0000002"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "missing"])
+@pytest.mark.parametrize("name", ["model.s*", "optimizer.bin", "scheduler.bin", "random*_0.pkl"])
+def test_a_damaged_state_is_named(tmp_path, folder, name, damage):
+    given = ["--network", "densefuse", "--steps"]
+    run(folder, tmp_path, *given, 1)
+    (path,) = tmp_path.glob(f"state-0000001/{name}")
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+    with pytest.raises(SystemExit, match=r"state-0000001 is damaged \(.*\); delete this folder"):
+        run(folder, tmp_path, *given, 2, "--resume")
+    path.write_bytes(content)
+    run(folder, tmp_path, *given, 2, "--resume")
+
+
+def test_a_new_training_takes_nothing_from_a_killed_one(tmp_path, folder):
+    (tmp_path / "sentences.txt").write_text("a dark image", "utf-8")
+    run(folder, tmp_path, "--steps", 1, "--prompts", tmp_path / "sentences.txt")
+    (state,) = tmp_path.glob("state-*")
+    shutil.rmtree(state)
+    run(folder, tmp_path, "--steps", 1)
+    assert load_trained(tmp_path).sentences is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_a_closed_terminal_saves(tmp_path, folder, monkeypatch):
+    def close():  # the shell and the system both say so
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    muted = []
+    monkeypatch.setattr(train, "mute_terminal", lambda: muted.append(True))
+    stop_after(monkeypatch, 1, stop=close)
+    with pytest.raises(SystemExit) as end:
+        run(folder, tmp_path, "--steps", 9)
+    assert (end.value.code, muted) == (130, [True])
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-0000001"]
 
 
 def test_a_full_disk_is_named_and_the_last_state_kept(tmp_path, folder, monkeypatch):
@@ -271,7 +326,7 @@ def test_options_that_would_train_nothing(tmp_path, folder, capsys, options, mes
 
 def test_options_that_do_not_go_together(tmp_path, folder):
     file = tmp_path / "sentences.txt"
-    for content, options, message in (
+    for content, given, message in (
         ("a dark image", ["--prompt", "a cat"], "must be used without --prompt"),
         ("a dark image", ["--network", "densefuse"], "with --network unet"),
         ("", [], "must hold a sentence a line, got none"),
@@ -280,7 +335,7 @@ def test_options_that_do_not_go_together(tmp_path, folder):
     ):
         file.write_text(content, "utf-8")
         with pytest.raises(SystemExit, match=message):
-            run(folder, tmp_path / "out", "--prompts", file, *options)
+            run(folder, tmp_path / "out", "--prompts", file, *given)
     file.write_bytes("a dark image".encode("utf-16"))
     with pytest.raises(SystemExit, match="must be text in UTF-8"):
         run(folder, tmp_path / "out", "--prompts", file)

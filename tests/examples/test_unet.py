@@ -103,9 +103,13 @@ def test_small_images_are_fused_as_in_a_call(trained: FusionUNet) -> None:
 def test_tiles_are_close_to_the_whole(trained: FusionUNet) -> None:
     """Within two grey levels on average: what differs is the statistics, estimated from windows."""
     pair = sources(403, 517, count=2)
-    tiled, whole = trained.fuse(*pair, vectors(2), tile=64), trained(*pair, vectors(2))
+    whole = trained(*pair, vectors(2))
+    images = zip(*(image.split(1) for image in (*pair, vectors(2))), strict=True)
+    tiled = torch.cat([trained.fuse(*image, tile=64) for image in images])
     assert (tiled - whole).abs().mean() < 2 / 255
     assert (tiled - whole).abs().max() < 8 / 255
+    with pytest.raises(ValueError, match="must be one large image at a time, got 2"):
+        trained.fuse(*pair, vectors(2), tile=64)
 
 
 @torch.inference_mode()
@@ -137,7 +141,7 @@ def test_reach_is_what_a_pixel_depends_on() -> None:
 @pytest.mark.parametrize(
     ("dimension", "vector", "message"),
     [
-        (None, torch.ones(1, 128), r"takes no `vector`.*FusionUNet\(128\)"),
+        (None, torch.ones(1, 128), r"must have shape None, got \(1, 128\).*FusionUNet"),
         (128, None, r"must have shape \(2, 128\) or \(1, 128\), got None"),
         (128, torch.ones(3, 128), r"got \(3, 128\)"),
         (128, torch.ones(2, 64), r"got \(2, 64\)"),
