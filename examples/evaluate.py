@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for of_method, row in zip(rows.values(), measured, strict=True):
             of_method[files.name] = row
     if not any(rows.values()):
-        raise ValueError("no image could be measured; name images like their sources, see above")
+        raise ValueError(
+            "no image could be measured; name images like their sources, see above, and pass each "
+            "sentence's folder, such as OUT/*"
+        )
     try:
         report(rows)
     finally:  # neither is lost where the other cannot be written

@@ -2,7 +2,7 @@
 
 Without options it trains on five real pairs of the TNO data set (A. Toet, CC BY 4.0), with the
 small CLIP that comes with the package: once without language and once for each of two sentences.
-This takes about two minutes on two CPU cores, without a download. The --out folder then holds:
+This takes one to two minutes on two CPU cores, without a download. The --out folder then holds:
 
   contact_sheet.png  the sources, a column without language, and one per sentence
   loss_curves.png    the terms of the loss per step
