@@ -110,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
+    if not str(chosen.out).isprintable():  # safetensors opens Unicode names only
+        raise ValueError(f"--out must be a name in Unicode, got {ascii(str(chosen.out))}")
     with options.claimed(chosen.out), stop_on_request() as stop:
         finished = train(chosen, folders, stop)
     if not finished:
@@ -239,7 +241,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
                 network.train()
             if stopping:
                 break
-    except pairs.UnusableImageError:  # a source that has vanished, say
+    except (pairs.UnusableImageError, OSError):  # a source that has vanished, a full log disk
         if accelerator.num_processes == 1:
             save()
         raise

@@ -168,6 +168,8 @@ def test_other_settings_are_no_resumption(tmp_path, folder):
     with pytest.raises(SystemExit, match="given for prompt; pass"):
         run(folder, tmp_path, "--steps", 2, "--resume", "--prompt", "a dark image")
     assert len(run(folder, tmp_path, "--steps", 2, "--resume")) == 2
+    with pytest.raises(SystemExit, match=r"--out must be a name in Unicode, got .*udcb3"):
+        run(folder, tmp_path / os.fsdecode(b"\xb3\xa1"), "--steps", 1)
     with pytest.raises(SystemExit, match="--steps must exceed the 2 steps done, got 1"):
         run(folder, tmp_path, "--steps", 1, "--resume")
 
