@@ -44,7 +44,7 @@ positive_number = partial(number, positive=True)
 ENCODERS = (
     "the CLIP of the loss: tiny, a small one for demonstrations; MODEL/TAG of open_clip, such as "
     "ViT-B-32-quickgelu/openai, downloaded once; MODEL=FILE, such as RN50=RN50.pt, with weights of "
-    "open_clip, OpenAI or transformers; FOLDER of one of them; hf-hub:ORG/REPO"
+    "open_clip or OpenAI; FOLDER of open_clip or transformers; hf-hub:ORG/REPO"
 )
 FOLDER = {"type": Path, "metavar": "DIR"}
 #: Options that several programs have.
