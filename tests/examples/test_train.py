@@ -259,8 +259,12 @@ def test_a_closed_terminal_saves(tmp_path, folder, monkeypatch):
     muted = []
     monkeypatch.setattr(train, "mute_terminal", lambda: muted.append(True))
     stop_after(monkeypatch, 1, stop=close)
-    with pytest.raises(SystemExit) as end:
-        run(folder, tmp_path, "--steps", 9)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        with pytest.raises(SystemExit) as end:
+            run(folder, tmp_path, "--steps", 9)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert (end.value.code, muted) == (130, [True])
     assert [path.name for path in tmp_path.glob("state-*")] == ["state-0000001"]
 
