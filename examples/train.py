@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
     if not str(chosen.out).isprintable():  # safetensors opens Unicode names only
-        raise ValueError(f"--out must be a name in Unicode, got {ascii(str(chosen.out))}")
+        raise ValueError(f"--out must be a name in Unicode, got {str(chosen.out)!a}")
     with options.claimed(chosen.out), stop_on_request() as stop:
         finished = train(chosen, folders, stop)
     if not finished:
