@@ -14,6 +14,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
 from torch import Tensor
 
+from options import atomic_write
+
 from .captions import (
     OBJECTIVES,
     PAPER_INFRARED,
@@ -25,7 +27,6 @@ from .captions import (
     vocabulary,
 )
 from .degradations import QUALITY_PROMPTS
-from .files import atomic_write
 
 MEAN, STD = 0.45, 0.25
 
@@ -152,5 +153,5 @@ def export(model: CLIP, config: Config, captions: tuple[Caption, ...], folder: P
     sums = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     files["SHA256SUMS"] = "".join(sums).encode()
     for name, content in files.items():
-        with atomic_write(folder / name) as file:
-            file.write(content)
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(content)
