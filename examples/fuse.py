@@ -165,10 +165,12 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
     if not chosen.region:
         return by_folder
     regions = "".join(f"_{options.readable_name(' '.join(region))}" for region in chosen.region)
-    return {
-        f"{folder}{regions}": torch.stack([vector, *(vectors[text] for text in inside)])
-        for folder, vector in by_folder.items()
-    }
+    more = [vectors[text] for text in inside]
+    with_regions = {}
+    for folder, vector in by_folder.items():
+        name, slash, step = folder.partition("/")
+        with_regions[f"{name}{regions}{slash}{step}"] = torch.stack([vector, *more])
+    return with_regions
 
 
 def labels_of(pair: pairs.Pair, region_masks: Sequence[str]) -> Tensor | None:
