@@ -50,6 +50,7 @@ REGION_WEIGHTS = {
     "direction_weight": 2.0,
     "patch_weight": 3.0,
     "num_patches": 8,
+    "min_patch_entropy": 4.0,
     "regularizer_weight": 2.4,
 }
 REGION_LAYOUT_WEIGHT = 0.5
@@ -285,7 +286,7 @@ def train(
             raise ValueError(f"the loss is {total} in step {step + 1}; try a lower learning rate")
         for name, value in values.items():
             history[name].append(value)
-        bar.set_postfix({name: values[name] for name in ("total", "kept")}, refresh=False)
+        bar.set_postfix(shown(values, criterion), refresh=False)
     return history
 
 
@@ -300,6 +301,12 @@ def call(
     told = [] if objectives is None else [objectives.text_direction]
     by_label = {} if regions is None else {"regions": regions}
     return network(visible, infrared, *told, **by_label)
+
+
+def shown(values: dict[str, float], criterion: LanguageDrivenFusionLoss) -> dict[str, float]:
+    """What a progress bar shows of a step: without patches not `kept`, which is 0 then."""
+    names = ("total", "kept") if criterion.patch_weight else ("total",)
+    return {name: values[name] for name in names}
 
 
 @torch.inference_mode()
