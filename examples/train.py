@@ -73,7 +73,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True)
     add("--resume", "continue the training in --out", action="store_true")
     add("--prompt", "; repeat it for an ensemble (default: the paper's)")
-    text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times"
+    add("--opposite", "; repeat it for several")
+    text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times, "
+    text += "`a clear image | not: a bright image` has an opposite"
     add("--prompts", text, type=Path)
     sources = {"action": "append", "metavar": "TEXT"}
     add("--visible-text", "the visible image in words (default: the paper's)", **sources)
@@ -120,8 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bool:
     """Train to the end, or until asked to stop; returns whether it was the end."""
-    if chosen.prompts and (chosen.prompt or chosen.network != "unet"):
-        raise ValueError("--prompts must be used without --prompt and with --network unet")
+    if chosen.prompts and (chosen.prompt or chosen.opposite or chosen.network != "unet"):
+        raise ValueError(
+            "--prompts must be used without --prompt and --opposite and with --network unet; write "
+            "`a clear image | not: a bright image` into the file"
+        )
     if chosen.device not in (None, "cpu"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(options.choose_device(chosen.device))
     accelerator = Accelerator(
@@ -151,7 +156,8 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     set_seed(chosen.seed, device_specific=True)
     with options.warnings_as_notes():
         criterion = build_loss(chosen).to(device)
-        weights = training.read_sentences(chosen.prompts) if chosen.prompts else {}
+        texts = (chosen.prompts, criterion.objective)
+        weights = training.read_sentences(*texts) if chosen.prompts else {}
         bank = criterion.embed(list(weights)) if weights else None
     network = NETWORKS[chosen.network](*(bank.text_direction.shape[1:] if bank else ()))
     draw = training.DrawnSentences(bank, list(weights.values())) if bank else None
@@ -253,8 +259,8 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
 
 
 def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
-    given = (chosen.prompt, chosen.visible_text, chosen.infrared_text)
-    texts = zip(("fused", "visible", "infrared"), given, strict=True)
+    given = (chosen.prompt, chosen.visible_text, chosen.infrared_text, chosen.opposite)
+    texts = zip(("fused", "visible", "infrared", "opposite"), given, strict=True)
     return training.build_criterion(
         chosen.encoder or "tiny",
         FusionObjective(**{role: text for role, text in texts if text}),
@@ -354,7 +360,8 @@ def save_samples(
     told = {"fused": None}
     if bank:
         rows = pairs.spread(len(bank), 4)
-        told = {bank.objectives[row].fused[0]: bank.text_direction[row] for row in rows}
+        titles = [training.in_words(bank.objectives[row]) for row in rows]
+        told = dict(zip(titles, bank.text_direction[rows], strict=True))
     for title, vector in told.items():
         fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
         columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
