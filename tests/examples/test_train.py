@@ -25,7 +25,7 @@ from networks.weights import load_trained
 
 EXAMPLES = Path(train.__file__).parent
 SMALL = ["--crop", "32", "--batch", "2", "--patches", "2", "--crops-per-pair", "2"]
-SMALL += ["--sample-every", "0", "--device", "cpu"]
+SMALL += ["--sample-every", "0", "--device", "cpu", "--encoder", "tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,7 @@ def test_every_network_trains(tmp_path, folder, network, capsys):
     assert all(float(value) >= 0 for value in rows[0].values())
     with Image.open(tmp_path / "samples" / "step_0000001.png") as sheet:
         assert min(sheet.size) > 200
-    said = capsys.readouterr()
-    assert said.out.startswith("note: the loss is computed with tiny, a CLIP for demonstrations")
-    assert "finished" in said.out
+    assert "finished" in capsys.readouterr().out
     trained = load_trained(tmp_path)
     assert (trained.sentences, trained.encoder) == (None, "tiny")
     torch.manual_seed(0)  # the weights have moved
@@ -339,6 +337,22 @@ def test_options_that_would_train_nothing(tmp_path, folder, capsys, options, mes
     with pytest.raises(SystemExit):
         run(folder, tmp_path, *options)
     assert message in capsys.readouterr().err
+
+
+def test_the_clip_must_be_chosen(folder, tmp_path):
+    message = "--encoder must name .*: ViT-B-32-quickgelu/openai is the paper's, .*; tiny"
+    with pytest.raises(SystemExit, match=message):
+        train.main(["--pairs", str(folder), "--out", str(tmp_path / "out"), "--steps", "1"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_has_the_numbers_of_the_loss(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--patches N patches per crop (default: 32; with tiny 2)" in said
+    assert "--direction-weight N (default: 2; with tiny 3.2)" in said
+    assert "(default: 0.5 with --prompts, else none)" in said
 
 
 def test_options_that_do_not_go_together(tmp_path, folder):
