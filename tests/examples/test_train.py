@@ -138,7 +138,9 @@ def test_an_opposite_is_trained_away_from(tmp_path, folder):
     given = ["--opposite", "a bright image", "--opposite", "a noisy image"]
     rows = run(folder, tmp_path, "--steps", 1, "--prompt", "a dark image", *given)
     assert float(rows[0]["direction"]) > 0
-    built = train.build_loss(train.parse(["--out", "x", "--prompt", "a dark image", *given]))
+    built = train.build_loss(
+        train.parse(["--out", "x", *SMALL, "--prompt", "a dark image", *given])
+    )
     assert built.objective.fused == ("a dark image",)
     assert built.objective.opposite == ("a bright image", "a noisy image")
 
