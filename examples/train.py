@@ -6,6 +6,7 @@ The --out folder then holds:
   log.csv              the terms of the loss per step
   samples/             a few pairs, fused during the training in full size
   state-STEP/          weights, optimizer, schedule and random numbers, for --resume
+  tensorboard/         log and samples for --log-to tensorboard: `tensorboard --logdir OUT`
 
 Ctrl-C saves and stops; the same command with --resume continues. The defaults are the settings of
 the paper (Wang et al., ACM MM 2025).
@@ -32,9 +33,12 @@ from typing import Any
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import load, set_seed
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -106,7 +110,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", "data loading processes", 0, type=options.natural)
     add("--save-every", "steps between states; 0: only at the end", 500, type=options.natural)
     add("--sample-every", "the same for sample images", 500, type=options.natural)
-    add("--log-to", "tensorboard, or another tracker of Accelerate", metavar="TRACKER")
+    text = "show log and samples in tensorboard or wandb; or the log in a tracker of Accelerate"
+    add("--log-to", text, metavar="TRACKER")
     return parser.parse_args(arguments)
 
 
@@ -200,7 +205,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     )
     network, optimizer, schedule, loader = accelerator.prepare(network, optimizer, schedule, loader)
     if chosen.log_to:
-        accelerator.init_trackers(chosen.log_to)
+        start_tracker(accelerator, chosen.log_to, chosen.out)
     if state:
         load_state(accelerator, state)
     max_norm = chosen.max_norm
@@ -260,6 +265,8 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             if first and (step == last or due):
                 path = chosen.out / "samples" / f"step_{step:07d}.png"
                 save_samples(accelerator.unwrap_model(network), opened, bank, path)
+                for tracker in accelerator.trackers:
+                    show_samples(tracker, path, step)
                 network.train()
             if stopping:
                 break
@@ -382,6 +389,23 @@ def save_samples(
         fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
         columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
     sheets.save_sheet(columns, sheets.salient_windows(shown), path)
+
+
+def start_tracker(accelerator: Accelerator, name: str, out: Path) -> None:
+    if not accelerator.log_with:  # Accelerate would go on without
+        raise ValueError(f"--log-to {name} needs its package; pip install {name}")
+    settings = {"wandb": {"name": out.resolve().name, "dir": str(out)}}
+    project = "tensorboard" if name == "tensorboard" else "clip_fusion_loss"  # there it is a folder
+    accelerator.init_trackers(project, init_kwargs=settings)
+
+
+def show_samples(tracker: GeneralTracker, path: Path, step: int) -> None:
+    """Give a sheet to a tracker; only these two take images in one way."""
+    if tracker.name in ("tensorboard", "wandb"):
+        with Image.open(path) as sheet:
+            images = {"samples": np.asarray(sheet.convert("RGB"))[None]}
+        order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images(images, step=step, **order)
 
 
 def ignore_interrupts(_: int) -> None:

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -14,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from image_files import save_pairs
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import options
 import pairs
@@ -318,11 +321,45 @@ def test_losses_that_are_not_finite_stop(tmp_path, folder):
 
 @pytest.mark.parametrize("network", ["unet", "densefuse"])
 def test_tensorboard_bf16_and_workers(tmp_path, folder, network):
+    """Its files have what log.csv and the sheets of samples have."""
     options = ["--log-to", "tensorboard", "--amp", "bf16", "--network", network]
-    run(folder, tmp_path, "--steps", 1, *options, "--workers", int(network == "densefuse"))
-    (events,) = (tmp_path / "tensorboard").rglob("events*")
-    content = events.read_bytes()
-    assert all(name in content for name in (b"direction", b"kept", b"rate"))
+    options += ["--sample-every", "1", "--workers", int(network == "densefuse")]
+    rows = run(folder, tmp_path, "--steps", 2, *options)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == rows[0].keys() - {"step"}
+    for name in events.Tags()["scalars"]:
+        points = {point.step: point.value for point in events.Scalars(name)}
+        assert points == pytest.approx({int(row["step"]): float(row[name]) for row in rows})
+    assert events.Tags()["images"] == ["samples"]
+    sheets = events.Images("samples")
+    assert [sheet.step for sheet in sheets] == [1, 2]
+    for sheet in sheets:
+        path = tmp_path / "samples" / f"step_{sheet.step:07d}.png"
+        with Image.open(BytesIO(sheet.encoded_image_string)) as shown, Image.open(path) as saved:
+            assert shown.tobytes() == saved.convert("RGB").tobytes()
+
+
+def test_wandb_gets_a_list_of_images_and_other_trackers_none(tmp_path):
+    Image.new("RGB", (5, 4), "red").save(tmp_path / "sheet.png")
+    given = []
+
+    def log_images(values, step):
+        given.append((values["samples"].shape, step))
+
+    for name in ("wandb", "mlflow"):
+        train.show_samples(
+            SimpleNamespace(name=name, log_images=log_images), tmp_path / "sheet.png", 7
+        )
+    assert given == [((1, 4, 5, 3), 7)]
+
+
+def test_a_tracker_that_is_not_installed(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    message = "--log-to wandb needs its package; pip install wandb"
+    with pytest.raises(SystemExit, match=message), pytest.warns(UserWarning, match="log_with"):
+        run(folder, tmp_path, "--steps", 1, "--log-to", "wandb")
+    with pytest.raises(SystemExit, match="Unsupported logging capability: tensorbord"):
+        run(folder, tmp_path, "--steps", 1, "--log-to", "tensorbord")
 
 
 @pytest.mark.parametrize(
