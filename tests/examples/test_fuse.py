@@ -216,14 +216,8 @@ def test_regions_get_sentences_of_their_own(tmp_path, told, capsys):
         write(folder / "ir" / f"{name}.png", np.full((48, 56), 90, np.uint8))
     write(tmp_path / "top.png", top)
     more = ["--region", str(tmp_path / "masks"), "a bright image"]
-    more += [
-        "--region",
-        str(tmp_path / "top.png"),
-        "a foggy image",
-        "--region",
-        "hot",
-        "a noisy image",
-    ]
+    more += ["--region", str(tmp_path / "top.png"), "a foggy image"]
+    more += ["--region", "hot", "a noisy image"]
     out = tmp_path / "fused"
     blend = ["--blend", "a dark image", "a bright image", "2"]
     run(told, folder, out, "--prompt", "a dark image", *blend, *more)
@@ -260,6 +254,44 @@ def test_masks_that_cannot_be_used_are_named(tmp_path, folder, told, capsys):
     assert "mask.png: is 60 x 44, the pair 42 x 50 pixels" in printed.err
 
 
+def test_opposites(tmp_path, folder, told, monkeypatch):
+    """Sentences of the training keep theirs; --opposite is one for all, and names the folder."""
+    clip = FrozenCLIP.tiny()
+    texts = ("a clear image", "a dark image", "a dark image")
+    opposites = ((), ("a noisy image",), ())
+    objectives = [FusionObjective(t, opposite=o) for t, o in zip(texts, opposites, strict=True)]
+    EmbeddedFusionModel(objectives[:2], clip).save(told / SENTENCES)
+    network, pair = load_trained(told).network, pair_named(folder, "colour")
+
+    def expected(objective):
+        return fuse_with(network, pair, CPU, EmbeddedFusionModel(objective, clip).text_direction)
+
+    def fused(*more):
+        out = tmp_path / f"fused-{len(list(tmp_path.iterdir()))}"
+        run(told, folder, out, "--grey", *more)
+        return {path.parent.name: read_image(path) for path in out.rglob("colour.png")}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenCLIP, "tiny", None)  # known sentences need no CLIP
+        saved = fused("--prompt", "a dark image")
+        same = fused("--prompt", "a dark image", "--opposite", "a noisy image")
+    assert torch.equal(saved["a-dark-image"], expected(objectives[1]))
+    ((name, image),) = same.items()
+    assert name.startswith("a-dark-image-not-a-noisy-image-")
+    assert torch.equal(image, saved["a-dark-image"])
+
+    more = ("--opposite", "a bright image", "--opposite", "a noisy image")
+    new = fused("--prompt", "a clear image", *more)
+    other = FusionObjective("a clear image", opposite=("a bright image", "a noisy image"))
+    ((name, image),) = new.items()
+    assert name.startswith("a-clear-image-not-a-bright-image-a-noisy")
+    assert torch.equal(image, expected(other))
+    assert not torch.equal(image, expected(objectives[0]))
+
+    EmbeddedFusionModel(objectives, clip).save(told / SENTENCES)  # with and without: without
+    assert torch.equal(fused("--prompt", "a dark image")["a-dark-image"], expected(objectives[2]))
+
+
 def test_no_two_sentences_share_a_folder(tmp_path, folder, told, capsys):
     assert options.readable_name("a dark image 2") == "a-dark-image-2"
     long = "an image of a street at night with many people and "
@@ -286,6 +318,8 @@ def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
         (checkpoint, ["--prompt", "a dark image"], "--prompt is for a network of .*run"),
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
         (checkpoint, ["--region", "hot", "a dark image"], "--region is for a network"),
+        (checkpoint, ["--opposite", "a noisy image"], "--opposite is for a network"),
+        (told, ["--opposite", "a noisy image"], "--prompt or --blend must be given"),
         (told, [], '--prompt or --blend must be given for .*told.* --prompt "a dark image"'),
         (told, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be the CLIP of the loss"),
     ):

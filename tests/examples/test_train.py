@@ -22,7 +22,7 @@ import options
 import pairs
 import train
 import training
-from clip_fusion_loss import EmbeddedFusionModel
+from clip_fusion_loss import EmbeddedFusionModel, FusionObjective
 from networks import NETWORKS
 from networks.weights import load_trained
 from train import WEIGHTS
@@ -122,7 +122,8 @@ def test_a_resumed_training_has_the_weights_of_one_without_interruption(
 @pytest.mark.parametrize("regions", [None, "random", "folder"])
 def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, monkeypatch, regions):
     file = tmp_path / "sentences.txt"
-    file.write_text("\ufeff# seasons\na dark image\n\n 2.5 | a bright image\n", "utf-8")
+    text = "\ufeff# seasons\na dark image\n\n 2.5 | a bright image | not: a noisy image\n"
+    file.write_text(text, "utf-8")
     options = ["--prompts", file, "--steps", 3]
     if regions == "folder":
         regions = tmp_path / "seg"
@@ -137,7 +138,8 @@ def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, mon
     run(folder, tmp_path / "halves", *options, "--resume")
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
     bank = EmbeddedFusionModel.load(tmp_path / "whole" / "sentences.safetensors")
-    assert [o.fused for o in bank.objectives] == [("a dark image",), ("a bright image",)]
+    expected = FusionObjective("a bright image", opposite="a noisy image")
+    assert bank.objectives == (FusionObjective("a dark image"), expected)
     network = load_trained(tmp_path / "whole").network
     assert network.dimension == bank.text_direction.shape[1]
     row = {name: float(value) for name, value in read_log(tmp_path / "whole")[0].items()}
@@ -145,6 +147,17 @@ def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, mon
     expected.similarity_weight *= training.MANY_SIMILARITY
     total = sum(getattr(expected, name) * row[name.removesuffix("_weight")] for name in WEIGHTS)
     assert row["total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_an_opposite_is_trained_away_from(tmp_path, folder):
+    given = ["--opposite", "a bright image", "--opposite", "a noisy image"]
+    rows = run(folder, tmp_path, "--steps", 1, "--prompt", "a dark image", *given)
+    assert float(rows[0]["direction"]) > 0
+    built = train.build_loss(
+        train.parse(["--out", "x", *SMALL, "--prompt", "a dark image", *given])
+    )
+    assert built.objective.fused == ("a dark image",)
+    assert built.objective.opposite == ("a bright image", "a noisy image")
 
 
 def test_one_step_is_that_of_a_plain_loop(tmp_path, folder):
@@ -397,10 +410,18 @@ def test_options_that_do_not_go_together(tmp_path, folder):
     file = tmp_path / "sentences.txt"
     for content, given, message in (
         ("a dark image", ["--prompt", "a cat"], "must be used without --prompt"),
+        ("a dark image", ["--opposite", "a cat"], "--opposite and .*; write `a clear image . not:"),
         ("a dark image", ["--network", "densefuse"], "with --network unet"),
         ("", [], "must hold a sentence a line, got none"),
         ("0 | a dark image", [], "line 1: must be a sentence, or a weight above 0"),
         ("a dark image\nx | y", [], "line 2: must be a sentence"),
+        ("not: a dark image", [], "line 1: must be a sentence"),
+        ("a dark image | not: ", [], "line 1: must be a sentence"),
+        (
+            "a dark image | a cat",
+            [],
+            "line 1: must be .*, as in 2.5 . a clear image . not: a bright",
+        ),
     ):
         file.write_text(content, "utf-8")
         with pytest.raises(SystemExit, match=message):
