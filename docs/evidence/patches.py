@@ -11,29 +11,26 @@ the test can find at best.
 
 import argparse
 import csv
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy import stats
-from torch import Tensor, nn
 
 import metrics
+import networks
 from clip_fusion_loss import FrozenCLIP, LanguageDrivenFusionLoss
 from evidence import tables
 from evidence.trials import PAPER
-from networks import NETWORKS
 from options import whole_number
 from pairs import Pair, luminance, open_pairs, to_8bit
-from training import BATCH_SIZE, CROP_SIDE, Crops, fuse_with, train
+from training import fuse_with, train
 
 HERE = Path(__file__).parent
-PATCHES = (1, 2, 4, 8, 16, 32)
-REFERENCE = max(PATCHES)
+REFERENCE = 32
+#: Patches of each network's trainings.
+NETWORKS = {"unet": (1, 2, 4, 8, 16, 32), "densefuse": (2, 8, 32)}
 PROMPTS = (PAPER, "a dark image")
 MEASURES = ("EN", "SD", "SF", "AG", "MI", "SCD", "SSIM", "Qabf")
 MARGIN, LEVEL = 0.02, 0.05
@@ -50,16 +47,16 @@ class Training:
     """Another one: other patches, all else alike."""
 
 
-def plan(seeds: int, networks: Sequence[str]) -> Iterator[Training]:
+def plan(seeds: int) -> Iterator[Training]:
     """The trainings, so ordered that a part of them is a study with fewer seeds."""
     for seed in range(seeds):
         for prompt in PROMPTS:
-            for network in networks:
-                for patches in PATCHES:
+            for network, numbers in NETWORKS.items():
+                for patches in numbers:
                     yield Training(network, prompt, patches, seed)
     for seed in range(seeds):
         for prompt in PROMPTS:
-            yield Training(networks[0], prompt, REFERENCE, seed, draw=1)
+            yield Training("unet", prompt, REFERENCE, seed, draw=1)
 
 
 def run(training: Training, pairs: Sequence[Pair], clip: FrozenCLIP, steps: int) -> tables.Row:
@@ -71,7 +68,7 @@ def run(training: Training, pairs: Sequence[Pair], clip: FrozenCLIP, steps: int)
         generator=torch.Generator().manual_seed(training.seed + 1000 * training.draw),
     )
     torch.manual_seed(training.seed)
-    network, cpu = NETWORKS[training.network](), torch.device("cpu")
+    network, cpu = networks.NETWORKS[training.network](), torch.device("cpu")
     start = time.process_time()
     options = {"steps": steps, "seed": training.seed, "device": cpu}
     train(network, criterion, pairs[::2], title=training.prompt, **options)
@@ -93,7 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--max-pairs", type=whole_number, default=50, help=shown)
     add("--steps", type=whole_number, default=150, help=shown)
     add("--seeds", type=whole_number, default=5, help=shown)
-    add("--networks", nargs="+", choices=NETWORKS, default=["unet", "densefuse"], help=shown)
     add("--csv", type=Path, default=HERE / "patches.csv", help=shown)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -102,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.csv.exists():
         with open(options.csv, newline="") as file:
             done = {tuple(row.values())[:5] for row in csv.DictReader(file)}
-    for training in plan(options.seeds, options.networks):
+    for training in plan(options.seeds):
         if tuple(map(str, astuple(training))) in done:
             continue
         row = asdict(training) | run(training, pairs, clip, options.steps)
