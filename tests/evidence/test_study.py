@@ -2,9 +2,9 @@
 
 import pytest
 from scipy import stats
+from test_results import save_pairs
 
 from evidence import patches, tables
-from test_results import save_pairs
 
 DIFFERENCES = [0.3, -0.1, 0.4, 0.2, -0.3]
 
