@@ -205,6 +205,44 @@ def test_each_sentence_gets_a_folder(tmp_path, folder, told, monkeypatch, capsys
     assert not torch.equal(images["a-dark-image"], images["a-bright-image"])
 
 
+def test_opposites(tmp_path, folder, told, monkeypatch):
+    """Sentences of the training keep theirs; --opposite is one for all, and names the folder."""
+    clip = FrozenCLIP.tiny()
+    texts = ("a clear image", "a dark image", "a dark image")
+    opposites = ((), ("a noisy image",), ())
+    objectives = [FusionObjective(t, opposite=o) for t, o in zip(texts, opposites, strict=True)]
+    EmbeddedFusionModel(objectives[:2], clip).save(told / SENTENCES)
+    network, pair = load_trained(told).network, pair_named(folder, "colour")
+
+    def expected(objective):
+        return fuse_with(network, pair, CPU, EmbeddedFusionModel(objective, clip).text_direction)
+
+    def fused(*more):
+        out = tmp_path / f"fused-{len(list(tmp_path.iterdir()))}"
+        run(told, folder, out, "--grey", *more)
+        return {path.parent.name: read_image(path) for path in out.rglob("colour.png")}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenCLIP, "tiny", None)  # known sentences need no CLIP
+        saved = fused("--prompt", "a dark image")
+        same = fused("--prompt", "a dark image", "--opposite", "a noisy image")
+    assert torch.equal(saved["a-dark-image"], expected(objectives[1]))
+    ((name, image),) = same.items()
+    assert name.startswith("a-dark-image-not-a-noisy-image-")
+    assert torch.equal(image, saved["a-dark-image"])
+
+    more = ("--opposite", "a bright image", "--opposite", "a noisy image")
+    new = fused("--prompt", "a clear image", *more)
+    other = FusionObjective("a clear image", opposite=("a bright image", "a noisy image"))
+    ((name, image),) = new.items()
+    assert name.startswith("a-clear-image-not-a-bright-image-a-noisy")
+    assert torch.equal(image, expected(other))
+    assert not torch.equal(image, expected(objectives[0]))
+
+    EmbeddedFusionModel(objectives, clip).save(told / SENTENCES)  # with and without: without
+    assert torch.equal(fused("--prompt", "a dark image")["a-dark-image"], expected(objectives[2]))
+
+
 def test_no_two_sentences_share_a_folder(tmp_path, folder, told, capsys):
     assert options.readable_name("a dark image 2") == "a-dark-image-2"
     long = "an image of a street at night with many people and "
@@ -230,6 +268,8 @@ def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
     for source, more, message in (
         (checkpoint, ["--prompt", "a dark image"], "--prompt is for a network of .*run"),
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
+        (checkpoint, ["--opposite", "a noisy image"], "--opposite is for a network"),
+        (told, ["--opposite", "a noisy image"], "--prompt or --blend must be given"),
         (told, [], '--prompt or --blend must be given for .*told.* --prompt "a dark image"'),
         (told, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be the CLIP of the loss"),
     ):

@@ -4,11 +4,24 @@ import pytest
 import torch
 from image_files import save_pairs
 
-from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss, StructureLoss
+from clip_fusion_loss import (
+    FusionObjective,
+    IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+    StructureLoss,
+)
 from networks.densefuse import DenseFuse
 from networks.unet import FusionUNet
 from pairs import luminance, open_pairs
-from training import Crops, DrawnSentences, build_criterion, load_clip, read_sentences, train
+from training import (
+    Crops,
+    DrawnSentences,
+    build_criterion,
+    load_clip,
+    read_sentences,
+    train,
+    with_and_without,
+)
 
 CPU = torch.device("cpu")
 
@@ -153,5 +166,25 @@ def test_the_loss_by_the_name_of_its_clip(tmp_path, small_architecture, clip_mod
 
 def test_files_of_sentences(tmp_path):
     path = tmp_path / "sentences.txt"
-    path.write_text("\ufeff# seasons\na dark image\n\n 2.5 |  a cat \n@night's \\path\n", "utf-8")
-    assert read_sentences(path) == {"a dark image": 1, "a cat": 2.5, "@night's \\path": 1}
+    text = "\ufeff# seasons\na dark image\n\n 2.5 |  a cat \n@night's \\path\n.5|a cat|not: a dog"
+    path.write_text(f"{text}\na cat | not: a dog | not:a bird\n", "utf-8")
+    sources = FusionObjective(visible="a photo", opposite="a fish")
+
+    def told(fused, *opposite):
+        return FusionObjective(fused, visible="a photo", opposite=opposite)
+
+    assert list(read_sentences(path, sources).items()) == [
+        (told("a dark image"), 1),
+        (told("a cat"), 2.5),
+        (told("@night's \\path"), 1),
+        (told("a cat", "a dog"), 0.5),
+        (told("a cat", "a dog", "a bird"), 1),
+    ]
+
+
+def test_titles_tell_opposites():
+    both = with_and_without(["a cat", "a cat", "a dog"], ["a fish", "a bird"])
+    told = ("a cat", "a cat, not a fish, a bird", "a dog", "a dog, not a fish, a bird")
+    assert tuple(both) == told
+    assert both[told[1]] == FusionObjective("a cat", opposite=("a fish", "a bird"))
+    assert list(with_and_without(["a cat"], None)) == ["a cat"]
