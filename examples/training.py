@@ -45,15 +45,15 @@ MANY_SIMILARITY = 2 / 3
 #: With regions patches are smaller, so that most lie in one. With tiny they count more, for only
 #: crops of one label have a direction as a whole; and the layout counts less, as it ties regions to
 #: each other. Found by trial.
-REGION_PATCH_SCALE = (0.25, 0.5)
+REGION_PATCH_SCALE = (0.3, 0.6)
 REGION_WEIGHTS = {
-    "direction_weight": 2.0,
-    "patch_weight": 3.0,
-    "num_patches": 8,
+    "direction_weight": 3.2,
+    "patch_weight": 2.0,
+    "num_patches": 6,
     "min_patch_entropy": 4.0,
-    "regularizer_weight": 2.4,
+    "regularizer_weight": 4.0,
 }
-REGION_LAYOUT_WEIGHT = 0.5
+REGION_LAYOUT_WEIGHT = 1.0
 #: Weight of `region_gap`. Patches tell of regions that are larger than they are, and half of what
 #: they ask for is done everywhere; with it regions of all sizes follow. Found by trial with tiny.
 REGION_GAP_WEIGHT = 20.0
