@@ -23,7 +23,7 @@ from .objective import (
     embed_for_batch,
     embed_one,
 )
-from .patches import EmptySteps, patch_term
+from .patches import EmptySteps, PatchGeometry, patch_term
 from .regularizers import StructureLoss, VGGMaxFeatureLoss
 
 
@@ -31,8 +31,9 @@ class FusionLossTerms(NamedTuple):
     """The total loss and its unweighted terms, float32; scalars, or (B,) with ``reduction="none"``.
 
     `direction` and `patch` are the direction losses of the whole fused image and of its patches,
-    `similarity` the mean cosine distance to the sources, each in [0, 2] per sample; `kept` is the
-    fraction of patches that passed the entropy filter, averaged over the batch also with "sum".
+    all texts and opposites added up, `similarity` the mean cosine distance to the sources; each is
+    in [0, 2] per sample, with one text. `kept` is the fraction of patches that passed the entropy
+    filter (for one source at least), averaged over the batch also with "sum".
     """
 
     total: Tensor
@@ -54,7 +55,18 @@ Objective = (
     FusionObjective | EmbeddedFusionModel | str | Sequence[str]
     | Mapping[str, float] | Mapping[FusionObjective, float]
 )  # fmt: skip
-Objectives = Texts | EmbeddedFusionModel
+Objectives = Texts | Sequence[str | FusionObjective | None] | EmbeddedFusionModel
+
+# AutoFuse's texts for all images.
+AUTOFUSE = FusionObjective(
+    "high resolution, salient objects, rich details",
+    opposite="low resolution, indistinct objects, minimal details",
+    opposite_weight=1.0,
+)
+# Its patches are 48 to 80 pixels of images with 336.
+AUTOFUSE_PATCHES = PatchGeometry(
+    (48 / 336, 80 / 336), rotation=3.0, shift=0.0, zoom=1.0, shear=3.0, vertical_shear=3.0
+)
 
 
 def _patch_chunk(name: str, value: Any) -> Any:
@@ -74,9 +86,12 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "similarity_weight": checks.check_number,
     "regularizer": _or_none(partial(checks.check_type, kind=nn.Module)),
     "regularizer_weight": checks.check_number,
+    "shared_weight": checks.check_number,
+    "link": partial(checks.check_choice, choices=("linear", "exponential")),
     "num_patches": partial(checks.check_number, minimum=1, whole=True),
-    "patch_scale": partial(checks.check_interval, minimum=0.05, maximum=1.0, empty=True),
+    "patch_geometry": partial(checks.check_type, kind=PatchGeometry),
     "min_patch_entropy": _or_none(partial(checks.check_number, maximum=8)),
+    "patch_filter": partial(checks.check_choice, choices=("both", "each")),
     "patch_reduction": partial(checks.check_choice, choices=("all", "kept")),
     "region_share": partial(checks.check_number, minimum=0.51, maximum=1),
     "data_range": checks.check_interval,
@@ -113,10 +128,16 @@ class LanguageDrivenFusionLoss(nn.Module):
             at least 0 (paper: 2, 10, 6, 10). At 0 no patches are encoded, no regularizer is called.
         regularizer: a module called ``(fused, visible, infrared) -> (B,)`` on float32 images in
             [0, 1]; the paper's is `VGGMaxFeatureLoss()`. None: no such term.
+        shared_weight: with `objectives`, the weight of the current objective, which counts for each
+            image beside its own; at least 0. AutoFuse has 1.
+        link: "linear"; or "exponential", AutoFuse's: ``exp(d) - 1`` in place of each ``d``, the
+            direction loss of one embedding from one text.
         num_patches: random patches per sample, at least 1 (paper: 32).
-        patch_scale: range of a patch's side as a fraction of the short side, in [0.05, 1].
-        min_patch_entropy: patches must have more bits of grey-level entropy than this in both
+        patch_geometry: the size and the random transform of patches, a `PatchGeometry`.
+        min_patch_entropy: patches must have more bits of grey-level entropy than this in the
             sources, 0 to 8 (paper: 6); None keeps all patches.
+        patch_filter: "both" keeps patches with so much entropy in both sources; "each", AutoFuse's,
+            leaves out the direction from a source that has less, and the patch if both have.
         patch_reduction: "all" counts dropped patches as 0, as the paper's code does; "kept"
             averages over a sample's kept patches, 0 if there are none.
         region_share: with `regions`, how much of a patch one label must cover, 0.51 to 1. At 0.85
@@ -146,15 +167,19 @@ class LanguageDrivenFusionLoss(nn.Module):
         self, objective: Objective = FusionObjective(), *, encoder: FrozenCLIP | None = None,
         direction_weight: float = 2.0, patch_weight: float = 10.0, similarity_weight: float = 6.0,
         regularizer: nn.Module | None = None, regularizer_weight: float = 10.0,
-        num_patches: int = 32, patch_scale: tuple[float, float] = (0.5, 0.8),
-        min_patch_entropy: float | None = 6.0, patch_reduction: str = "all",
+        shared_weight: float = 0.0, link: str = "linear",
+        num_patches: int = 32, patch_geometry: PatchGeometry = PatchGeometry(),
+        min_patch_entropy: float | None = 6.0, patch_filter: str = "both",
+        patch_reduction: str = "all",
         region_share: float = 0.85,
         data_range: tuple[float, float] = (0.0, 1.0), reduction: str = "mean",
         generator: torch.Generator | None = None,
         patch_chunk: int | Literal["auto"] | None = "auto", precision: str = "auto",
-        compile: bool = False,
+        compile: bool = False, patch_scale: None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        if patch_scale is not None:
+            self.patch_scale = patch_scale  # raises; it had this name until 0.2.0
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
         self._compiled = checks.check_type("compile", compile, bool)
         self.direction_weight = direction_weight
@@ -162,9 +187,12 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.similarity_weight = similarity_weight
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
+        self.shared_weight = shared_weight
+        self.link = link
         self.num_patches = num_patches
-        self.patch_scale = patch_scale
+        self.patch_geometry = patch_geometry
         self.min_patch_entropy = min_patch_entropy
+        self.patch_filter = patch_filter
         self.patch_reduction = patch_reduction
         self.region_share = region_share
         self.data_range = data_range
@@ -188,11 +216,47 @@ class LanguageDrivenFusionLoss(nn.Module):
         `options` are keyword arguments of the class. A FileNotFoundError names weights that are not
         in the cache and cannot be downloaded, and how to pass the file. `tiny` needs none.
         """
+        return cls._published(objective, options, VGGMaxFeatureLoss)
+
+    @classmethod
+    def autofuse(cls, objective: Objective = AUTOFUSE, **options: Any) -> LanguageDrivenFusionLoss:
+        """The loss of the paper's authors' next network, AutoFuse (github.com/wyhlaowang/AutoFuse).
+
+        A text and its opposite for all images, and others for each image, exponentially: with
+        ``P(e, T) = exp(d) - 1`` and ``A(e, T) = exp(2 - d) - 1`` of the direction losses d, a text
+        S, its opposite S', and texts D and D' of an image,
+
+            total = 2 (P(v_f, S) + P(v_f, D) + A(v_f, S') + A(v_f, D'))
+                  + 20 mean_i (P(v_i, S) + P(v_i, D) + A(v_i, S') + A(v_i, D'))
+                  + 17 * 1/2 (MSE of relu3_1 + MSE of relu4_2)
+
+        Pass D and D' as `objectives`, one for each image: ``FusionObjective(D, opposite=D',
+        opposite_weight=1)``, or None for S and S'. Errors are those of `paper`.
+        """
+        defaults: dict[str, Any] = {
+            "patch_weight": 20.0,
+            "similarity_weight": 0.0,
+            "regularizer_weight": 17.0,
+            "shared_weight": 1.0,
+            "link": "exponential",
+            "patch_geometry": AUTOFUSE_PATCHES,
+            "min_patch_entropy": 5.9,
+            "patch_filter": "each",
+        }
+        layers = {"relu3_1": 0.5, "relu4_2": 0.5}
+        return cls._published(
+            objective, defaults | options, partial(VGGMaxFeatureLoss, layers=layers)
+        )
+
+    @classmethod
+    def _published(
+        cls, objective: Objective, options: dict[str, Any], regularizer: Callable[[], nn.Module]
+    ) -> LanguageDrivenFusionLoss:
         inspect.signature(cls).bind(objective, **options)  # before a download, not after it
         if "encoder" not in options:
             options["encoder"] = FrozenCLIP.from_pretrained()
         if "regularizer" not in options:
-            options["regularizer"] = VGGMaxFeatureLoss()
+            options["regularizer"] = regularizer()
         return cls(objective, **options)
 
     @classmethod
@@ -235,13 +299,14 @@ class LanguageDrivenFusionLoss(nn.Module):
             visible, infrared: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of
                 `fused`; channels and precision may differ. They get no gradient.
             sources: the result of `embed_sources` for these sources, which saves encoding them.
-            objectives: one per image: B texts or `FusionObjective`s, as in `embed`; or B embedded
-                ones, from `embed(...)` or ``bank[names]``. None: the current one for all images.
+            objectives: one per image: B texts or `FusionObjective`s, as in `embed`, or None for
+                the current one; or B embedded ones, from `embed(...)` or ``bank[names]``. None: the
+                current one for all images.
             regions: (B, H, W) integers, the label of each pixel. `objectives` are then a whole bank
                 or N texts, and label n has objective n. A patch has that of the label that covers
                 at least `region_share` of it, and without such a label it is left out; the
                 direction term of a whole image is 0 if the image has several labels. Regions need
-                patches that are smaller than they are: a `patch_scale` of about (0.25, 0.5).
+                patches that are smaller than they are: ``PatchGeometry(scale=(0.25, 0.5))``.
 
         Returns a float32 scalar, or (B,) with ``reduction="none"``; differentiable in `fused`.
         Raises a TypeError or ValueError if shapes, dtypes, devices or objectives do not match; in
@@ -272,6 +337,8 @@ class LanguageDrivenFusionLoss(nn.Module):
         checks.check_images(images, self.encoder.device)
         batch = len(fused) if regions is None else None
         fusion_model = embed_for_batch(objectives, batch, self.encoder, self.fusion_model)
+        if self.shared_weight > 0:
+            fusion_model = fusion_model.plus(self.fusion_model, self.shared_weight)
         if regions is not None:
             first = not self._values_checked
             regions = checks.check_regions(regions, fused, len(fusion_model), read=first)
@@ -284,11 +351,13 @@ class LanguageDrivenFusionLoss(nn.Module):
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )
 
-        def score(patches: Tensor, owners: Tensor, rows: Tensor) -> Tensor:
+        direction_loss = partial(fusion_model, link=self.link)
+
+        def score(patches: Tensor, owners: Tensor, rows: Tensor, counted: Tensor | None) -> Tensor:
             embedding = self._encode(patches)
             with torch.autocast(patches.device.type, enabled=False):
                 of_sources = (embeddings[owners] for embeddings in sources)
-                return fusion_model(embedding, *of_sources, index=rows)
+                return direction_loss(embedding, *of_sources, index=rows, counted=counted)
 
         # Patches first, before the activations of whole images take memory.
         if self.patch_weight == 0:
@@ -298,9 +367,9 @@ class LanguageDrivenFusionLoss(nn.Module):
             # Padded, as a compiled tower would be recompiled for each number of patches.
             patch, kept = patch_term(
                 fused, visible, infrared, regions, score, count=self.num_patches,
-                size=self.encoder.image_size, scale=self.patch_scale,
-                min_entropy=self.min_patch_entropy, region_share=self.region_share,
-                reduction=self.patch_reduction,
+                size=self.encoder.image_size, geometry=self.patch_geometry,
+                min_entropy=self.min_patch_entropy, each=self.patch_filter == "each",
+                region_share=self.region_share, reduction=self.patch_reduction,
                 generator=self.generator, chunk=self.patch_chunk, pad=self._compiled,
                 empty_steps=self._empty_steps if self.training else None,
             )  # fmt: skip
@@ -309,10 +378,10 @@ class LanguageDrivenFusionLoss(nn.Module):
         # Autocast would compute cosines of differences of nearly equal vectors in 16 bits.
         with torch.autocast(fused.device.type, enabled=False):
             if regions is None:
-                direction = fusion_model(embedding, *sources)
+                direction = direction_loss(embedding, *sources)
             else:
                 labels = regions.flatten(1)
-                direction = fusion_model(embedding, *sources, index=labels[:, 0])
+                direction = direction_loss(embedding, *sources, index=labels[:, 0])
                 direction = direction * (labels == labels[:, :1]).all(1)
             similarity = functional.similarity_loss(embedding, *sources)
             parts = direction, patch, similarity, regularizer
@@ -426,6 +495,9 @@ class LanguageDrivenFusionLoss(nn.Module):
         elif name == "encoder" and "fusion_model" in self._modules:
             # Another encoder would not fit the texts.
             self.fusion_model.check_encoder(checks.check_type("encoder", value, FrozenCLIP))
+        elif name == "patch_scale":
+            new = "`patch_geometry`, as PatchGeometry(scale=(low, high))"
+            raise TypeError(f"`patch_scale` must be set in {new}, got {value!r}")
         elif name == "compile":
             raise TypeError(f"`compile` must be set at construction, got {value!r} assigned later")
         elif not name.startswith("_") and not hasattr(self, name):

@@ -287,16 +287,32 @@ class EmbeddedFusionModel(FrozenModule):
 
     def forward(
         self, embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor, *,
-        index: Tensor | None = None,
+        index: Tensor | None = None, link: str = "linear", counted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Direction loss per embedding, (..., D) to (...); see `functional.direction_loss`.
 
         For a bank, `index` has (P,) integers, the objective of each of P embeddings; None: i of i.
+        `link` is "linear", or "exponential" for `functional.exponential_direction_loss`.
         """
+        formula: Any = functional.direction_loss
         wanted = [self.visible_direction, self.infrared_direction, self._total_weight]
-        if index is not None and self.visible_direction.ndim > 1:
+        single = self.visible_direction.ndim == 1
+        if link == "exponential":
+            formula = functional.exponential_direction_loss
+            wanted = [self._parts[..., 0, :], self._parts[..., 1, :], self._weights]
+            wanted = [each[0] for each in wanted] if single else wanted
+        if index is not None and not single:
             wanted = [each[index] for each in wanted]
-        return functional.direction_loss(embedding, visible_embedding, infrared_embedding, *wanted)
+        return formula(embedding, visible_embedding, infrared_embedding, *wanted, counted)
+
+    def plus(self, other: EmbeddedFusionModel, weight: float) -> EmbeddedFusionModel:
+        """Each of the objectives and `weight` times the single one `other`, for one step."""
+        parts = other._parts.expand(len(self), -1, -1, -1)
+        weights = weight * other._weights.expand(len(self), -1)
+        content = torch.cat([self._parts, parts], 1), torch.cat([self._weights, weights], 1)
+        identity = self.encoder_name, self.encoder_fingerprint
+        one = self.visible_direction.ndim == 1
+        return self._of(self._objectives, self.names, *identity, content, one)
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
         """Raise a ValueError unless `encoder`, or a copy in another precision, embedded it."""
@@ -433,7 +449,8 @@ def embed_for_batch(
             "pass several texts for one image as FusionObjective(texts)"
         )
     if not embedded:
-        return embed_all(objectives, encoder, current.objective)
+        entries = [current.objective if entry is None else entry for entry in objectives]
+        return embed_all(entries, encoder, current.objective)
     if batch is not None and objectives.names is not None:
         raise ValueError("`objectives` must be one per image, got a whole bank; pass bank[names]")
     objectives.check_encoder(encoder)
