@@ -17,8 +17,8 @@ from .encoder import PRECISIONS, FrozenCLIP
 from .objective import (
     EmbeddedFusionModel,
     FusionObjective,
-    Mixture,
     Texts,
+    Words,
     embed_all,
     embed_for_batch,
     embed_one,
@@ -51,21 +51,14 @@ class SourceEmbeddings(NamedTuple):
     infrared: Tensor
 
 
-Objective = (
-    FusionObjective | EmbeddedFusionModel | str | Sequence[str]
-    | Mapping[str, float] | Mapping[FusionObjective, float]
-)  # fmt: skip
+Objective = FusionObjective | EmbeddedFusionModel | str | Sequence[str] | Mapping[Any, float]
 Objectives = Texts | Sequence[str | FusionObjective | None] | EmbeddedFusionModel
 
-# AutoFuse's texts for all images.
+# What AutoFuse says of all images.
 AUTOFUSE = FusionObjective(
     "high resolution, salient objects, rich details",
     opposite="low resolution, indistinct objects, minimal details",
     opposite_weight=1.0,
-)
-# Its patches are 48 to 80 pixels of images with 336.
-AUTOFUSE_PATCHES = PatchGeometry(
-    (48 / 336, 80 / 336), rotation=3.0, shift=0.0, zoom=1.0, shear=3.0, vertical_shear=3.0
 )
 
 
@@ -130,14 +123,14 @@ class LanguageDrivenFusionLoss(nn.Module):
             [0, 1]; the paper's is `VGGMaxFeatureLoss()`. None: no such term.
         shared_weight: with `objectives`, the weight of the current objective, which counts for each
             image beside its own; at least 0. AutoFuse has 1.
-        link: "linear"; or "exponential", AutoFuse's: ``exp(d) - 1`` in place of each ``d``, the
-            direction loss of one embedding from one text.
+        link: "linear", or AutoFuse's "exponential": ``exp(d) - 1`` for each direction loss d of an
+            embedding from a text.
         num_patches: random patches per sample, at least 1 (paper: 32).
         patch_geometry: the size and the random transform of patches, a `PatchGeometry`.
         min_patch_entropy: patches must have more bits of grey-level entropy than this in the
             sources, 0 to 8 (paper: 6); None keeps all patches.
-        patch_filter: "both" keeps patches with so much entropy in both sources; "each", AutoFuse's,
-            leaves out the direction from a source that has less, and the patch if both have.
+        patch_filter: "both" keeps patches that have it in both sources. AutoFuse's "each" leaves
+            out the direction from a source that has not, and patches where neither has.
         patch_reduction: "all" counts dropped patches as 0, as the paper's code does; "kept"
             averages over a sample's kept patches, 0 if there are none.
         region_share: with `regions`, how much of a patch one label must cover, 0.51 to 1. At 0.85
@@ -216,48 +209,37 @@ class LanguageDrivenFusionLoss(nn.Module):
         `options` are keyword arguments of the class. A FileNotFoundError names weights that are not
         in the cache and cannot be downloaded, and how to pass the file. `tiny` needs none.
         """
-        return cls._published(objective, options, VGGMaxFeatureLoss)
+        inspect.signature(cls).bind(objective, **options)  # before a download, not after it
+        if "encoder" not in options:
+            options["encoder"] = FrozenCLIP.from_pretrained()
+        if "regularizer" not in options:
+            options["regularizer"] = VGGMaxFeatureLoss()
+        return cls(objective, **options)
 
     @classmethod
     def autofuse(cls, objective: Objective = AUTOFUSE, **options: Any) -> LanguageDrivenFusionLoss:
-        """The loss of the paper's authors' next network, AutoFuse (github.com/wyhlaowang/AutoFuse).
+        """The authors' next loss, of their code for AutoFuse (docs/method.md has the equations).
 
-        A text and its opposite for all images, and others for each image, exponentially: with
-        ``P(e, T) = exp(d) - 1`` and ``A(e, T) = exp(2 - d) - 1`` of the direction losses d, a text
-        S, its opposite S', and texts D and D' of an image,
-
-            total = 2 (P(v_f, S) + P(v_f, D) + A(v_f, S') + A(v_f, D'))
-                  + 20 mean_i (P(v_i, S) + P(v_i, D) + A(v_i, S') + A(v_i, D'))
-                  + 17 * 1/2 (MSE of relu3_1 + MSE of relu4_2)
-
-        Pass D and D' as `objectives`, one for each image: ``FusionObjective(D, opposite=D',
-        opposite_weight=1)``, or None for S and S'. Errors are those of `paper`.
+        `objective` says what all images should be, and what not. What a single image should be is
+        added to that: pass as `objectives` a ``FusionObjective(text, opposite=text,
+        opposite_weight=1)`` for each image, or None where there is none. Errors are as in `paper`.
         """
+        inspect.signature(cls).bind(objective, **options)
+        if "regularizer" not in options:
+            options["regularizer"] = VGGMaxFeatureLoss(layers={"relu3_1": 0.5, "relu4_2": 0.5})
         defaults: dict[str, Any] = {
             "patch_weight": 20.0,
             "similarity_weight": 0.0,
             "regularizer_weight": 17.0,
             "shared_weight": 1.0,
             "link": "exponential",
-            "patch_geometry": AUTOFUSE_PATCHES,
+            "patch_geometry": PatchGeometry(  # 48 to 80 of 336 pixels
+                (1 / 7, 5 / 21), rotation=3.0, shift=0.0, zoom=1.0, shear=3.0, vertical_shear=3.0
+            ),
             "min_patch_entropy": 5.9,
             "patch_filter": "each",
         }
-        layers = {"relu3_1": 0.5, "relu4_2": 0.5}
-        return cls._published(
-            objective, defaults | options, partial(VGGMaxFeatureLoss, layers=layers)
-        )
-
-    @classmethod
-    def _published(
-        cls, objective: Objective, options: dict[str, Any], regularizer: Callable[[], nn.Module]
-    ) -> LanguageDrivenFusionLoss:
-        inspect.signature(cls).bind(objective, **options)  # before a download, not after it
-        if "encoder" not in options:
-            options["encoder"] = FrozenCLIP.from_pretrained()
-        if "regularizer" not in options:
-            options["regularizer"] = regularizer()
-        return cls(objective, **options)
+        return cls.paper(objective, **(defaults | options))
 
     @classmethod
     def tiny(
@@ -299,9 +281,8 @@ class LanguageDrivenFusionLoss(nn.Module):
             visible, infrared: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of
                 `fused`; channels and precision may differ. They get no gradient.
             sources: the result of `embed_sources` for these sources, which saves encoding them.
-            objectives: one per image: B texts or `FusionObjective`s, as in `embed`, or None for
-                the current one; or B embedded ones, from `embed(...)` or ``bank[names]``. None: the
-                current one for all images.
+            objectives: one per image: B texts or `FusionObjective`s, as in `embed`, or None for the
+                current one; or B embedded ones, from `embed(...)` or ``bank[names]``.
             regions: (B, H, W) integers, the label of each pixel. `objectives` are then a whole bank
                 or N texts, and label n has objective n. A patch has that of the label that covers
                 at least `region_share` of it, and without such a label it is left out; the
@@ -337,8 +318,6 @@ class LanguageDrivenFusionLoss(nn.Module):
         checks.check_images(images, self.encoder.device)
         batch = len(fused) if regions is None else None
         fusion_model = embed_for_batch(objectives, batch, self.encoder, self.fusion_model)
-        if self.shared_weight > 0:
-            fusion_model = fusion_model.plus(self.fusion_model, self.shared_weight)
         if regions is not None:
             first = not self._values_checked
             regions = checks.check_regions(regions, fused, len(fusion_model), read=first)
@@ -351,7 +330,12 @@ class LanguageDrivenFusionLoss(nn.Module):
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )
 
-        direction_loss = partial(fusion_model, link=self.link)
+        def direction_loss(*embeddings: Tensor, **options: Tensor | None) -> Tensor:
+            loss = fusion_model(*embeddings, link=self.link, **options)
+            if self.shared_weight > 0:
+                shared = self.fusion_model(*embeddings, link=self.link, **options)
+                loss = loss + self.shared_weight * shared
+            return loss
 
         def score(patches: Tensor, owners: Tensor, rows: Tensor, counted: Tensor | None) -> Tensor:
             embedding = self._encode(patches)
@@ -467,7 +451,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         return SourceEmbeddings(*self._encode(torch.cat(pair)).chunk(2))
 
     @property
-    def objective(self) -> FusionObjective | Mixture:
+    def objective(self) -> Words:
         """The current texts, of a mixture with their weights. Assigning calls `set_objective`."""
         return self.fusion_model.objective
 

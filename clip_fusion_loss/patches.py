@@ -29,10 +29,7 @@ EMPTY_PART = 0.25
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """How random patches are cut from an image. The defaults are the paper's.
-
-    A patch is a square window at a random position, transformed about its centre. Each number is
-    drawn anew for each patch; see `functional.random_patch_transforms`.
+    """How random patches are cut, see `functional.random_patch_transforms`; by default the paper's.
 
     Args:
         scale: range of its side as a fraction of the image's short side, in [0.05, 1].
@@ -40,8 +37,6 @@ class PatchGeometry:
         shift: largest shift up or down as a fraction of the side, 0 to 1.
         zoom: largest enlargement of what it shows, 1 to 4; the least is 1.
         shear, vertical_shear: largest shears along x and y in degrees, to either side, 0 to 45.
-
-    A wrong value is a TypeError or a ValueError.
     """
 
     scale: tuple[float, float] = (0.5, 0.8)

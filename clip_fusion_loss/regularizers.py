@@ -22,6 +22,8 @@ VGG_LAYERS = {
     for number in range(1, count + 1)
 }
 
+PAPER_LAYERS = {"relu2_1": 1.0, "relu3_1": 1.0, "relu4_2": 1.0}
+
 
 class VGGMaxFeatureLoss(FrozenModule):
     """The paper's perceptual term: VGG-19 features after relu2_1, relu3_1 and relu4_2.
@@ -36,7 +38,7 @@ class VGGMaxFeatureLoss(FrozenModule):
     in it is not run. None loads torchvision's IMAGENET1K_V1 from torch's hub cache, or downloads
     it. A missing file or a failed download is a FileNotFoundError, another file a ValueError.
 
-    `layers` are names from "relu1_1" to "relu5_4" and their weights w_l; None is 1 for the paper's.
+    `layers` maps names, "relu1_1" to "relu5_4", to weights w_l.
     """
 
     frozen = ("network",)
@@ -44,17 +46,14 @@ class VGGMaxFeatureLoss(FrozenModule):
 
     @default_torch_state()
     def __init__(
-        self, weights: str | Path | None = None, *, layers: Mapping[str, float] | None = None
+        self, weights: str | Path | None = None, *, layers: Mapping[str, float] = PAPER_LAYERS
     ) -> None:
         super().__init__()
-        given = {"relu2_1": 1.0, "relu3_1": 1.0, "relu4_2": 1.0} if layers is None else layers
-        if not isinstance(given, Mapping) or not given or not {*given} <= VGG_LAYERS.keys():
-            known = "'relu1_1' to 'relu5_4'"
-            raise ValueError(f"`layers` must map names, {known}, to weights, got {layers!r}")
-        weighted = ((n, checks.check_number("layers", given[n])) for n in VGG_LAYERS if n in given)
-        self.layers: dict[str, float] = dict(weighted)
-        last = max(VGG_LAYERS[name] for name in self.layers)
-        self.network = _vgg19_features(weights)[: last + 1]
+        if not isinstance(layers, Mapping) or not layers or not {*layers} <= VGG_LAYERS.keys():
+            known = "names, 'relu1_1' to 'relu5_4',"
+            raise ValueError(f"`layers` must map {known} to weights, got {layers!r}")
+        self.layers = {name: checks.check_number("layers", layers[name]) for name in layers}
+        self.network = _vgg19_features(weights)[: max(VGG_LAYERS[name] for name in layers) + 1]
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         """The (B,) losses, at least 0, differentiable in `fused` only."""
@@ -70,12 +69,12 @@ class VGGMaxFeatureLoss(FrozenModule):
         if computes_in_float16(self.network, images.device):
             images = functional.soften_outliers(images)
         images = images.to(next(self.network.parameters()).dtype)
-        features, wanted = [], {VGG_LAYERS[name] for name in self.layers}
+        features, wanted = {}, {VGG_LAYERS[name]: name for name in self.layers}
         for index, layer in enumerate(self.network.children()):
             images = layer(images)
             if index in wanted:
-                features.append(images.float())
-        return features
+                features[wanted[index]] = images.float()
+        return [features[name] for name in self.layers]
 
 
 class IntensityGradientLoss(nn.Module):

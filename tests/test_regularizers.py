@@ -40,7 +40,7 @@ PAPERS = {(1, 1): 1.0, (2, 1): 1.0, (3, 2): 1.0}  # (pools before, ReLUs since)
     ],
 )
 def test_vgg_equals_the_reference(weights, vgg, channels, layers, wanted):
-    loss = VGGMaxFeatureLoss(weights, layers=layers)
+    loss = VGGMaxFeatureLoss(weights, **({} if layers is None else {"layers": layers}))
     images = draw_images(channels=channels, dtype=torch.float64)
     expected = torch.zeros(2, dtype=torch.float64)
     of_images = [image.expand(-1, 3, -1, -1) for image in images]
