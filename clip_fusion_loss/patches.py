@@ -158,7 +158,7 @@ class EmptySteps:
             missing, remedies = [], []
             if regions:
                 missing.append("lies in one region")
-                remedies.append("use larger regions, or PatchGeometry(scale=(0.25, 0.5))")
+                remedies.append("use smaller patches (`patch_geometry`) or larger regions")
             if min_entropy is not None:
                 missing.append(f"has more than {min_entropy:g} bits of entropy in the sources")
                 remedies.append("use larger crops, or lower `min_patch_entropy` (None keeps all)")
