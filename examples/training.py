@@ -21,6 +21,7 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
+    PatchGeometry,
     StructureLoss,
     VGGMaxFeatureLoss,
     functional,
@@ -45,7 +46,7 @@ MANY_SIMILARITY = 2 / 3
 #: With regions patches are smaller, so that most lie in one. With tiny they count more, for only
 #: crops of one label have a direction as a whole; and the layout counts less, as it ties regions to
 #: each other. Found by trial.
-REGION_PATCH_SCALE = (0.3, 0.6)
+REGION_PATCHES = PatchGeometry(scale=(0.3, 0.6))
 REGION_WEIGHTS = {
     "direction_weight": 3.2,
     "patch_weight": 2.0,
@@ -84,7 +85,7 @@ def build_criterion(
         given["encoder"] = load_clip(encoder)
     regularizer = regularizer or ("structure" if tiny else "vgg")
     if regions:
-        given = {"patch_scale": REGION_PATCH_SCALE} | (REGION_WEIGHTS if tiny else {}) | given
+        given = {"patch_geometry": REGION_PATCHES} | (REGION_WEIGHTS if tiny else {}) | given
     if regularizer == "vgg":
         given["regularizer"] = VGGMaxFeatureLoss(vgg19)
     elif not (tiny and regularizer == "structure"):  # `tiny()` has a tuned one
