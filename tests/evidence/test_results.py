@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import metrics
-from evidence import comparing, page, pictures, results, tables, trials
+from evidence import comparing, page, pictures, regions, results, tables, trials
 from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES
 from evidence.trials import PAPER
+from pairs import Pair
 
 DOCS = Path(__file__).parents[2] / "docs"
 MEASURES = dict.fromkeys((*comparing.EIGHT, "invented", "mean"), 1.0)
@@ -55,14 +56,14 @@ def test_a_run_writes_page_tables_and_pictures(run):
     _, root = run
     text = (root / "docs" / "results.md").read_text()
     assert text == page.text(tables.load(root / "docs" / "evidence"))
-    assert text.count("\n## ") == 4
+    assert text.count("\n## ") == 5
     assert "LD-Lite" in text
     assert len(text.split()) < 1200
     for path in (root / "docs" / "images").iterdir():
         with Image.open(path) as picture:
             assert picture.width > 500
         assert f"(images/{path.name})" in text or path.name == pictures.FRONT_PICTURE
-    assert len(list((root / "docs" / "images").iterdir())) == 4
+    assert len(list((root / "docs" / "images").iterdir())) == 5
     assert sorted(path.stem for path in (root / "docs" / "evidence").iterdir()) == sorted(
         tables.FILES
     )
@@ -72,7 +73,7 @@ def test_a_second_run_trains_nothing_and_writes_the_same(run, monkeypatch):
     arguments, root = run
     before = {path: path.read_bytes() for path in (root / "docs" / "evidence").iterdir()}
     times = {path: path.stat().st_mtime_ns for path in root.glob("out/*/result.json")}
-    assert len(times) == len(SENTENCES) + 4  # no language, twice fidelity, one network
+    assert len(times) == len(SENTENCES) + 5  # no language, twice fidelity, two for many sentences
     results.main(arguments)
     assert {path: path.read_bytes() for path in before} == before
     assert {path: path.stat().st_mtime_ns for path in root.glob("out/*/result.json")} == times
@@ -174,6 +175,12 @@ def make_tables(paper, dark=60.0):
         "one_network": [{"sentence": t, "seed": 0, "mean": m, "SD": 1.0, "AG": 1.0}
                         for t, m in told.items()],
         "blends": blends,
+        "regions": [
+            {"seed": seed, **vars(case), "images": 9,
+             "told, inside": inside, "sentence, inside": 40.0, "elsewhere, inside": 90.0,
+             "told, outside": 70.0, "sentence, outside": 40.0, "elsewhere, outside": 80.0}
+            for case in regions.CASES for seed, inside in enumerate((50.0, 60.0))
+        ],
     }  # fmt: skip
 
 
@@ -206,6 +213,41 @@ def test_shares_and_blends():
     assert second == pytest.approx([1])
     assert comparing.rises([2.0, 2.0, 2.0]) == 0
     assert page.counted([0.8, None, 0.7], 0.8) == "1 of 3"
+
+
+def test_regions():
+    made = page.Results(make_tables(PAPER_ROWS))
+    shares = (0.8 + 0.6) / 2, 0.25
+    assert all(found == (*map(pytest.approx, shares), 0) for found in made.regions().values())
+
+
+def test_levels_of_regions_are_those_of_their_pixels():
+    """A network that does as it is told: each label has its own brightness and texture."""
+    size = (60, 80)
+    infrared = torch.full((1, *size), 90, dtype=torch.uint8)
+    infrared[:, 20:40, 30:40] = 250
+    pair = Pair("0", torch.zeros(1, *size, dtype=torch.uint8), infrared)
+    levels = dict(zip(regions.SENTENCES, (60, 10, 200, 120), strict=True))
+    stripes = torch.arange(size[1]).expand(1, *size) % 4 < 2
+
+    def fuse(pair, texts, labels):
+        labels = torch.zeros(1, *size, dtype=torch.int64) if labels is None else labels
+        told = torch.tensor([levels[text] for text in texts])[labels]
+        return (told + stripes * told // 5).byte()
+
+    rows = regions.measured(fuse, [pair, pair])
+    assert [row["images"] for row in rows] == [2, 2, 2]
+    half, background, blurry = rows
+    for row in rows:
+        assert regions.reached(row, "inside") == pytest.approx(1, abs=0.05)
+        assert regions.reached(row, "outside") == pytest.approx(0, abs=0.5)
+    for row in (half, background):
+        assert row["told, inside"] == row["sentence, inside"] == pytest.approx(11)
+        assert row["told, outside"] == row["elsewhere, outside"] == pytest.approx(220)
+    assert regions.labels_of(regions.HALF, pair, 0)[0, :, :40].all()
+    assert not regions.labels_of(regions.HALF, pair, 1)[0, :, :40].any()
+    flat = Pair("1", pair.visible, torch.full_like(infrared, 90))
+    assert [row["region"] for row in regions.measured(fuse, [flat])] == [regions.HALF]
 
 
 def test_rank_among_published_methods():
