@@ -53,6 +53,8 @@ REGION_WEIGHTS = {
     "regularizer_weight": 2.4,
 }
 REGION_LAYOUT_WEIGHT = 0.5
+#: Of `train`: crops with room for two regions.
+REGION_TRAINING: dict[str, Any] = {"crop": 128, "batch_size": 2}
 #: Multiples of it, modulo 1, fill the unit interval evenly, however many they are.
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 
