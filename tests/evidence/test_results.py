@@ -240,7 +240,7 @@ def test_levels_of_regions_are_those_of_their_pixels():
     for row in rows[:2]:
         assert (regions.reached(row, "inside"), regions.reached(row, "outside")) == (1, 0)
         assert row["told, inside"] == row["sentence, inside"] == pytest.approx(11, rel=0.01)
-        assert row["told, outside"] == row["elsewhere, outside"] == pytest.approx(220, rel=0.01)
+        assert row["told, outside"] == row["elsewhere, outside"] == pytest.approx(220, rel=0.02)
     # Central differences of stripes of 24 and 12 levels, four pixels apart; and a seam.
     assert rows[2]["sentence, inside"] == pytest.approx(12 / 2**0.5, rel=0.01)
     assert rows[2]["elsewhere, outside"] == pytest.approx(6 / 2**0.5)
