@@ -34,10 +34,10 @@ from tqdm import tqdm
 import masks
 import options
 import pairs
-from clip_fusion_loss import EmbeddedFusionModel
+from clip_fusion_loss import EmbeddedFusionModel, FusionObjective
 from networks import NETWORKS, PORTS
 from networks.weights import Trained, load_published, load_trained
-from training import fuse_with, load_clip
+from training import fuse_with, in_words, load_clip
 
 #: A fused image with a higher mean, of sources with a lower one, is said.
 NEARLY_WHITE = 240
@@ -52,6 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--network", "the network of --weights", choices=[*NETWORKS, *PORTS])
     add("--out", required=True)
     add("--prompt", "; repeat it for one folder each", default=[])
+    add("--opposite", ", for all sentences; those of the training have their own", default=[])
     add("--blend", "interpolate between two sentences", nargs=3, metavar=("A", "B", "STEPS"))
     text = "a sentence for a region: hot, or an image or a folder of images, white in the region"
     add("--region", text, [], action="append", nargs=2, metavar=("MASK", "TEXT"))
@@ -127,7 +128,8 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
     They are (D,), or (1 + regions, D) with regions.
     """
     bank = trained.sentences
-    asked = [name for name in ("prompt", "blend", "region", "encoder") if getattr(chosen, name)]
+    takers = ("prompt", "opposite", "blend", "region", "encoder")
+    asked = [name for name in takers if getattr(chosen, name)]
     if bank is None:
         if asked:
             raise ValueError(
@@ -140,9 +142,13 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
             f"--prompt or --blend must be given for {chosen.checkpoint}, which was trained for "
             f'{len(bank)} sentences; for example --prompt "{bank.objectives[0].fused[0]}"'
         )
+    opposite = tuple(chosen.opposite)
+    known = list(zip(bank.objectives, bank.text_direction, strict=True))
+    known.sort(key=lambda both: not both[0].opposite)  # of two with one text that without
     vectors = {
         " ".join(objective.fused): vector
-        for objective, vector in zip(bank.objectives, bank.text_direction, strict=True)
+        for objective, vector in known
+        if not opposite or objective.opposite == opposite
     }
     ends = chosen.blend[:2] if chosen.blend else []
     inside = [text for _, text in chosen.region]
@@ -151,24 +157,28 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
     if new:  # only for these the CLIP of the training is loaded
         clip = load_clip(chosen.encoder or trained.encoder)
         bank.check_encoder(clip)
-        objectives = [replace(bank.objectives[0], fused=text) for text in new]
-        embedded = EmbeddedFusionModel(objectives, clip).text_direction
-        vectors |= zip(new, embedded, strict=True)
-    by_folder: dict[str, Tensor | None] = {
-        options.readable_name(text): vectors[text] for text in chosen.prompt
-    }
+        first = replace(bank.objectives[0], opposite=opposite)
+        embedded = EmbeddedFusionModel([replace(first, fused=text) for text in new], clip)
+        vectors |= zip(new, embedded.text_direction, strict=True)
+
+    def name(text: str) -> str:
+        return options.readable_name(in_words(FusionObjective(text, opposite=opposite)))
+
+    by_folder: dict[str, Tensor | None] = {name(text): vectors[text] for text in chosen.prompt}
     if chosen.blend:
-        folder = "_".join(map(options.readable_name, ends))
+        folder = "_".join(map(name, ends))
         for share in torch.linspace(0, 1, int(chosen.blend[2])).tolist():
             vector = torch.lerp(vectors[ends[0]], vectors[ends[1]], share)
             by_folder[f"{folder}/{round(100 * share):03d}"] = vector
     if not chosen.region:
         return by_folder
-    regions = "".join(f"_{options.readable_name(' '.join(region))}" for region in chosen.region)
-    return {
-        f"{folder}{regions}": torch.stack([vector, *(vectors[text] for text in inside)])
-        for folder, vector in by_folder.items()
-    }
+    regions = "".join(f"_{name(f'{mask} {text}')}" for mask, text in chosen.region)
+    with_regions: dict[str, Tensor | None] = {}
+    for folder, vector in by_folder.items():
+        first, slash, step = folder.partition("/")
+        told = torch.stack([vector, *(vectors[text] for text in inside)])
+        with_regions[f"{first}{regions}{slash}{step}"] = told
+    return with_regions
 
 
 def labels_of(pair: pairs.Pair, region_masks: Sequence[str]) -> Tensor | None:

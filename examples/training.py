@@ -1,10 +1,10 @@
 """What trainings need: loss, crops, sentences; a short training; and fusing whole pairs."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
@@ -50,6 +50,7 @@ REGION_WEIGHTS = {
     "direction_weight": 2.0,
     "patch_weight": 3.0,
     "num_patches": 8,
+    "min_patch_entropy": 4.0,
     "regularizer_weight": 2.4,
 }
 REGION_LAYOUT_WEIGHT = 0.5
@@ -57,6 +58,8 @@ REGION_LAYOUT_WEIGHT = 0.5
 REGION_TRAINING: dict[str, Any] = {"crop": 128, "batch_size": 2}
 #: Multiples of it, modulo 1, fill the unit interval evenly, however many they are.
 GOLDEN_RATIO = (1 + 5**0.5) / 2
+#: A line of --prompts: perhaps a weight, a sentence, what the image should not be.
+LINE = re.compile(r"(?:(\d*\.?\d+)\s*\|)?(?!\s*not:)\s*([^|]+?)\s*((?:\|\s*not:\s*[^|\s][^|]*)*)")
 
 
 def build_criterion(
@@ -184,30 +187,47 @@ class Crops(Dataset[tuple[Tensor, ...]]):
         return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
-def read_sentences(path: Path) -> dict[str, float]:
+def in_words(objective: FusionObjective) -> str:
+    """What the fused image should be and what not, as a title."""
+    wanted, opposite = (", ".join(texts) for texts in (objective.fused, objective.opposite))
+    return f"{wanted}, not {opposite}" if opposite else wanted
+
+
+def with_and_without(
+    prompts: Sequence[str], opposite: Sequence[str] | None
+) -> dict[str, FusionObjective]:
+    """Each sentence alone and, if there are any, with the opposites, by their titles."""
+    ways = [(), tuple(opposite)] if opposite else [()]
+    objectives = [FusionObjective(text, opposite=way) for text in prompts for way in ways]
+    return {in_words(objective): objective for objective in objectives}
+
+
+def read_sentences(path: Path, sources: FusionObjective) -> dict[FusionObjective, float]:
     """The sentences in a file of train.py's --prompts, with their weights.
 
-    A sentence a line, optionally after a weight and a bar: ``2.5 | a dark image``. Empty lines and
-    lines that begin with # are ignored. Other files are an OSError or ValueError.
+    A sentence a line, optionally after a weight and a bar, and before what the image should not be,
+    each after a bar: ``2.5 | a clear image | not: a bright image``. Empty lines and lines that
+    begin with # are ignored. `sources` has the texts of the sources. Other files are an OSError or
+    ValueError.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {path} must be text in UTF-8 ({error}); save it so") from error
-    sentences: dict[str, float] = {}
+    sentences: dict[FusionObjective, float] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        weight, _, sentence = (part.strip() for part in line.rpartition("|"))
-        value = math.nan
-        with suppress(ValueError):
-            value = float(weight or 1)
-        if not sentence or not 0 < value <= 1e6:
+        match = LINE.fullmatch(line)
+        if match is None or not 0 < float(match[1] or 1) <= 1e6:
             raise ValueError(
                 f"--prompts {path}, line {number}: must be a sentence, or a weight above 0, a bar "
-                f"and a sentence, as in 2.5 | a dark image; got {line!r}"
+                "and a sentence, either before a bar and what the image should not be, as in "
+                f"2.5 | a clear image | not: a bright image; got {line!r}"
             )
-        sentences[sentence] = value
+        weight, sentence, rest = match.groups()
+        opposite = [part.strip().removeprefix("not:").strip() for part in rest.split("|")[1:]]
+        sentences[replace(sources, fused=sentence, opposite=opposite)] = float(weight or 1)
     if not sentences:
         raise ValueError(f"--prompts {path} must hold a sentence a line, got none")
     return sentences
@@ -291,7 +311,6 @@ def train(
     return history
 
 
-<<<<<<< HEAD
 def call(
     network: nn.Module,
     visible: Tensor,
@@ -303,12 +322,12 @@ def call(
     told = [] if objectives is None else [objectives.text_direction]
     by_label = {} if regions is None else {"regions": regions}
     return network(visible, infrared, *told, **by_label)
-=======
+
+
 def shown(values: dict[str, float], criterion: LanguageDrivenFusionLoss) -> dict[str, float]:
     """What a progress bar shows of a step: without patches not `kept`, which is 0 then."""
     names = ("total", "kept") if criterion.patch_weight else ("total",)
     return {name: values[name] for name in names}
->>>>>>> main
 
 
 @torch.inference_mode()
