@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
         "brightness": brightness_table(bench, single),
         "one_network": one_network_table(bench, many),
         "blends": blends_table(bench, many),
-        "regions": regions_table(bench, local),
+        "regions": regions_table(bench, {"regions": local, "whole images": many}),
     }
     tables.save(result, options.docs / "evidence")
     pictures.save(bench, single, many[0], options.peers, options.docs / "images")
@@ -256,9 +256,12 @@ def blends_table(bench: Bench, many: Sequence[Trial]) -> Table:
     return rows
 
 
-def regions_table(bench: Bench, local: Sequence[Trial]) -> Table:
+def regions_table(bench: Bench, trained: Mapping[str, Sequence[Trial]]) -> Table:
     return [
-        {"seed": trial.seed, **row} for trial in local for row in bench.result(trial)["regions"]
+        {"trained on": title, "seed": trial.seed, **row}
+        for title, trials in trained.items()
+        for trial in trials
+        for row in bench.result(trial)["regions"]
     ]
 
 

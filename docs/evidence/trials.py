@@ -183,10 +183,10 @@ def run_trial(bench: Bench, trial: Trial) -> None:
             save_images(images, bench.folder(trial) / f"{name}-fused")
             pairs = zip(bench.sets[name], images, strict=True)
             result[name] = [measure(pair, image) for pair, image in pairs]
-    elif trial.by_region:
-        result["regions"] = tell_regions(bench, trial, network, bank)
     else:
-        result |= tell(bench, trial, network, criterion)
+        result["regions"] = tell_regions(bench, trial, network, bank)
+        if not trial.by_region:
+            result |= tell(bench, trial, network, criterion)
     with atomic_write(bench.folder(trial) / "result.json") as temporary:
         temporary.write_text(json.dumps(result), encoding="utf-8")
 
@@ -252,9 +252,11 @@ def tell_regions(
         told = told[0] if labels is None else told
         return fuse_with(network, pair, torch.device("cpu"), told, regions=labels)
 
-    for title, images in regions.pictured(fuse, bench.sets[bench.show.name]).items():
-        save_images(images, bench.folder(trial) / f"{bench.show.name}-{title}")
-    return regions.measured(fuse, bench.sets[bench.pairs.name])
+    if trial.by_region:
+        for title, images in regions.pictured(fuse, bench.sets[bench.show.name]).items():
+            save_images(images, bench.folder(trial) / f"{bench.show.name}-{title}")
+    test = bench.sets[bench.pairs.name]
+    return regions.measured(fuse, [test[index] for index in range(0, len(test), 2)])
 
 
 def save_images(images: Sequence[Tensor], folder: Path) -> None:
