@@ -22,6 +22,7 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
+    PatchGeometry,
 )
 from evidence import regions
 from networks.unet import FusionUNet
@@ -49,7 +50,10 @@ BLEND_STEPS = 7
 REGION_COST = 4
 
 #: Arguments of the loss that are no settings of a trial.
-NOT_SETTINGS = ("self", "objective", "encoder", "generator", "data_range", "reduction", "compile")
+NOT_SETTINGS = (
+    "self", "objective", "encoder", "generator", "data_range", "reduction", "compile",
+    "patch_scale",
+)  # fmt: skip
 
 #: The mean grey level, beside the usual measures.
 BRIGHTNESS = "mean"
@@ -86,6 +90,7 @@ def settings_of(criterion: LanguageDrivenFusionLoss, **changes: Any) -> str:
         "type": type(regularizer).__name__,
         **{name: getattr(regularizer, name) for name in arguments},
     }
+    options["patch_geometry"] = asdict(options["patch_geometry"])
     return json.dumps(options)
 
 
@@ -193,7 +198,7 @@ def run_trial(bench: Bench, trial: Trial) -> None:
 
 def build_criterion(bench: Bench, trial: Trial) -> LanguageDrivenFusionLoss:
     options = json.loads(trial.options)
-    options["patch_scale"] = tuple(options["patch_scale"])
+    options["patch_geometry"] = PatchGeometry(**options["patch_geometry"])
     arguments = options.pop("regularizer")
     regularizer = getattr(clip_fusion_loss, arguments.pop("type"))(**arguments)
     with warnings_as_notes():
