@@ -6,13 +6,15 @@ The --out folder then holds:
   log.csv              the terms of the loss per step
   samples/             a few pairs, fused during the training in full size
   state-STEP/          weights, optimizer, schedule and random numbers, for --resume
+  tensorboard/         log and samples for --log-to tensorboard: `tensorboard --logdir OUT`
 
 Ctrl-C saves and stops; the same command with --resume continues. The defaults are the settings of
-the paper (Wang et al., ACM MM 2025), but for the CLIP: see --encoder.
+the paper (Wang et al., ACM MM 2025).
 """
 
 import argparse
 import csv
+import inspect
 import json
 import math
 import os
@@ -31,9 +33,12 @@ from typing import Any
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import load, set_seed
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -47,8 +52,8 @@ from networks.weights import NETWORK, SENTENCES, save_trained
 
 EXAMPLES = f"""\
 examples:
-  python examples/train.py --pairs DIR --out runs/dark --prompt "a dark image" --steps 300 \\
-      --crop 96 --batch 3 --rate 2e-3
+  python examples/train.py --pairs DIR --out runs/dark --prompt "a dark image" --encoder tiny \\
+      --steps 300 --crop 96 --batch 3 --rate 2e-3
   accelerate launch --num_processes 4 examples/train.py --network ldfusion --pairs DIR \\
       --out runs/paper --encoder ViT-B-32-quickgelu/openai --batch 4
 
@@ -79,9 +84,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--visible-text", "the visible image in words (default: the paper's)", **sources)
     add("--infrared-text", "the infrared image in words (default: the paper's)", **sources)
     add("--encoder")
-    add("--patches", "patches per crop (default: 32; less with tiny)", type=whole)
+    defaults = defaults_in_words()
+    add("--patches", f"patches per crop {defaults['num_patches']}", type=whole)
     for name in WEIGHTS:
-        add(f"--{name.replace('_', '-')}", "(default: the paper's; tiny has its own)", type=number)
+        add(f"--{name.replace('_', '-')}", defaults[name], type=number)
     add("--regularizer", "(default: vgg; structure with tiny)", choices=training.REGULARIZERS)
     add("--vgg19", "weights for --regularizer vgg (default: download)", type=Path)
     add("--crop", "side of the crops; smaller images are enlarged", 224, type=whole)
@@ -91,7 +97,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rate", "learning rate of Adam", 5e-4, type=options.positive_number)
     add("--batch", "crops per batch of each process", 16, type=whole)
     add("--accumulate", "batches per step (gradient accumulation)", 1, type=whole)
-    text = "limit of the gradients' norm (default: 0.5 with --prompts, else none)"
+    text = "limit of the gradients' norm "
+    text += f"(default: {training.MANY_MAX_NORM} with --prompts, else none)"
     add("--max-norm", text, type=options.positive_number)
     add("--epochs", "length of the training", 100.0, type=options.positive_number)
     add("--steps", ", instead of --epochs")
@@ -101,13 +108,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", "data loading processes", 0, type=options.natural)
     add("--save-every", "steps between states; 0: only at the end", 500, type=options.natural)
     add("--sample-every", "the same for sample images", 500, type=options.natural)
-    add("--log-to", "tensorboard, or another tracker of Accelerate", metavar="TRACKER")
+    text = "show log and samples in tensorboard or wandb; or the log in a tracker of Accelerate"
+    add("--log-to", text, metavar="TRACKER")
     return parser.parse_args(arguments)
+
+
+def defaults_in_words() -> dict[str, str]:
+    """What an option of the loss is by default: in general, and with tiny."""
+    tiny = LanguageDrivenFusionLoss.tiny()
+    general = inspect.signature(LanguageDrivenFusionLoss).parameters
+    return {
+        name: f"(default: {general[name].default:g}; with tiny {getattr(tiny, name):g})"
+        for name in (*WEIGHTS, "num_patches")
+    }
 
 
 @options.errors_as_messages("train")
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
+    if chosen.encoder is None:
+        raise ValueError(
+            "--encoder must name the CLIP of the loss: ViT-B-32-quickgelu/openai is the paper's, "
+            "downloaded once; tiny, for a first try, comes with the package"
+        )
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
     if not str(chosen.out).isprintable():  # safetensors opens Unicode names only
@@ -133,8 +156,6 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         step_scheduler_with_optimizer=False,  # else it steps once for each process
     )
     device, first = accelerator.device, accelerator.is_main_process
-    if chosen.encoder is None and first:
-        print("note: the loss is computed with tiny, a CLIP for demonstrations; see --encoder")
     state = max(states_in(chosen.out), default=None)
     if state and not chosen.resume:
         raise ValueError(f"--out {chosen.out} holds a training; pass --resume, or another --out")
@@ -178,7 +199,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     )
     network, optimizer, schedule, loader = accelerator.prepare(network, optimizer, schedule, loader)
     if chosen.log_to:
-        accelerator.init_trackers(chosen.log_to)
+        start_tracker(accelerator, chosen.log_to, chosen.out)
     if state:
         load_state(accelerator, state)
     max_norm = chosen.max_norm
@@ -191,7 +212,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     def save() -> None:
         if first:
             plain = accelerator.unwrap_model(network)
-            save_trained(plain, chosen.out, chosen.network, chosen.encoder or "tiny")
+            save_trained(plain, chosen.out, chosen.network, chosen.encoder)
         save_state(accelerator, chosen.out, step)
 
     bar = options.progress(None, "training", "step", initial=step, total=last, disable=not first)
@@ -228,7 +249,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             if first:
                 log_row(chosen.out / "log.csv", {"step": step} | row)
             bar.update()
-            bar.set_postfix({name: row[name] for name in ("total", "kept")}, refresh=False)
+            bar.set_postfix(training.shown(row, criterion), refresh=False)
             if stop.is_set():
                 accelerator.set_trigger()
             stopping = accelerator.check_trigger()  # in any process
@@ -238,6 +259,8 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             if first and (step == last or due):
                 path = chosen.out / "samples" / f"step_{step:07d}.png"
                 save_samples(accelerator.unwrap_model(network), opened, bank, path)
+                for tracker in accelerator.trackers:
+                    show_samples(tracker, path, step)
                 network.train()
             if stopping:
                 break
@@ -256,7 +279,7 @@ def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
     given = (chosen.prompt, chosen.visible_text, chosen.infrared_text)
     texts = zip(("fused", "visible", "infrared"), given, strict=True)
     return training.build_criterion(
-        chosen.encoder or "tiny",
+        chosen.encoder,
         FusionObjective(**{role: text for role, text in texts if text}),
         regularizer=chosen.regularizer,
         vgg19=chosen.vgg19,
@@ -359,6 +382,23 @@ def save_samples(
         fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
         columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
     sheets.save_sheet(columns, sheets.salient_windows(shown), path)
+
+
+def start_tracker(accelerator: Accelerator, name: str, out: Path) -> None:
+    if not accelerator.log_with:  # Accelerate would go on without
+        raise ValueError(f"--log-to {name} needs its package; pip install {name}")
+    settings = {"wandb": {"name": out.resolve().name, "dir": str(out)}}
+    project = "tensorboard" if name == "tensorboard" else "clip_fusion_loss"  # there it is a folder
+    accelerator.init_trackers(project, init_kwargs=settings)
+
+
+def show_samples(tracker: GeneralTracker, path: Path, step: int) -> None:
+    """Give a sheet to a tracker; only these two take images in one way."""
+    if tracker.name in ("tensorboard", "wandb"):
+        with Image.open(path) as sheet:
+            images = {"samples": np.asarray(sheet.convert("RGB"))[None]}
+        order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images(images, step=step, **order)
 
 
 def ignore_interrupts(_: int) -> None:

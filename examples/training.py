@@ -234,8 +234,14 @@ def train(
             raise ValueError(f"the loss is {total} in step {step + 1}; try a lower learning rate")
         for name, value in values.items():
             history[name].append(value)
-        bar.set_postfix({name: values[name] for name in ("total", "kept")}, refresh=False)
+        bar.set_postfix(shown(values, criterion), refresh=False)
     return history
+
+
+def shown(values: dict[str, float], criterion: LanguageDrivenFusionLoss) -> dict[str, float]:
+    """What a progress bar shows of a step: without patches not `kept`, which is 0 then."""
+    names = ("total", "kept") if criterion.patch_weight else ("total",)
+    return {name: values[name] for name in names}
 
 
 @torch.inference_mode()

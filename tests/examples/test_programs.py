@@ -81,7 +81,7 @@ def test_minimal(tmp_path, monkeypatch, capsys):
     """Warnings are errors here, so it also warns of nothing."""
     code = (EXAMPLES / "minimal.py").read_text("utf-8")
     assert "STEPS, CROP = " in code
-    shorter = code.replace("100, 96", "25, 96").replace(
+    shorter = code.replace("100, 192", "25, 192").replace(
         "__file__", repr(str(EXAMPLES / "minimal.py"))
     )
     (tmp_path / "shorter.py").write_text(shorter, "utf-8")
@@ -91,7 +91,7 @@ def test_minimal(tmp_path, monkeypatch, capsys):
     assert '"a dark image": mean grey level ' in line
     before, after = (int(word) for word in line.split() if word.isdecimal())
     assert after < before
-    assert pixels(tmp_path / "minimal.png").shape[1] == 4 * 360
+    assert pixels(tmp_path / "minimal.png").shape[1] == 4 * 620
 
 
 @pytest.mark.parametrize("program", ["quickstart", "one_network_many_sentences"])

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -14,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from image_files import save_pairs
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import options
 import pairs
@@ -25,7 +28,7 @@ from networks.weights import load_trained
 
 EXAMPLES = Path(train.__file__).parent
 SMALL = ["--crop", "32", "--batch", "2", "--patches", "2", "--crops-per-pair", "2"]
-SMALL += ["--sample-every", "0", "--device", "cpu"]
+SMALL += ["--sample-every", "0", "--device", "cpu", "--encoder", "tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +85,7 @@ def test_every_network_trains(tmp_path, folder, network, capsys):
     assert all(float(value) >= 0 for value in rows[0].values())
     with Image.open(tmp_path / "samples" / "step_0000001.png") as sheet:
         assert min(sheet.size) > 200
-    said = capsys.readouterr()
-    assert said.out.startswith("note: the loss is computed with tiny, a CLIP for demonstrations")
-    assert "finished" in said.out
+    assert "finished" in capsys.readouterr().out
     trained = load_trained(tmp_path)
     assert (trained.sentences, trained.encoder) == (None, "tiny")
     torch.manual_seed(0)  # the weights have moved
@@ -307,11 +308,45 @@ def test_losses_that_are_not_finite_stop(tmp_path, folder):
 
 @pytest.mark.parametrize("network", ["unet", "densefuse"])
 def test_tensorboard_bf16_and_workers(tmp_path, folder, network):
+    """Its files have what log.csv and the sheets of samples have."""
     options = ["--log-to", "tensorboard", "--amp", "bf16", "--network", network]
-    run(folder, tmp_path, "--steps", 1, *options, "--workers", int(network == "densefuse"))
-    (events,) = (tmp_path / "tensorboard").rglob("events*")
-    content = events.read_bytes()
-    assert all(name in content for name in (b"direction", b"kept", b"rate"))
+    options += ["--sample-every", "1", "--workers", int(network == "densefuse")]
+    rows = run(folder, tmp_path, "--steps", 2, *options)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == rows[0].keys() - {"step"}
+    for name in events.Tags()["scalars"]:
+        points = {point.step: point.value for point in events.Scalars(name)}
+        assert points == pytest.approx({int(row["step"]): float(row[name]) for row in rows})
+    assert events.Tags()["images"] == ["samples"]
+    sheets = events.Images("samples")
+    assert [sheet.step for sheet in sheets] == [1, 2]
+    for sheet in sheets:
+        path = tmp_path / "samples" / f"step_{sheet.step:07d}.png"
+        with Image.open(BytesIO(sheet.encoded_image_string)) as shown, Image.open(path) as saved:
+            assert shown.tobytes() == saved.convert("RGB").tobytes()
+
+
+def test_wandb_gets_a_list_of_images_and_other_trackers_none(tmp_path):
+    Image.new("RGB", (5, 4), "red").save(tmp_path / "sheet.png")
+    given = []
+
+    def log_images(values, step):
+        given.append((values["samples"].shape, step))
+
+    for name in ("wandb", "mlflow"):
+        train.show_samples(
+            SimpleNamespace(name=name, log_images=log_images), tmp_path / "sheet.png", 7
+        )
+    assert given == [((1, 4, 5, 3), 7)]
+
+
+def test_a_tracker_that_is_not_installed(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    message = "--log-to wandb needs its package; pip install wandb"
+    with pytest.raises(SystemExit, match=message), pytest.warns(UserWarning, match="log_with"):
+        run(folder, tmp_path, "--steps", 1, "--log-to", "wandb")
+    with pytest.raises(SystemExit, match="Unsupported logging capability: tensorbord"):
+        run(folder, tmp_path, "--steps", 1, "--log-to", "tensorbord")
 
 
 @pytest.mark.parametrize(
@@ -328,6 +363,22 @@ def test_options_that_would_train_nothing(tmp_path, folder, capsys, options, mes
     with pytest.raises(SystemExit):
         run(folder, tmp_path, *options)
     assert message in capsys.readouterr().err
+
+
+def test_the_clip_must_be_chosen(folder, tmp_path):
+    message = "--encoder must name .*: ViT-B-32-quickgelu/openai is the paper's, .*; tiny"
+    with pytest.raises(SystemExit, match=message):
+        train.main(["--pairs", str(folder), "--out", str(tmp_path / "out"), "--steps", "1"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_has_the_numbers_of_the_loss(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--patches N patches per crop (default: 32; with tiny 2)" in said
+    assert "--direction-weight N (default: 2; with tiny 3.2)" in said
+    assert "(default: 0.5 with --prompts, else none)" in said
 
 
 def test_options_that_do_not_go_together(tmp_path, folder):
