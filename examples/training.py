@@ -42,7 +42,7 @@ BATCH_SIZE, CROP_SIDE, LEARNING_RATE = 3, 96, 2e-3
 MANY_BATCH_SIZE, MANY_MAX_NORM = 1, 0.5
 #: A factor of the weight of the similarity, without which it follows strong sentences half as far.
 MANY_SIMILARITY = 2 / 3
-#: With regions only patches in one of them count, so there are more. They keep their size and weight:
+#: With regions only patches in one of them count, so there are more. They keep size and weight:
 #: smaller and stronger ones emboss, and then no sentence darkens. Found by trial with tiny.
 REGION_PATCHES = 4
 #: Of `train`: crops with room for two regions.
