@@ -55,7 +55,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--max-pairs": {"type": whole_number, "help": "use at most N pairs, spread over the folder"},
     "--out": FOLDER | {"help": "folder for the results"},
     "--prompt": {"action": "append", "metavar": "TEXT", "help": "the fused image in words"},
-    "--opposite": {"action": "append", "metavar": "TEXT", "help": "what it should not be"},
+    "--opposite": {"action": "append", "metavar": "TEXT", "help": "and what it should not be"},
     "--encoder": {"metavar": "CLIP", "help": ENCODERS},
     "--steps": {"type": whole_number, "help": "training steps"},
     "--seed": {"type": natural, "help": "random seed"},
