@@ -98,9 +98,10 @@ class Results:
         """The change of a measure against the sentence alone."""
         return percent(change(self.mean(wording.title), self.mean(wording.alone), measure))
 
-    def moved(self, wording: Wording) -> tuple[list[str], list[str]]:
+    def moved(self, wording: Wording, data_set: int = 0) -> tuple[list[str], list[str]]:
         """The measures that are better, and those that are worse, with every seed than alone."""
-        both = list(zip(self.rows(wording.title), self.rows(wording.alone), strict=True))
+        rows = [self.rows(name, data_set=data_set) for name in (wording.title, wording.alone)]
+        both = list(zip(*rows, strict=True))
         better, worse = [], []
         for name in (*EIGHT, "invented"):
             sign = -1 if name == "invented" else 1
@@ -324,11 +325,14 @@ def wordings(results: Results) -> list[str]:
 
 def verdict(results: Results) -> str:
     """Whether an opposite makes the image of the paper's sentence better, all in all."""
-    better, worse = map(len, results.moved(POOR))
+    counts, helps = [], True
+    for data_set, name in enumerate(results.names):
+        better, worse = map(len, results.moved(POOR, data_set))
+        counts.append(f"{better} of nine measures on {name} and worse in {worse}")
+        helps = helps and better > 1 and not worse
     return (
-        f'The paper\'s sentence with the opposite "{POOR.opposite}" is better in {better} of nine '
-        f"measures with every seed, and worse in {worse}: "
-        f"{'it helps' if better > 1 and not worse else 'another image, not a better one'}."
+        f'With the opposite "{POOR.opposite}" the paper\'s sentence is better with every seed in '
+        f"{', in '.join(counts)}: {'it helps' if helps else 'another image, not a better one'}."
     )
 
 

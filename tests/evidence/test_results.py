@@ -207,15 +207,21 @@ def test_targets_are_counted_by_seed():
 
 def test_what_is_better_with_every_seed():
     tables_ = make_tables(PAPER_ROWS)
-    alone = dict(enumerate(PAPER_ROWS))
-    for seed, (gradient, edges) in enumerate([(1.7, 1.1), (1.5, 0.8)]):
-        row = {"set": "roadscene", "group": "ours", "name": POOR.title, "seed": seed} | MEASURES
-        row |= {"mean": 90.0} | alone[seed] | {"AG": gradient, "Qabf": edges, "invented": 0.03}
-        tables_["measures"].append(row)
+    alone = tables.chosen(tables_["measures"], name=PAPER)
+    told = [
+        {**row, "name": POOR.title, "mean": 90.0, "AG": gradient, "Qabf": edges, "invented": 0.03}
+        for row, gradient, edges in zip(alone, (1.7, 1.5), (1.1, 0.8), strict=True)
+    ]
+    both = [*alone, *told]
+    tables_["measures"] += [*told, *({**row, "set": "tno"} for row in both)]
     made = page.Results(tables_)
     assert made.moved(POOR) == (["AG", "invented"], [])
     assert made.effect_beside(POOR, "mean") == "-10 %"
-    assert "better in 2 of nine measures with every seed, and worse in 0: it" in page.verdict(made)
+    said = "2 of nine measures on RoadScene and worse in 0, in 2 of nine measures on TNO and worse"
+    assert f"{said} in 0: it helps" in page.verdict(made)
+    tables_["measures"][-1]["invented"] = tables_["measures"][-2]["invented"] = 0.9
+    assert made.moved(POOR, 1) == (["AG"], ["invented"])
+    assert "TNO and worse in 1: another image, not a better one" in page.verdict(made)
 
 
 def test_shares_and_blends():
