@@ -226,9 +226,10 @@ def conclusion(results: Results) -> str:
         f"{sum(value == results.seeds for value in met)} of {len(met)} targets are reached with "
         f"every seed, {sum(value == 0 for value in met)} with none.",
         f'**Opposites and several sentences.** The opposite "{NOT_BRIGHT.opposite}" changes the '
-        f'brightness of "{NOT_BRIGHT.alone}" by {results.effect_beside(NOT_BRIGHT, BRIGHTNESS)}, '
-        "half as much of it as a second sentence by "
-        f"{results.effect_beside(MIXED, BRIGHTNESS)}. {verdict(results)}",
+        f'brightness of "{NOT_BRIGHT.alone}" by {results.effect_beside(NOT_BRIGHT, BRIGHTNESS)} '
+        f"and, as both ask for it, the average gradient by {results.effect_beside(NOT_BRIGHT, 'AG')}; "
+        f"half of it as a second sentence by {results.effect_beside(MIXED, BRIGHTNESS)} and "
+        f"{results.effect_beside(MIXED, 'AG')}. {verdict(results)}",
         "**Beside filters.** At equal average gradient the paper's sentence is ahead of "
         + " and ".join(f"{name} in {in_words(values)}" for name, values in wins.items())
         + " of 8 measures.",
@@ -324,15 +325,15 @@ def wordings(results: Results) -> list[str]:
 
 
 def verdict(results: Results) -> str:
-    """Whether an opposite makes the image of the paper's sentence better, all in all."""
+    """Whether an opposite makes the image of the paper's sentence better on both data sets."""
     counts, helps = [], True
     for data_set, name in enumerate(results.names):
-        better, worse = map(len, results.moved(POOR, data_set))
-        counts.append(f"{better} of nine measures on {name} and worse in {worse}")
-        helps = helps and better > 1 and not worse
+        better, worse = results.moved(POOR, data_set)
+        counts.append(f"on {name} {len(better)} better, {', '.join(worse) or 'none'} worse")
+        helps = helps and len(better) > 1 and not worse
     return (
-        f'With the opposite "{POOR.opposite}" the paper\'s sentence is better with every seed in '
-        f"{', in '.join(counts)}: {'it helps' if helps else 'another image, not a better one'}."
+        f'With the opposite "{POOR.opposite}" of the paper\'s sentence, of nine measures are with '
+        f"every seed {'; '.join(counts)}: the quickstart {'has' if helps else 'goes without'} it."
     )
 
 

@@ -217,11 +217,11 @@ def test_what_is_better_with_every_seed():
     made = page.Results(tables_)
     assert made.moved(POOR) == (["AG", "invented"], [])
     assert made.effect_beside(POOR, "mean") == "-10 %"
-    said = "2 of nine measures on RoadScene and worse in 0, in 2 of nine measures on TNO and worse"
-    assert f"{said} in 0: it helps" in page.verdict(made)
+    said = "on RoadScene 2 better, none worse; on TNO"
+    assert f"{said} 2 better, none worse: the quickstart has it" in page.verdict(made)
     tables_["measures"][-1]["invented"] = tables_["measures"][-2]["invented"] = 0.9
     assert made.moved(POOR, 1) == (["AG"], ["invented"])
-    assert "TNO and worse in 1: another image, not a better one" in page.verdict(made)
+    assert f"{said} 1 better, invented worse: the quickstart goes without" in page.verdict(made)
 
 
 def test_shares_and_blends():
