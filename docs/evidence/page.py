@@ -227,9 +227,10 @@ def conclusion(results: Results) -> str:
         f"every seed, {sum(value == 0 for value in met)} with none.",
         f'**Opposites and several sentences.** The opposite "{NOT_BRIGHT.opposite}" changes the '
         f'brightness of "{NOT_BRIGHT.alone}" by {results.effect_beside(NOT_BRIGHT, BRIGHTNESS)} '
-        f"and, as both ask for it, the average gradient by {results.effect_beside(NOT_BRIGHT, 'AG')}; "
-        f"half of it as a second sentence by {results.effect_beside(MIXED, BRIGHTNESS)} and "
-        f"{results.effect_beside(MIXED, 'AG')}. {verdict(results)}",
+        "and the average gradient, for which both ask, by "
+        f"{results.effect_beside(NOT_BRIGHT, 'AG')}; half of it as a second sentence by "
+        f"{results.effect_beside(MIXED, BRIGHTNESS)} and {results.effect_beside(MIXED, 'AG')}. "
+        + verdict(results),
         "**Beside filters.** At equal average gradient the paper's sentence is ahead of "
         + " and ".join(f"{name} in {in_words(values)}" for name, values in wins.items())
         + " of 8 measures.",
@@ -329,11 +330,11 @@ def verdict(results: Results) -> str:
     counts, helps = [], True
     for data_set, name in enumerate(results.names):
         better, worse = results.moved(POOR, data_set)
-        counts.append(f"on {name} {len(better)} better, {', '.join(worse) or 'none'} worse")
+        counts.append(f"in {len(better)} on {name} and worse in {', '.join(worse) or 'none'}")
         helps = helps and len(better) > 1 and not worse
     return (
-        f'With the opposite "{POOR.opposite}" of the paper\'s sentence, of nine measures are with '
-        f"every seed {'; '.join(counts)}: the quickstart {'has' if helps else 'goes without'} it."
+        f'With the opposite "{POOR.opposite}" the paper\'s sentence is better with every seed '
+        f"{', '.join(counts)}, of nine measures. The quickstart {'uses' if helps else 'does not use'} it."
     )
 
 
