@@ -57,7 +57,7 @@ def test_a_run_writes_page_tables_and_pictures(run):
     _, root = run
     text = (root / "docs" / "results.md").read_text()
     assert text == page.text(tables.load(root / "docs" / "evidence"))
-    assert text.count("\n## ") == 5
+    assert text.count("\n## ") == 6
     assert "LD-Lite" in text
     assert len(text.split()) < 1400
     for path in (root / "docs" / "images").iterdir():
