@@ -15,7 +15,6 @@ from networks.densefuse import DenseFuse
 from networks.unet import FusionUNet
 from pairs import Pair, luminance, open_pairs
 from training import (
-    REGION_WEIGHTS,
     Crops,
     DrawnSentences,
     build_criterion,
@@ -217,8 +216,7 @@ def test_the_loss_by_the_name_of_its_clip(tmp_path, small_architecture, clip_mod
     assert build_criterion("tiny", regularizer="none", regions=True).regularizer is None
     for_regions = build_criterion("tiny", regions=True, patch_weight=7.0)
     assert for_regions.regularizer.layout_weight < tuned.regularizer.layout_weight
-    assert for_regions.patch_weight == 7.0
-    assert for_regions.num_patches == REGION_WEIGHTS["num_patches"]
+    assert (for_regions.num_patches, for_regions.patch_weight) == (8, 7.0)
     torch.save(clip_model.state_dict(), tmp_path / "clip.pt")
     name = f"{small_architecture}={tmp_path / 'clip.pt'}"
     built = build_criterion(name, regularizer="intensity")
