@@ -31,7 +31,6 @@ from training import CROP_SIDE, Crops, fuse_with, train
 
 HERE = Path(__file__).parent
 REFERENCE = 32
-BASE = (REFERENCE, 0)
 #: Patches of each network's trainings.
 NETWORKS = {"unet": (1, 2, 4, 8, 16, 32), "densefuse": (2, 8, 32)}
 #: Of networks that have fewer than others.
@@ -41,6 +40,9 @@ MEASURES = ("EN", "SD", "SF", "AG", "MI", "SCD", "SSIM", "Qabf")
 MARGIN, LEVEL = 0.02, 0.05
 #: Of the variances: batches of crops, and draws of patches for each.
 BATCHES, DRAWS = 12, 3
+
+#: Of each measure the mean difference and the smallest margin, in percent.
+Found = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -138,41 +140,53 @@ def smallest_margin(differences: Sequence[float], level: float = LEVEL) -> float
     return abs(statistics.mean(differences)) + float(stats.t.ppf(1 - level, count - 1)) * error
 
 
-def table(rows: tables.Table) -> str:
-    """For each number of patches: in how many measures it is equivalent to the reference.
+def compare(rows: tables.Table, network: str, prompt: str, patches: int, draw: int) -> Found:
+    """How a number of patches differs from the reference, by seed."""
+    same = tables.chosen(rows, network=network, prompt=prompt)
+    wanted = {row["seed"]: row for row in tables.chosen(same, patches=REFERENCE, draw=0)}
+    pairs = [(row, wanted[row["seed"]]) for row in tables.chosen(same, patches=patches, draw=draw)]
+    result = {}
+    for name in MEASURES:
+        percent = statistics.mean(base[name] for _, base in pairs) / 100
+        differences = [(row[name] - base[name]) / percent for row, base in pairs]
+        result[name] = statistics.mean(differences), smallest_margin(differences)
+    return result
 
-    Also the smallest margin at which each measure would be, and the mean difference, in percent of
-    the measure's mean with the reference.
-    """
+
+def table(rows: tables.Table, variance: tables.Table) -> str:
+    """The table of the page: a line for each network and number of patches."""
     lines = [
-        "| network | sentence | patches | equivalent | smallest margin, % | mean difference, % |",
-        "|---|---|---:|---:|---|---|",
+        "| network, seeds | patches | equivalent, of 8 | moved, % | margin, % | variance | s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for network, numbers in NETWORKS.items():
-        for prompt in PROMPTS:
-            same = tables.chosen(rows, network=network, prompt=prompt)
-            wanted = {row["seed"]: row for row in same if (row["patches"], row["draw"]) == BASE}
-            for patches, draw in [*((n, 0) for n in numbers if n != REFERENCE), (REFERENCE, 1)]:
-                others = tables.chosen(same, patches=patches, draw=draw)
-                if len(others) < 2:
-                    continue
-                margins, means = {}, {}
-                for name in MEASURES:
-                    base = statistics.mean(wanted[row["seed"]][name] for row in others) / 100
-                    each = [(row[name] - wanted[row["seed"]][name]) / base for row in others]
-                    margins[name], means[name] = smallest_margin(each), statistics.mean(each)
-                equal = sum(margin <= 100 * MARGIN for margin in margins.values())
-                label = f"{patches}{', other ones' if draw else ''}"
-                listed, moved = (
-                    ", ".join(f"{name} {value:{form}}" for name, value in values.items())
-                    for values, form in ((margins, ".1f"), (means, "+.1f"))
-                )
-                title = "the paper's" if prompt == PAPER else prompt
-                lines.append(
-                    f"| {network} | {title} | {label} | {equal} of {len(MEASURES)}, "
-                    f"{len(others)} seeds | {listed} | {moved} |"
-                )
+        for patches, draw in [*((n, 0) for n in numbers), (REFERENCE, 1)]:
+            same = tables.chosen(rows, network=network, patches=patches, draw=draw)
+            if not same:
+                continue
+            found = [compare(rows, network, prompt, patches, draw) for prompt in PROMPTS]
+            cells = [", ".join(cell) for cell in zip(*map(in_words, found), strict=True)]
+            if (patches, draw) == (REFERENCE, 0):
+                cells = ["", "", ""]
+            shares = [
+                f"{row['gradient, from patches'] / row['gradient, from crops']:.2f}"
+                for row in tables.chosen(variance, patches=patches)
+                if network == "unet" and not draw
+            ]
+            seeds = len({row["seed"] for row in same})
+            label = f"{patches}{', others' if draw else ''}"
+            seconds = statistics.median(row["seconds"] for row in same)
+            cells = [f"{network}, {seeds}", label, *cells, ", ".join(shares), f"{seconds:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def in_words(found: Found) -> tuple[str, str, str]:
+    """How many are equivalent; over all, the mean size of the difference, the median margin."""
+    differences, margins = zip(*found.values(), strict=True)
+    equal = sum(margin <= 100 * MARGIN for margin in margins)
+    size = statistics.mean(map(abs, differences))
+    return f"{equal}", f"{size:.1f}", f"{statistics.median(margins):.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -188,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.only_table:
         measure(options)
-    print(table(tables.read(options.out / "patches.csv")))
+    read = (tables.read(options.out / f"{name}.csv") for name in ("patches", "patch_variance"))
+    print(table(*read))
 
 
 def measure(options: argparse.Namespace) -> None:
