@@ -76,7 +76,7 @@ def add(parser: Any, name: str, text: str = "", default: Any = None, **settings:
     """Add an option; `text` is added to the help in `SHARED`, and so is the default."""
     settings = SHARED.get(name, {}) | settings
     text = settings.pop("help", "") + text
-    if default is not None and "(default: " not in text:
+    if default not in (None, []) and "(default: " not in text:
         text += " (default: %(default)s)"
     if "type" in settings:
         settings = {"metavar": "FILE" if settings["type"] is Path else "N"} | settings

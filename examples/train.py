@@ -42,6 +42,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+import masks
 import options
 import pairs
 import sheets
@@ -82,6 +83,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times, "
     text += "`a clear image | not: a bright image` has an opposite"
     add("--prompts", text, type=Path)
+    text = "of --prompts one for each region: random, or DIR/seg with the pairs' label images"
+    add("--regions", text, metavar="WHERE")
     sources = {"action": "append", "metavar": "TEXT"}
     add("--visible-text", "the visible image in words (default: the paper's)", **sources)
     add("--infrared-text", "the infrared image in words (default: the paper's)", **sources)
@@ -150,6 +153,8 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             "--prompts must be used without --prompt and --opposite and with --network unet; write "
             "`a clear image | not: a bright image` into the file"
         )
+    if chosen.regions and not chosen.prompts:
+        raise ValueError("--regions must be used with --prompts, which has their sentences")
     if chosen.device not in (None, "cpu"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(options.choose_device(chosen.device))
     accelerator = Accelerator(
@@ -166,13 +171,9 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         raise ValueError(f"--out {chosen.out} holds a training; pass --resume, or another --out")
 
     opened = pairs.open_pairs(folders, chosen.max_pairs)
-    augment = not chosen.no_augment
-    crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, augment, chosen.seed)
-    crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
-    step = int(state.name.removeprefix("state-")) if state else 0
-    last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
-    if step > last:
-        raise ValueError(f"--steps must exceed the {step} steps done, got {last}")
+    regions, augment = chosen.regions, not chosen.no_augment
+    if regions not in (None, "random"):
+        regions = masks.open_labels(Path(regions), opened.files)
     # Patches and noise differ between processes; the network is everywhere the first one's.
     set_seed(chosen.seed, device_specific=True)
     with options.warnings_as_notes():
@@ -180,11 +181,21 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         texts = (chosen.prompts, criterion.objective)
         weights = training.read_sentences(*texts) if chosen.prompts else {}
         bank = criterion.embed(list(weights)) if weights else None
+    more = augment, chosen.seed, regions, list(weights.values())
+    crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, *more)
+    crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
+    step = int(state.name.removeprefix("state-")) if state else 0
+    last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
+    if step > last:
+        raise ValueError(f"--steps must exceed the {step} steps done, got {last}")
     network = NETWORKS[chosen.network](*(bank.text_direction.shape[1:] if bank else ()))
     draw = training.DrawnSentences(bank, list(weights.values())) if bank else None
+    if bank and chosen.similarity_weight is None:
+        criterion.similarity_weight *= training.MANY_SIMILARITY
     settings = {name: value for name, value in vars(chosen).items() if name not in FREE_OPTIONS}
     settings |= {"pairs used": len(opened), "crops a step": crops_a_step}
     settings |= {"encoder": criterion.encoder.fingerprint, "sentences": weights}
+    settings["regions"] = regions if regions in (None, "random") else "label images"
     if first:
         check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
         for name in () if state else (NETWORK, SENTENCES):  # of an earlier training
@@ -225,16 +236,19 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     sums: Any = 0
     network.train()
     try:
-        for visible, infrared in loader:
+        for images in loader:
             with accelerator.accumulate(network):
-                # The network gets noise on its inputs, the loss the clean images.
-                given = {"visible": visible, "infrared": infrared}
-                inputs = [i + chosen.noise * torch.randn_like(i) for i in given.values()]
+                given = dict(zip(("visible", "infrared", "regions"), images, strict=False))
                 if draw:
-                    given["objectives"] = drawn = draw(len(visible))
-                    inputs.append(drawn.text_direction)
+                    given["objectives"] = bank if regions else draw(len(images[0]))
+                # The network gets noise on its inputs, the loss the clean images.
+                noisy = {
+                    name: given[name] + chosen.noise * torch.randn_like(given[name])
+                    for name in ("visible", "infrared")
+                }
                 with accelerator.autocast():
-                    terms = criterion.terms(fused=network(*inputs), **given)
+                    fused = training.call(network, **(given | noisy))
+                    terms = criterion.terms(fused=fused, **given)
                 accelerator.backward(terms.total)
                 sums = sums + torch.stack(terms).detach() / chosen.accumulate
                 if not accelerator.sync_gradients:
@@ -290,6 +304,7 @@ def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
         regularizer=chosen.regularizer,
         vgg19=chosen.vgg19,
         num_patches=chosen.patches,
+        regions=chosen.regions is not None,
         **{name: getattr(chosen, name) for name in WEIGHTS},
     )
 
