@@ -98,7 +98,7 @@ def variances(pairs: Sequence[Pair], clip: FrozenCLIP, batch: int, steps: int) -
     patches for the same crops, and over crops; and the deviation of the patch term over draws.
     """
     numbers, cpu = NETWORKS["unet"], torch.device("cpu")
-    criterion = LanguageDrivenFusionLoss.tiny(PAPER, encoder=clip, num_patches=max(numbers))
+    criterion = LanguageDrivenFusionLoss.tiny(PAPER, encoder=clip, num_patches=8)
     torch.manual_seed(0)
     network = networks.NETWORKS["unet"]()
     train(network, criterion, pairs[::2], steps=steps // 2, seed=0, device=cpu)
