@@ -29,9 +29,9 @@ def test_table():
     far = [100.0, 103.0, 97.0, 104.0, 96.0]
     rows += [row(2, seed, 0, AG=202.0, EN=far[seed]) for seed in range(5)]
     rows += [other | {"prompt": patches.PROMPTS[0]} for other in rows]
-    variance = [{"patches": 2, "gradient, from patches": 3.0, "gradient, from crops": 2.0}]
+    variance = [{"patches": 2, "gradient, from patches": 0.03, "gradient, from crops": 2.0}]
     lines = patches.table(rows, variance).splitlines()[2:]
-    assert lines[0] == "| unet, 5 | 2 | 7, 7 | 0.1, 0.1 | 0.0, 0.0 | 1.50 | 9 |"
+    assert lines[0] == "| unet, 5 | 2 | 7, 7 | 0.1, 0.1 | 0.0, 0.0 | 1.5 | 9 |"
     assert lines[1] == "| unet, 5 | 32 |  |  |  |  | 9 |"
     found = patches.compare(rows, "unet", patches.PROMPTS[0], 2, 0)
     assert found["AG"] == pytest.approx((1, 1))
@@ -55,6 +55,13 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert rows[1]["AG"] != rows[2]["AG"]  # other patches
     assert capsys.readouterr().out == "3 rows\n6 rows\n"
     variance = tables.read(tmp_path / "patch_variance.csv")
-    assert [(r["batch"], r["patches"]) for r in variance] == [(2, 1), (2, 32), (8, 1), (8, 32)]
+    assert [(r["batch"], r["patches"]) for r in variance] == [
+        (2, 1),
+        (2, 32),
+        (8, 1),
+        (8, 32),
+        (2, 1),
+        (2, 32),
+    ]
     for name in ("patch term, deviation", "gradient, from patches"):
         assert variance[0][name] > variance[1][name] > 0
