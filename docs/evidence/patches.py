@@ -6,7 +6,8 @@ Networks are trained with the bundled CLIP as those of the results page, which d
 the number of patches; patches.csv gets a row for each and is continued if it exists. Two numbers
 are equivalent in a measure if two one-sided paired t-tests at 5 % find the mean difference within
 2 % of the mean with 32 patches. The same training with 32 other patches ("draw" 1) shows what the
-test can find at best; the smallest number that does as well with the U-Net is recommended.
+test can find at best. The rule was to recommend the smallest number that does as well with the
+U-Net. One patch does; two are recommended, for the paper's weights make its gradients noisy.
 """
 
 import argparse
