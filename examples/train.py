@@ -42,6 +42,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+import masks
 import options
 import pairs
 import sheets
@@ -78,8 +79,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True)
     add("--resume", "continue the training in --out", action="store_true")
     add("--prompt", "; repeat it for an ensemble (default: the paper's)")
-    text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times"
+    add("--opposite", "; repeat it for several")
+    text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times, "
+    text += "`a clear image | not: a bright image` has an opposite"
     add("--prompts", text, type=Path)
+    text = "of --prompts one for each region: random, or DIR/seg with the pairs' label images"
+    add("--regions", text, metavar="WHERE")
     sources = {"action": "append", "metavar": "TEXT"}
     add("--visible-text", "the visible image in words (default: the paper's)", **sources)
     add("--infrared-text", "the infrared image in words (default: the paper's)", **sources)
@@ -143,8 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bool:
     """Train to the end, or until asked to stop; returns whether it was the end."""
-    if chosen.prompts and (chosen.prompt or chosen.network != "unet"):
-        raise ValueError("--prompts must be used without --prompt and with --network unet")
+    if chosen.prompts and (chosen.prompt or chosen.opposite or chosen.network != "unet"):
+        raise ValueError(
+            "--prompts must be used without --prompt and --opposite and with --network unet; write "
+            "`a clear image | not: a bright image` into the file"
+        )
+    if chosen.regions and not chosen.prompts:
+        raise ValueError("--regions must be used with --prompts, which has their sentences")
     if chosen.device not in (None, "cpu"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(options.choose_device(chosen.device))
     accelerator = Accelerator(
@@ -161,24 +171,31 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         raise ValueError(f"--out {chosen.out} holds a training; pass --resume, or another --out")
 
     opened = pairs.open_pairs(folders, chosen.max_pairs)
-    augment = not chosen.no_augment
-    crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, augment, chosen.seed)
+    regions, augment = chosen.regions, not chosen.no_augment
+    if regions not in (None, "random"):
+        regions = masks.open_labels(Path(regions), opened.files)
+    # Patches and noise differ between processes; the network is everywhere the first one's.
+    set_seed(chosen.seed, device_specific=True)
+    with options.warnings_as_notes():
+        criterion = build_loss(chosen).to(device)
+        texts = (chosen.prompts, criterion.objective)
+        weights = training.read_sentences(*texts) if chosen.prompts else {}
+        bank = criterion.embed(list(weights)) if weights else None
+    more = augment, chosen.seed, regions, list(weights.values())
+    crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, *more)
     crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
     step = int(state.name.removeprefix("state-")) if state else 0
     last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
     if step > last:
         raise ValueError(f"--steps must exceed the {step} steps done, got {last}")
-    # Patches and noise differ between processes; the network is everywhere the first one's.
-    set_seed(chosen.seed, device_specific=True)
-    with options.warnings_as_notes():
-        criterion = build_loss(chosen).to(device)
-        weights = training.read_sentences(chosen.prompts) if chosen.prompts else {}
-        bank = criterion.embed(list(weights)) if weights else None
     network = NETWORKS[chosen.network](*(bank.text_direction.shape[1:] if bank else ()))
     draw = training.DrawnSentences(bank, list(weights.values())) if bank else None
+    if bank and chosen.similarity_weight is None:
+        criterion.similarity_weight *= training.MANY_SIMILARITY
     settings = {name: value for name, value in vars(chosen).items() if name not in FREE_OPTIONS}
     settings |= {"pairs used": len(opened), "crops a step": crops_a_step}
     settings |= {"encoder": criterion.encoder.fingerprint, "sentences": weights}
+    settings["regions"] = regions if regions in (None, "random") else "label images"
     if first:
         check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
         for name in () if state else (NETWORK, SENTENCES):  # of an earlier training
@@ -219,23 +236,25 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     sums: Any = 0
     network.train()
     try:
-        for visible, infrared in loader:
+        for images in loader:
             with accelerator.accumulate(network):
-                # The network gets noise on its inputs, the loss the clean images.
-                given = {"visible": visible, "infrared": infrared}
-                inputs = [i + chosen.noise * torch.randn_like(i) for i in given.values()]
+                given = dict(zip(("visible", "infrared", "regions"), images, strict=False))
                 if draw:
-                    given["objectives"] = drawn = draw(len(visible))
-                    inputs.append(drawn.text_direction)
+                    given["objectives"] = bank if regions else draw(len(images[0]))
+                # The network gets noise on its inputs, the loss the clean images.
+                noisy = {
+                    name: given[name] + chosen.noise * torch.randn_like(given[name])
+                    for name in ("visible", "infrared")
+                }
                 with accelerator.autocast():
-                    terms = criterion.terms(fused=network(*inputs), **given)
-                accelerator.backward(terms.total)
-                sums = sums + torch.stack(terms).detach() / chosen.accumulate
+                    terms = training.loss_terms(network, criterion, given, noisy)
+                accelerator.backward(terms["total"])
+                sums = sums + torch.stack(list(terms.values())).detach() / chosen.accumulate
                 if not accelerator.sync_gradients:
                     continue
                 # All in one transfer, for each would wait for the device on its own.
                 means = accelerator.reduce(sums, "mean").tolist()
-                row = dict(zip(terms._fields, means, strict=True))
+                row = dict(zip(terms, means, strict=True))
                 if not math.isfinite(total := row["total"]):
                     raise ValueError(f"the loss is {total} in step {step + 1}; try a lower --rate")
                 if max_norm:
@@ -276,14 +295,15 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
 
 
 def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
-    given = (chosen.prompt, chosen.visible_text, chosen.infrared_text)
-    texts = zip(("fused", "visible", "infrared"), given, strict=True)
+    given = (chosen.prompt, chosen.visible_text, chosen.infrared_text, chosen.opposite)
+    texts = zip(("fused", "visible", "infrared", "opposite"), given, strict=True)
     return training.build_criterion(
         chosen.encoder,
         FusionObjective(**{role: text for role, text in texts if text}),
         regularizer=chosen.regularizer,
         vgg19=chosen.vgg19,
         num_patches=chosen.patches,
+        regions=chosen.regions is not None,
         **{name: getattr(chosen, name) for name in WEIGHTS},
     )
 
@@ -377,7 +397,8 @@ def save_samples(
     told = {"fused": None}
     if bank:
         rows = pairs.spread(len(bank), 4)
-        told = {bank.objectives[row].fused[0]: bank.text_direction[row] for row in rows}
+        titles = [training.in_words(bank.objectives[row]) for row in rows]
+        told = dict(zip(titles, bank.text_direction[rows], strict=True))
     for title, vector in told.items():
         fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
         columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))

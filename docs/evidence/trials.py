@@ -22,6 +22,7 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
+    PatchGeometry,
 )
 from networks.unet import FusionUNet
 from options import atomic_write, progress, warnings_as_notes
@@ -46,7 +47,10 @@ MANY_COST = 1.5
 BLEND_STEPS = 7
 
 #: Arguments of the loss that are no settings of a trial.
-NOT_SETTINGS = ("self", "objective", "encoder", "generator", "data_range", "reduction", "compile")
+NOT_SETTINGS = (
+    "self", "objective", "encoder", "generator", "data_range", "reduction", "compile",
+    "patch_scale",
+)  # fmt: skip
 
 #: The mean grey level, beside the usual measures.
 BRIGHTNESS = "mean"
@@ -81,6 +85,7 @@ def settings_of(criterion: LanguageDrivenFusionLoss, **changes: Any) -> str:
         "type": type(regularizer).__name__,
         **{name: getattr(regularizer, name) for name in arguments},
     }
+    options["patch_geometry"] = asdict(options["patch_geometry"])
     return json.dumps(options)
 
 
@@ -185,7 +190,7 @@ def run_trial(bench: Bench, trial: Trial) -> None:
 
 def build_criterion(bench: Bench, trial: Trial) -> LanguageDrivenFusionLoss:
     options = json.loads(trial.options)
-    options["patch_scale"] = tuple(options["patch_scale"])
+    options["patch_geometry"] = PatchGeometry(**options["patch_geometry"])
     arguments = options.pop("regularizer")
     regularizer = getattr(clip_fusion_loss, arguments.pop("type"))(**arguments)
     with warnings_as_notes():

@@ -118,7 +118,7 @@ def test_settings_are_read_back_from_the_loss(run):
     tiny = results.build_criterion("tiny")
     bench = trials.Bench("tiny", Path(), Path(), 1, Path())
     built = trials.build_criterion(bench, single[PAPER][0])
-    for name in ("direction_weight", "patch_weight", "num_patches", "patch_scale"):
+    for name in ("direction_weight", "patch_weight", "num_patches", "patch_geometry"):
         assert getattr(built, name) == getattr(tiny, name), name
     assert (
         vars(built.regularizer).items()

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from image_files import save_pairs
+from image_files import noise, save_pairs, write
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -22,9 +22,10 @@ import options
 import pairs
 import train
 import training
-from clip_fusion_loss import EmbeddedFusionModel
+from clip_fusion_loss import EmbeddedFusionModel, FusionObjective
 from networks import NETWORKS
 from networks.weights import load_trained
+from train import WEIGHTS
 
 EXAMPLES = Path(train.__file__).parent
 SMALL = ["--crop", "32", "--batch", "2", "--patches", "2", "--crops-per-pair", "2"]
@@ -118,10 +119,17 @@ def test_a_resumed_training_has_the_weights_of_one_without_interruption(
     assert states == ["state-0000004"], "older states go"
 
 
-def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, monkeypatch):
+@pytest.mark.parametrize("regions", [None, "random", "folder"])
+def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, monkeypatch, regions):
     file = tmp_path / "sentences.txt"
-    file.write_text("\ufeff# seasons\na dark image\n\n 2.5 | a bright image\n", "utf-8")
+    text = "\ufeff# seasons\na dark image\n\n 2.5 | a bright image | not: a noisy image\n"
+    file.write_text(text, "utf-8")
     options = ["--prompts", file, "--steps", 3]
+    if regions == "folder":
+        regions = tmp_path / "seg"
+        for index in range(3):
+            write(regions / f"scene{index}.png", noise(index, 48, 56) // 86)
+    options += ["--regions", regions] if regions else []
     run(folder, tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
@@ -130,9 +138,28 @@ def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, mon
     run(folder, tmp_path / "halves", *options, "--resume")
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
     bank = EmbeddedFusionModel.load(tmp_path / "whole" / "sentences.safetensors")
-    assert [o.fused for o in bank.objectives] == [("a dark image",), ("a bright image",)]
+    expected = FusionObjective("a bright image", opposite="a noisy image")
+    assert bank.objectives == (FusionObjective("a dark image"), expected)
     network = load_trained(tmp_path / "whole").network
     assert network.dimension == bank.text_direction.shape[1]
+    row = {name: float(value) for name, value in read_log(tmp_path / "whole")[0].items()}
+    expected = training.build_criterion("tiny", regions=regions is not None)
+    expected.similarity_weight *= training.MANY_SIMILARITY
+    total = sum(getattr(expected, name) * row[name.removesuffix("_weight")] for name in WEIGHTS)
+    total += training.REGION_GAP_WEIGHT * row.get("gap", 0)
+    assert row["total"] == pytest.approx(total, rel=1e-5)
+    assert ("gap" in row) == (regions is not None)
+
+
+def test_an_opposite_is_trained_away_from(tmp_path, folder):
+    given = ["--opposite", "a bright image", "--opposite", "a noisy image"]
+    rows = run(folder, tmp_path, "--steps", 1, "--prompt", "a dark image", *given)
+    assert float(rows[0]["direction"]) > 0
+    built = train.build_loss(
+        train.parse(["--out", "x", *SMALL, "--prompt", "a dark image", *given])
+    )
+    assert built.objective.fused == ("a dark image",)
+    assert built.objective.opposite == ("a bright image", "a noisy image")
 
 
 def test_one_step_is_that_of_a_plain_loop(tmp_path, folder):
@@ -385,10 +412,18 @@ def test_options_that_do_not_go_together(tmp_path, folder):
     file = tmp_path / "sentences.txt"
     for content, given, message in (
         ("a dark image", ["--prompt", "a cat"], "must be used without --prompt"),
+        ("a dark image", ["--opposite", "a cat"], "--opposite and .*; write `a clear image . not:"),
         ("a dark image", ["--network", "densefuse"], "with --network unet"),
         ("", [], "must hold a sentence a line, got none"),
         ("0 | a dark image", [], "line 1: must be a sentence, or a weight above 0"),
         ("a dark image\nx | y", [], "line 2: must be a sentence"),
+        ("not: a dark image", [], "line 1: must be a sentence"),
+        ("a dark image | not: ", [], "line 1: must be a sentence"),
+        (
+            "a dark image | a cat",
+            [],
+            "line 1: must be .*, as in 2.5 . a clear image . not: a bright",
+        ),
     ):
         file.write_text(content, "utf-8")
         with pytest.raises(SystemExit, match=message):
@@ -398,6 +433,11 @@ def test_options_that_do_not_go_together(tmp_path, folder):
         run(folder, tmp_path / "out", "--prompts", file)
     with pytest.raises(SystemExit, match="No such file.*no.txt"):
         run(folder, tmp_path / "out", "--prompts", "no.txt")
+    with pytest.raises(SystemExit, match="--regions must be used with --prompts"):
+        run(folder, tmp_path / "out", "--regions", "random")
+    file.write_text("a dark image", "utf-8")
+    with pytest.raises(SystemExit, match="there is no folder randm; check the path"):
+        run(folder, tmp_path / "out", "--prompts", file, "--regions", "randm")
     with pytest.raises(SystemExit, match="must not lie among the sources"):
         run(folder, folder / "ir" / "out")
     assert not (folder / "ir" / "out").exists()
