@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.encoder is None:
         raise ValueError(
             "--encoder must name the CLIP of the loss: ViT-B-32-quickgelu/openai is the paper's, "
-            "downloaded once; tiny, for a first try, comes with the package"
+            "downloaded once; tiny, the bundled one, is for a first try"
         )
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)

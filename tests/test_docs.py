@@ -170,6 +170,21 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
+#: The most words of a page; those of the API count together.
+LIMITS = {
+    **{"README": 700, "results": 2000, "adapters": 1500, "guarantees": 700, "objectives": 1500},
+    **{"performance": 800, "method": 900, "faq": 600, "encoders": 650, "api": 700, "loops": 800},
+}
+
+
+def test_pages_are_short():
+    counts = dict.fromkeys(LIMITS, 0)
+    for page in (ROOT / "README.md", *(page for page in DOCS if page.stem != "index")):
+        name = "api" if page.stem in ("api_parts", "functional") else page.stem
+        counts[name] += len(page.read_text().split())
+    assert {name: count for name, count in counts.items() if count > LIMITS[name]} == {}
+
+
 def test_every_picture_is_shown():
     shown = {name for page in PAGES for name in re.findall(r"images/([\w.-]+)", page.read_text())}
     assert shown == {path.name for path in (ROOT / "docs" / "images").iterdir()}
