@@ -116,7 +116,7 @@ def test_python(page, weights, one_process, capsys):
 
 def test_the_example_without_a_clone_gets_dark(capsys):
     """It needs nothing but what it imports."""
-    exec(blocks(ROOT / "docs" / "loops.md", "python")[-1], {})
+    exec(blocks(ROOT / "docs" / "api.md", "python")[-1], {})
     first, *_, last = (line.split() for line in capsys.readouterr().out.splitlines())
     assert float(last[3].rstrip(",")) < float(first[3].rstrip(","))
     assert float(last[5]) < 0.8 * float(first[5])
