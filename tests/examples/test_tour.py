@@ -48,11 +48,11 @@ def test_it_runs(notebook, monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.chdir(NOTEBOOK.parent)
-    kept = [list(output.get("data", ())) for output in outputs(notebook)]
+    kept = [sorted(output.get("data", ())) for output in outputs(notebook)]
     for cell in notebook.cells:
         cell.pop("outputs", None)
     NotebookClient(notebook, timeout=300).execute()
-    assert [list(output.get("data", ())) for output in outputs(notebook)] == kept
+    assert [sorted(output.get("data", ())) for output in outputs(notebook)] == kept
     assert "cannot be downloaded and is not in the cache" in texts(notebook)
 
 
