@@ -71,7 +71,6 @@ def direction_loss(
     Several texts cost no more. The sum over texts k with weights w_k, in which an opposite has a
     negative weight and counts as ``|w_k| (1 + cos)``, is the same formula with
     ``D = sum_k w_k D_k`` and, in place of both 1, `weight` ``= sum_k |w_k|``, a number or (...).
-
     `counted`, (..., 2), is 0 where the visible or the infrared summand does not count.
     """
     # Embeddings' directions and D_k are unit, so cos is the plain inner product.

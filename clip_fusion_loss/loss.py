@@ -31,9 +31,9 @@ class FusionLossTerms(NamedTuple):
     """The total loss and its unweighted terms, float32; scalars, or (B,) with ``reduction="none"``.
 
     `direction` and `patch` are the direction losses of the whole fused image and of its patches,
-    all texts and opposites added up, `similarity` the mean cosine distance to the sources; each is
-    in [0, 2] per sample, with one text. `kept` is the fraction of patches that passed the entropy
-    filter (for one source at least), averaged over the batch also with "sum".
+    all texts and opposites added up, `similarity` the mean cosine distance to the sources, each in
+    [0, 2] with one text; `kept` is the fraction of patches that passed the entropy filter, averaged
+    over the batch also with "sum".
     """
 
     total: Tensor

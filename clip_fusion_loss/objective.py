@@ -112,11 +112,9 @@ class EmbeddedFusionModel(FrozenModule):
     frozen = ("visible_direction", "infrared_direction", "_parts", "_weights", "_total_weight")
     visible_direction: Tensor
     infrared_direction: Tensor
-    # What is summed: (N, K, 2, D) unit directions from both sources, (N, K) weights; and the sum of
-    # these without sign, (), for a bank (N,).
-    _parts: Tensor
-    _weights: Tensor
-    _total_weight: Tensor
+    _parts: Tensor  # (N, K, 2, D): the unit directions from both sources that are summed
+    _weights: Tensor  # (N, K): their weights
+    _total_weight: Tensor  # (), for a bank (N,): the sum of their weights without sign
     names: tuple[str, ...] | None
     encoder_name: str
     encoder_fingerprint: str
@@ -133,10 +131,8 @@ class EmbeddedFusionModel(FrozenModule):
         one = isinstance(objective, FusionObjective)
         self._set(objectives, *content, one, names, encoder.name, encoder.fingerprint)
 
-    def _set(
-        self, objectives: Any, parts: Tensor, weights: Tensor, one: bool, *identity: Any
-    ) -> None:
-        self._objectives = objectives  # or a function: they are looked up once they are asked for
+    def _set(self, texts: Any, parts: Tensor, weights: Tensor, one: bool, *identity: Any) -> None:
+        self._objectives = texts  # or a function: they are looked up once they are asked for
         self.names, self.encoder_name, self.encoder_fingerprint = identity
         self._parts, self._weights = parts, weights
         # A weight of 1 leaves the only direction as it is, to the bit.
@@ -208,15 +204,13 @@ class EmbeddedFusionModel(FrozenModule):
     def mix(
         self, weights: Mapping[Any, float] | Sequence[Mapping[Any, float]] | Tensor
     ) -> EmbeddedFusionModel:
-        """Add objectives, each with a weight: for all images, or for each image of a batch.
+        """Add objectives, each with a weight: ``sum_n w_n loss_n``, in the time of one.
 
-        The direction loss becomes ``sum_n w_n loss_n``, where a negative weight stands for the
-        opposite, ``|w_n| (2 - loss_n)``. It takes no longer than that of one objective.
-
-        `weights` maps names or indices to numbers, which gives one objective with (D,) directions;
-        or for B objectives it is a sequence of B mappings, or a (B, N) tensor. Wrong ones, such as
-        weights that cancel out, are a KeyError, IndexError, TypeError or ValueError. To find them
-        it waits for the device; a tensor on an accelerator is not read.
+        A negative weight makes an opposite of a text, ``|w_n| (2 - loss_n)``. `weights` maps names
+        or indices to numbers, for one objective with (D,) directions; for B objectives it is a
+        sequence of B mappings, or a (B, N) tensor. Wrong ones, such as weights that cancel out, are
+        a KeyError, IndexError, TypeError or ValueError. To find them it waits for the device; a
+        tensor on an accelerator is not read.
         """
         one, bank, read = isinstance(weights, Mapping), self, True
         if isinstance(weights, Tensor):
@@ -313,10 +307,9 @@ class EmbeddedFusionModel(FrozenModule):
         # A mixture as pairs, as objects of JSON have texts for keys.
         texts = [list(each.items()) if isinstance(each, dict) else each for each in self.objectives]
         metadata = {"format": FORMAT, "names": json.dumps(self.names)}
-        if self.visible_direction.ndim == 1:
-            metadata["objective"] = json.dumps(texts[0], default=asdict)
-        else:
-            metadata["objectives"] = json.dumps(texts, default=asdict)
+        single = self.visible_direction.ndim == 1
+        content = json.dumps(texts[0] if single else texts, default=asdict)
+        metadata["objective" if single else "objectives"] = content
         metadata["encoder_name"] = self.encoder_name
         metadata["encoder_fingerprint"] = self.encoder_fingerprint
         metadata["sha256"] = _digest(metadata, tensors)
@@ -357,9 +350,8 @@ def embed_one(objective: Any, encoder: FrozenCLIP, before: Words) -> EmbeddedFus
         return bank.mix(dict(enumerate(objective.values())))
     if not isinstance(objective, EmbeddedFusionModel):
         raise TypeError(
-            "`objective` must be a text, a list of texts, a FusionObjective(**texts), a mapping of "
-            "these to weights or an EmbeddedFusionModel, such as of .load(path), got "
-            f"{checks.shorten(objective)}"
+            "`objective` must be texts, a FusionObjective(**texts), a mapping of these to weights "
+            f"or an EmbeddedFusionModel, as of .load(path), got {checks.shorten(objective)}"
         )
     objective.check_encoder(encoder)
     _ = objective.objective  # raises for a bank
@@ -490,10 +482,10 @@ def text_directions(
         gaps = (vectors[name] - vectors[other]).norm(dim=-1).tolist()
         for objective, gap in zip(objectives, gaps, strict=True):
             if gap < functional.DIRECTION_EPS and getattr(objective, name):
+                both = f"{getattr(objective, name)!r} and {getattr(objective, other)!r}"
                 raise ValueError(
                     f"`{name}` and `{other}` must differ for {encoder.name!r}, got the same vector "
-                    f"for {getattr(objective, name)!r} and {getattr(objective, other)!r}; change "
-                    "the wording of one"
+                    f"for {both}; change the wording of one"
                 )
     fused, *sources = (vectors.pop(role) for role in roles[:3])
     ends = torch.stack([fused, *vectors.values()], 1)[:, :, None]
@@ -519,7 +511,12 @@ def _read(path: Path) -> tuple[Any, ...]:
     single = "objective" in metadata
     names = None if metadata["format"] == ONE else json.loads(metadata["names"])
     texts = f"[{metadata['objective']}]" if single else metadata["objectives"]
-    objectives = tuple(map(_from_json, json.loads(texts)))
+    objectives = tuple(
+        {FusionObjective(**texts): weight for texts, weight in entry}
+        if isinstance(entry, list)
+        else FusionObjective(**entry)
+        for entry in json.loads(texts)
+    )
     parts, weights = tensors["directions"], tensors["weights"]
     fits = parts.ndim == 4 and (*weights.shape, 2) == parts.shape[:3] and parts.numel()
     fits = fits and parts.dtype == weights.dtype == torch.float32 and len(parts) == len(objectives)
@@ -532,12 +529,6 @@ def _read(path: Path) -> tuple[Any, ...]:
         names = tuple(names)
     identity = names, metadata["encoder_name"], metadata["encoder_fingerprint"]
     return objectives, parts, weights, single, *identity
-
-
-def _from_json(entry: Any) -> Words:
-    if isinstance(entry, dict):
-        return FusionObjective(**entry)
-    return {FusionObjective(**texts): weight for texts, weight in entry}
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:

@@ -117,9 +117,8 @@ def choose_patches(
     min_entropy: float | None, each: bool, labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(B, N, 2) True for sources of patches above `min_entropy` bits; (B, N) True for patches of
-    which both are, or with `each` one; and the (K,) indices b * N + n of these.
-
-    With (B, N) `labels`, -1 for patches that are in no region, those are left out too.
+    which both are, or with `each` one; and the (K,) indices b * N + n of these patches. Those in no
+    region, with -1 in the (B, N) `labels`, are left out too.
     """
     passed = torch.ones(*transforms.shape[:2], 2, dtype=torch.bool, device=visible.device)
     kept = passed[..., 0] if labels is None else labels >= 0

@@ -37,7 +37,6 @@ class VGGMaxFeatureLoss(FrozenModule):
     `weights` is a file with the `state_dict` of torchvision's `vgg19`, or of its ``features``; code
     in it is not run. None loads torchvision's IMAGENET1K_V1 from torch's hub cache, or downloads
     it. A missing file or a failed download is a FileNotFoundError, another file a ValueError.
-
     `layers` maps names, "relu1_1" to "relu5_4", to weights w_l.
     """
 
