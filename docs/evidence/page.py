@@ -8,7 +8,18 @@ from typing import Any
 
 from evidence import comparing, tables
 from evidence.comparing import EIGHT, MOST, ahead, change, rank, rises
-from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES, Table
+from evidence.tables import (
+    BLENDS,
+    MIXED,
+    NO_LANGUAGE,
+    NOT_BRIGHT,
+    POOR,
+    SENTENCES,
+    WORDINGS,
+    Table,
+    Wording,
+    short,
+)
 from evidence.trials import BLEND_STEPS, BRIGHTNESS, PAPER, Row
 
 FIDELITY_SILENT, FIDELITY_PAPER = "fidelity, no language", "fidelity, the paper's sentence"
@@ -83,6 +94,24 @@ class Results:
             reached[words] = sum(value <= level if lower else value >= level for value in values)
         return reached
 
+    def effect_beside(self, wording: Wording, measure: str) -> str:
+        """The change of a measure against the sentence alone."""
+        return percent(change(self.mean(wording.title), self.mean(wording.alone), measure))
+
+    def moved(self, wording: Wording, data_set: int = 0) -> tuple[list[str], list[str]]:
+        """The measures that are better, and those that are worse, with every seed than alone."""
+        rows = [self.rows(name, data_set=data_set) for name in (wording.title, wording.alone)]
+        both = list(zip(*rows, strict=True))
+        better, worse = [], []
+        for name in (*EIGHT, "invented"):
+            sign = -1 if name == "invented" else 1
+            gains = [sign * (row[name] - alone[name]) for row, alone in both]
+            if min(gains) > 0:
+                better.append(name)
+            elif max(gains) < 0:
+                worse.append(name)
+        return better, worse
+
     def wins(self, filter_name: str) -> list[int]:
         """In how many measures the paper's sentence is ahead of a filter of equal AG, by seed."""
         both = zip(self.rows(PAPER), self.rows(filter_name, "filter"), strict=True)
@@ -132,6 +161,8 @@ def text(tables_: Mapping[str, Table]) -> str:
         introduction(results),
         "## What a sentence does",
         *sentences(results),
+        "## Opposites and several sentences",
+        *wordings(results),
         "## Beside published methods",
         *methods(results),
         "## One network for many sentences",
@@ -189,6 +220,12 @@ def conclusion(results: Results) -> str:
         f"{results.effect('a bright image', BRIGHTNESS)}. "
         f"{sum(value == results.seeds for value in met)} of {len(met)} targets are reached with "
         f"every seed, {sum(value == 0 for value in met)} with none.",
+        f'**Opposites and several sentences.** The opposite "{NOT_BRIGHT.opposite}" changes the '
+        f'brightness of "{NOT_BRIGHT.alone}" by {results.effect_beside(NOT_BRIGHT, BRIGHTNESS)} '
+        "and the average gradient, for which both ask, by "
+        f"{results.effect_beside(NOT_BRIGHT, 'AG')}; half of it as a second sentence by "
+        f"{results.effect_beside(MIXED, BRIGHTNESS)} and {results.effect_beside(MIXED, 'AG')}. "
+        + verdict(results),
         "**Beside filters.** At equal average gradient the paper's sentence is ahead of "
         + " and ".join(f"{name} in {in_words(values)}" for name, values in wins.items())
         + " of 8 measures.",
@@ -260,6 +297,41 @@ def sentences(results: Results) -> list[str]:
         '"A noisy image" is not here: the network has no source of noise, so it only washes the '
         "image out.",
     ]
+
+
+def wordings(results: Results) -> list[str]:
+    names = (BRIGHTNESS, "SD", "AG", "SSIM", "Qabf", "invented")
+    lines = [["sentence", *names, "better", "worse"], ["---"] + ["---:"] * 6 + ["---"] * 2]
+
+    def add(title: str, row: Row, moved: Sequence[Sequence[str]]) -> None:
+        cells = [level(row, name) for name in names]
+        lines.append([title, *cells, *(", ".join(each) or "-" for each in moved)])
+
+    for alone in dict.fromkeys(wording.alone for wording in WORDINGS):
+        add(short(alone), results.mean(alone), ("", ""))
+        for wording in WORDINGS:
+            if wording.alone == alone:
+                add(wording.title, results.mean(wording.title), results.moved(wording))
+    return [
+        f"Levels on {results.names[0]}. *Better* and *worse*: which of nine measures are so with "
+        f"each of {results.seeds} seeds, beside the sentence alone. How to write them: "
+        "[objectives](objectives.md#say-what-you-do-not-want).",
+        markdown(lines),
+    ]
+
+
+def verdict(results: Results) -> str:
+    """Whether an opposite makes the image of the paper's sentence better on both data sets."""
+    counts, helps = [], True
+    for data_set, name in enumerate(results.names):
+        better, worse = results.moved(POOR, data_set)
+        counts.append(f"in {len(better)} on {name} and worse in {', '.join(worse) or 'none'}")
+        helps = helps and len(better) > 1 and not worse
+    return (
+        f'With the opposite "{POOR.opposite}" the paper\'s sentence is better with every seed '
+        f"{', '.join(counts)}, of nine measures. The quickstart "
+        f"{'uses' if helps else 'does not use'} it."
+    )
 
 
 def methods(results: Results) -> list[str]:

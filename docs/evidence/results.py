@@ -11,12 +11,13 @@ import argparse
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from evidence import comparing, page, pictures, tables
-from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES, Table
+from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES, WORDINGS, Table
 from evidence.trials import (
     BRIGHTNESS,
     FIDELITY,
@@ -115,6 +116,10 @@ def trials_of(options: argparse.Namespace) -> tuple[dict[str, list[Trial]], list
 
     single = {NO_LANGUAGE: each_seed(PAPER, without_language(default))}
     single |= {prompt: each_seed(prompt, default) for prompt in SENTENCES}
+    for wording in WORDINGS:
+        given = {"opposite": (wording.opposite,) if wording.opposite else ()}
+        given["mixed"] = tuple(wording.mixed.items())
+        single[wording.title] = [replace(trial, **given) for trial in single[wording.alone]]
     longer = FIDELITY_STEPS * options.steps
     single[page.FIDELITY_SILENT] = each_seed(PAPER, without_language(fidelity), longer)
     single[page.FIDELITY_PAPER] = each_seed(PAPER, fidelity, longer)

@@ -72,6 +72,10 @@ class Trial:
     """Further sentences that a network for several is told after its training."""
     blends: tuple[tuple[str, str], ...] = ()
     """From which sentence to which such a network is told as well, in `BLEND_STEPS` steps."""
+    opposite: tuple[str, ...] = ()
+    """What the fused image should not be."""
+    mixed: tuple[tuple[str, float], ...] = ()
+    """Sentences to follow in addition to the only one of `prompts`, with their weights."""
 
 
 def settings_of(criterion: LanguageDrivenFusionLoss, **changes: Any) -> str:
@@ -194,13 +198,18 @@ def build_criterion(bench: Bench, trial: Trial) -> LanguageDrivenFusionLoss:
     arguments = options.pop("regularizer")
     regularizer = getattr(clip_fusion_loss, arguments.pop("type"))(**arguments)
     with warnings_as_notes():
-        return LanguageDrivenFusionLoss(
-            FusionObjective(trial.prompts[0]),
+        criterion = LanguageDrivenFusionLoss(
+            FusionObjective(trial.prompts[0], opposite=trial.opposite),
             encoder=bench.clip,
             regularizer=regularizer,
             generator=torch.Generator().manual_seed(trial.seed),
             **options,
         )
+        if trial.mixed:
+            weights = {trial.prompts[0]: 1.0} | dict(trial.mixed)
+            bank = criterion.embed({text: text for text in weights})
+            criterion.set_objective(bank.mix(weights))
+    return criterion
 
 
 def tell(

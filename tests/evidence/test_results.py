@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import metrics
+from clip_fusion_loss import FusionObjective
 from evidence import comparing, page, pictures, results, tables, trials
-from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES
+from evidence.tables import BLENDS, MIXED, NO_LANGUAGE, NOT_BRIGHT, POOR, SENTENCES, WORDINGS
 from evidence.trials import PAPER
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -55,9 +56,9 @@ def test_a_run_writes_page_tables_and_pictures(run):
     _, root = run
     text = (root / "docs" / "results.md").read_text()
     assert text == page.text(tables.load(root / "docs" / "evidence"))
-    assert text.count("\n## ") == 4
+    assert text.count("\n## ") == 5
     assert "LD-Lite" in text
-    assert len(text.split()) < 1200
+    assert len(text.split()) < 1400
     for path in (root / "docs" / "images").iterdir():
         with Image.open(path) as picture:
             assert picture.width > 500
@@ -72,7 +73,8 @@ def test_a_second_run_trains_nothing_and_writes_the_same(run, monkeypatch):
     arguments, root = run
     before = {path: path.read_bytes() for path in (root / "docs" / "evidence").iterdir()}
     times = {path: path.stat().st_mtime_ns for path in root.glob("out/*/result.json")}
-    assert len(times) == len(SENTENCES) + 4  # no language, twice fidelity, one network
+    others = 4  # no language, twice fidelity, one network
+    assert len(times) == len(SENTENCES) + len(WORDINGS) + others
     results.main(arguments)
     assert {path: path.read_bytes() for path in before} == before
     assert {path: path.stat().st_mtime_ns for path in root.glob("out/*/result.json")} == times
@@ -130,6 +132,14 @@ def test_settings_are_read_back_from_the_loss(run):
     closer = trials.build_criterion(bench, single[page.FIDELITY_PAPER][0])
     assert closer.regularizer_weight == trials.FIDELITY["regularizer_weight"]
     assert many.prompts == tuple(SENTENCES)
+    opposite = trials.build_criterion(bench, single[NOT_BRIGHT.title][0])
+    assert opposite.objective == FusionObjective("a sharp image", opposite="a bright image")
+    mixed = trials.build_criterion(bench, single[MIXED.title][0]).fusion_model
+    sharp, bright = tiny.embed(["a sharp image", "a bright image"]).visible_direction
+    expected = torch.nn.functional.normalize(sharp + 0.5 * bright, dim=0)
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(mixed.visible_direction, dim=0), expected
+    )
 
 
 def test_page_and_readme_show_the_figures_beside_them():
@@ -193,6 +203,26 @@ def test_targets_are_counted_by_seed():
     assert made.effect("a bright image", "AG") == "0 %"
     assert made.wins("CLAHE") == [2, 2]  # AG and SD; SSIM and Qabf are not ahead
     assert made.in_order(0) == "1 of 3"
+
+
+def test_what_is_better_with_every_seed():
+    tables_ = make_tables(PAPER_ROWS)
+    alone = tables.chosen(tables_["measures"], name=PAPER)
+    told = [
+        {**row, "name": POOR.title, "mean": 90.0, "AG": gradient, "Qabf": edges, "invented": 0.03}
+        for row, gradient, edges in zip(alone, (1.7, 1.5), (1.1, 0.8), strict=True)
+    ]
+    both = [*alone, *told]
+    tables_["measures"] += [*told, *({**row, "set": "tno"} for row in both)]
+    made = page.Results(tables_)
+    assert made.moved(POOR) == (["AG", "invented"], [])
+    assert made.effect_beside(POOR, "mean") == "-10 %"
+    said = "in 2 on RoadScene and worse in none, in"
+    last = "of nine measures. The quickstart"
+    assert f"{said} 2 on TNO and worse in none, {last} uses it." in page.verdict(made)
+    tables_["measures"][-1]["invented"] = tables_["measures"][-2]["invented"] = 0.9
+    assert made.moved(POOR, 1) == (["AG"], ["invented"])
+    assert f"{said} 1 on TNO and worse in invented, {last} does not use it." in page.verdict(made)
 
 
 def test_shares_and_blends():
