@@ -21,7 +21,6 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
-    PatchGeometry,
     StructureLoss,
     VGGMaxFeatureLoss,
     functional,
@@ -43,18 +42,11 @@ BATCH_SIZE, CROP_SIDE, LEARNING_RATE = 3, 96, 2e-3
 MANY_BATCH_SIZE, MANY_MAX_NORM = 1, 0.5
 #: A factor of the weight of the similarity, without which it follows strong sentences half as far.
 MANY_SIMILARITY = 2 / 3
-#: With regions patches are smaller, so that most lie in one. With tiny they count more, for only
-#: crops of one label have a direction as a whole; and the layout counts less, as it ties regions to
-#: each other. Found by trial.
-REGION_PATCHES = PatchGeometry(scale=(0.25, 0.5))
-REGION_WEIGHTS = {
-    "direction_weight": 2.0,
-    "patch_weight": 3.0,
-    "num_patches": 8,
-    "min_patch_entropy": 4.0,
-    "regularizer_weight": 2.4,
-}
-REGION_LAYOUT_WEIGHT = 0.5
+#: With regions only patches in one of them count, so there are more. They keep size and weight:
+#: smaller and stronger ones emboss, and then no sentence darkens. Found by trial with tiny.
+REGION_PATCHES = 4
+#: Of `train`: crops with room for two regions.
+REGION_TRAINING: dict[str, Any] = {"crop": 112}
 #: Weight of `region_gap`. Patches tell of regions that are larger than they are, and half of what
 #: they ask for is done everywhere; with it regions of all sizes follow. Found by trial with tiny.
 REGION_GAP_WEIGHT = 20.0
@@ -84,17 +76,14 @@ def build_criterion(
     if not tiny:
         given["encoder"] = load_clip(encoder)
     regularizer = regularizer or ("structure" if tiny else "vgg")
-    if regions:
-        given = {"patch_geometry": REGION_PATCHES} | (REGION_WEIGHTS if tiny else {}) | given
+    if regions and tiny:
+        given = {"num_patches": REGION_PATCHES} | given
     if regularizer == "vgg":
         given["regularizer"] = VGGMaxFeatureLoss(vgg19)
     elif not (tiny and regularizer == "structure"):  # `tiny()` has a tuned one
         given["regularizer"] = REGULARIZERS[regularizer]()
     build = LanguageDrivenFusionLoss.tiny if tiny else LanguageDrivenFusionLoss
-    criterion = build(objective, **given)
-    if regions and tiny and regularizer == "structure":
-        criterion.regularizer.layout_weight = REGION_LAYOUT_WEIGHT
-    return criterion
+    return build(objective, **given)
 
 
 def load_clip(name: str) -> FrozenCLIP:

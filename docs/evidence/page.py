@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evidence import comparing, tables
+from evidence import comparing, regions, tables
 from evidence.comparing import EIGHT, MOST, ahead, change, rank, rises
 from evidence.tables import (
     BLENDS,
@@ -25,6 +25,7 @@ from evidence.trials import BLEND_STEPS, BRIGHTNESS, PAPER, Row
 FIDELITY_SILENT, FIDELITY_PAPER = "fidelity, no language", "fidelity, the paper's sentence"
 README_START, README_END = "On", "[Pictures and tables](docs/results.md)"
 SENTENCES_PICTURE, METHODS_PICTURE, BLENDS_PICTURE = "sentences.jpg", "methods.jpg", "blends.jpg"
+REGIONS_PICTURE = "regions.jpg"
 
 #: What else is wanted: of the default and of the fidelity setting beside published methods, and of
 #: the one network.
@@ -32,6 +33,8 @@ RANK, FIDELITY_RANK = 3.0, 2.2
 FIDELITY_LEVELS = {"Qabf": 0.6, "SSIM": 0.7, "invented": 0.03}
 INVENTED_ON_SECOND_SET = 0.07
 SHARE, UNSEEN_SHARE, ORDER = 0.8, 0.6, 0.95
+#: How much of a sentence's effect is wanted in its region, and how little elsewhere.
+INSIDE, OUTSIDE = 0.7, 0.2
 #: Below this change in percent a network of its own has no effect to compare with.
 SMALLEST_EFFECT = 10
 
@@ -145,6 +148,22 @@ class Results:
             for ends in BLENDS
         }
 
+    def regions(self, trained_on: str) -> dict[regions.Case, tuple[float, float, int]]:
+        """Of each case the mean shares inside and outside, and how many seeds reach both."""
+        found = {}
+        for case in regions.CASES:
+            wanted = {"trained on": trained_on, **vars(case)}
+            rows = tables.chosen(self.tables["regions"], **wanted)
+            if not rows:  # nothing was hot
+                continue
+            inside, outside = (
+                [regions.reached(row, place) for row in rows] for place in ("inside", "outside")
+            )
+            both = zip(inside, outside, strict=True)
+            seeds = sum(i >= INSIDE and o <= OUTSIDE for i, o in both)
+            found[case] = statistics.mean(inside), statistics.mean(outside), seeds
+        return found
+
     def in_order(self, data_set: int) -> str:
         """In how many images "dark" is darker, and "bright" brighter, than without language."""
         rows = tables.chosen(self.tables["brightness"], set=self.sets[data_set])
@@ -167,6 +186,8 @@ def text(tables_: Mapping[str, Table]) -> str:
         *methods(results),
         "## One network for many sentences",
         *one_network(results),
+        "## A sentence for a region",
+        *by_region(results),
         "## What it costs",
         costs(results),
     ]
@@ -210,6 +231,7 @@ def conclusion(results: Results) -> str:
     count = len(results.published(0))
     shares = [row.get("share") for row in results.shares().values()]
     wins = {name: results.wins(name) for name in comparing.FILTERS}
+    here, there, _ = results.regions("regions")[regions.CASES[0]]
     lines = [
         f"**The paper's sentence.** On {results.names[0]}, against the same training without "
         f"language, the average gradient changes by {results.effect(PAPER, 'AG')}, the contrast "
@@ -234,6 +256,9 @@ def conclusion(results: Results) -> str:
         f"language {mute:.2f}.",
         f"**One network for many sentences**: {counted(shares, SHARE)} have at least "
         f"{100 * SHARE:.0f} % of the effect of a network of their own.",
+        f'**A sentence for a region**: with "a dark image" for one half and "a bright image" for '
+        f"the other, the first reaches {100 * here:.0f} % of its effect in its half and "
+        f"{100 * there:.0f} % in the other.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -443,6 +468,36 @@ def one_network(results: Results) -> list[str]:
         f"{counted(known, SHARE)} sentences reach {100 * SHARE:.0f} % (wanted: all), "
         f"{counted(unseen, UNSEEN_SHARE)} unseen wordings {100 * UNSEEN_SHARE:.0f} %. "
         + " ".join(blends),
+    ]
+
+
+def by_region(results: Results) -> list[str]:
+    run = results.run
+    lines = [
+        ["region", "sentence there", "elsewhere", "measure"] + ["there", "elsewhere", "seeds"] * 2,
+        ["---"] * 4 + ["---:"] * 6,
+    ]
+    both = [results.regions(title) for title in ("regions", "whole images")]
+    for case in both[0]:
+        sentences = [
+            "the paper's sentence" if text == PAPER else f'"{text}"'
+            for text in (case.sentence, case.elsewhere)
+        ]
+        cells = []
+        for inside, outside, seeds in (found[case] for found in both):
+            cells += [f"{100 * inside:.0f} %", f"{100 * outside:.0f} %", str(seeds)]
+        lines.append([case.region, *sentences, case.about, *cells])
+    return [
+        f"![One scene: a sentence everywhere, and one for each region](images/{REGIONS_PICTURE})",
+        f"*{results.names[1]}.*",
+        "One network is told a sentence for each region. The figures say how far the region, and "
+        "what lies around it, moves from an image with the second sentence everywhere to one with "
+        f"the first everywhere. Wanted: at least {100 * INSIDE:.0f} % there and at most "
+        f"{100 * OUTSIDE:.0f} % elsewhere; *seeds*: how many of {results.seeds} reach both. The "
+        f"first network was trained with random regions ({run['steps, regions']} steps, "
+        f"{run['seconds, regions']:.0f} seconds), the second is that of the section above, which "
+        "has learnt from whole images alone.",
+        markdown(lines),
     ]
 
 

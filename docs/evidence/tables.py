@@ -19,6 +19,7 @@ FILES = {
     "measures": "the mean of all measures over a data set, for one seed",
     "brightness": "the mean grey level of one image under three sentences, for one seed",
     "one_network": "the mean of what a sentence is about, as the one network is told, for one seed",
+    "regions": "what a region is about, as told and with either sentence everywhere, for one seed",
     "blends": "what a blend is about in each of its steps, in one image, for one seed",
 }
 

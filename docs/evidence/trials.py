@@ -24,10 +24,11 @@ from clip_fusion_loss import (
     LanguageDrivenFusionLoss,
     PatchGeometry,
 )
+from evidence import regions
 from networks.unet import FusionUNet
 from options import atomic_write, progress, warnings_as_notes
 from pairs import Pair, luminance, open_pairs, read_image, save_image, to_8bit
-from training import fuse_with, load_clip, train
+from training import REGION_TRAINING, fuse_with, load_clip, train
 
 PAPER = FusionObjective().fused[0]
 
@@ -45,6 +46,8 @@ FIDELITY_STEPS = 2
 #: Crops of the one training for many sentences, as a multiple of those of another.
 MANY_COST = 1.5
 BLEND_STEPS = 7
+#: Steps of a training with regions, as a multiple of those of another.
+REGION_COST = 4
 
 #: Arguments of the loss that are no settings of a trial.
 NOT_SETTINGS = (
@@ -72,6 +75,8 @@ class Trial:
     """Further sentences that a network for several is told after its training."""
     blends: tuple[tuple[str, str], ...] = ()
     """From which sentence to which such a network is told as well, in `BLEND_STEPS` steps."""
+    by_region: bool = False
+    """Whether crops have several regions, each with one of the sentences; see `regions`."""
     opposite: tuple[str, ...] = ()
     """What the fused image should not be."""
     mixed: tuple[tuple[str, float], ...] = ()
@@ -176,6 +181,7 @@ def run_trial(bench: Bench, trial: Trial) -> None:
     train(
         network, criterion, bench.sets["training"], steps=trial.steps, seed=trial.seed, device=cpu,
         sentences=bank, title=trial.prompts[0],
+        **({"regions": "random", **REGION_TRAINING} if trial.by_region else {}),
     )  # fmt: skip
     result: dict[str, Any] = {"trial": asdict(trial), "seconds": time.process_time() - start}
     if bank is None:
@@ -187,7 +193,9 @@ def run_trial(bench: Bench, trial: Trial) -> None:
             pairs = zip(bench.sets[name], images, strict=True)
             result[name] = [measure(pair, image) for pair, image in pairs]
     else:
-        result |= tell(bench, trial, network, criterion)
+        result["regions"] = tell_regions(bench, trial, network, bank)
+        if not trial.by_region:
+            result |= tell(bench, trial, network, criterion)
     with atomic_write(bench.folder(trial) / "result.json") as temporary:
         temporary.write_text(json.dumps(result), encoding="utf-8")
 
@@ -245,6 +253,24 @@ def tell(
             images = fused(vector, shown)
             save_images(images, bench.folder(trial) / f"{shown}-blend-{number}-{step}")
     return {"told": told, "blends": blends}
+
+
+def tell_regions(
+    bench: Bench, trial: Trial, network: nn.Module, bank: clip_fusion_loss.EmbeddedFusionModel
+) -> list[dict[str, Any]]:
+    """What the network makes of each case of `regions`, and the images of the picture."""
+    vectors = dict(zip(trial.prompts, bank.text_direction, strict=True))
+
+    def fuse(pair: Pair, texts: Sequence[str], labels: Tensor | None) -> Tensor:
+        told = torch.stack([vectors[text] for text in texts])
+        told = told[0] if labels is None else told
+        return fuse_with(network, pair, torch.device("cpu"), told, regions=labels)
+
+    if trial.by_region:
+        for title, images in regions.pictured(fuse, bench.sets[bench.show.name]).items():
+            save_images(images, bench.folder(trial) / f"{bench.show.name}-{title}")
+    test = bench.sets[bench.pairs.name]
+    return regions.measured(fuse, [test[index] for index in range(0, len(test), 2)])
 
 
 def save_images(images: Sequence[Tensor], folder: Path) -> None:

@@ -10,9 +10,10 @@ from PIL import Image
 
 import metrics
 from clip_fusion_loss import FusionObjective
-from evidence import comparing, page, pictures, results, tables, trials
+from evidence import comparing, page, pictures, regions, results, tables, trials
 from evidence.tables import BLENDS, MIXED, NO_LANGUAGE, NOT_BRIGHT, POOR, SENTENCES, WORDINGS
 from evidence.trials import PAPER
+from pairs import Pair
 
 DOCS = Path(__file__).parents[2] / "docs"
 MEASURES = dict.fromkeys((*comparing.EIGHT, "invented", "mean"), 1.0)
@@ -56,14 +57,14 @@ def test_a_run_writes_page_tables_and_pictures(run):
     _, root = run
     text = (root / "docs" / "results.md").read_text()
     assert text == page.text(tables.load(root / "docs" / "evidence"))
-    assert text.count("\n## ") == 5
+    assert text.count("\n## ") == 6
     assert "LD-Lite" in text
     assert len(text.split()) < 1400
     for path in (root / "docs" / "images").iterdir():
         with Image.open(path) as picture:
             assert picture.width > 500
         assert f"(images/{path.name})" in text or path.name == pictures.FRONT_PICTURE
-    assert len(list((root / "docs" / "images").iterdir())) == 4
+    assert len(list((root / "docs" / "images").iterdir())) == 5
     assert sorted(path.stem for path in (root / "docs" / "evidence").iterdir()) == sorted(
         tables.FILES
     )
@@ -73,7 +74,7 @@ def test_a_second_run_trains_nothing_and_writes_the_same(run, monkeypatch):
     arguments, root = run
     before = {path: path.read_bytes() for path in (root / "docs" / "evidence").iterdir()}
     times = {path: path.stat().st_mtime_ns for path in root.glob("out/*/result.json")}
-    others = 4  # no language, twice fidelity, one network
+    others = 5  # no language, twice fidelity, two for many sentences
     assert len(times) == len(SENTENCES) + len(WORDINGS) + others
     results.main(arguments)
     assert {path: path.read_bytes() for path in before} == before
@@ -184,6 +185,13 @@ def make_tables(paper, dark=60.0):
         "one_network": [{"sentence": t, "seed": 0, "mean": m, "SD": 1.0, "AG": 1.0}
                         for t, m in told.items()],
         "blends": blends,
+        "regions": [
+            {"trained on": title, "seed": seed, **vars(case), "images": 9,
+             "told, inside": inside, "sentence, inside": 40.0, "elsewhere, inside": 90.0,
+             "told, outside": 70.0, "sentence, outside": 40.0, "elsewhere, outside": 80.0}
+            for title in ("regions", "whole images")
+            for case in regions.CASES for seed, inside in enumerate((50.0, 60.0))
+        ],
     }  # fmt: skip
 
 
@@ -236,6 +244,43 @@ def test_shares_and_blends():
     assert second == pytest.approx([1])
     assert comparing.rises([2.0, 2.0, 2.0]) == 0
     assert page.counted([0.8, None, 0.7], 0.8) == "1 of 3"
+
+
+def test_regions():
+    made = page.Results(make_tables(PAPER_ROWS))
+    shares = (0.8 + 0.6) / 2, 0.25
+    found = made.regions("regions")
+    assert all(each == (*map(pytest.approx, shares), 0) for each in found.values())
+
+
+def test_levels_of_regions_are_those_of_their_pixels():
+    """A network that does as it is told: each label has its own brightness and texture."""
+    size = (60, 80)
+    infrared = torch.full((1, *size), 90, dtype=torch.uint8)
+    infrared[:, 20:40, 30:40] = 250
+    pair = Pair("0", torch.zeros(1, *size, dtype=torch.uint8), infrared)
+    levels = dict(zip(regions.SENTENCES, (60, 10, 200, 120), strict=True))
+    stripes = torch.arange(size[1]).expand(1, *size) % 4 < 2
+
+    def fuse(pair, texts, labels):
+        labels = torch.zeros(1, *size, dtype=torch.int64) if labels is None else labels
+        told = torch.tensor([levels[text] for text in texts])[labels]
+        return (told + stripes * told // 5).byte()
+
+    rows = regions.measured(fuse, [pair, pair])
+    assert [row["images"] for row in rows] == [2, 2, 2]
+    for row in rows[:2]:
+        assert (regions.reached(row, "inside"), regions.reached(row, "outside")) == (1, 0)
+        assert row["told, inside"] == row["sentence, inside"] == pytest.approx(11, rel=0.01)
+        assert row["told, outside"] == row["elsewhere, outside"] == pytest.approx(220, rel=0.02)
+    # Central differences of stripes of 24 and 12 levels, nearly none at the border; and a seam.
+    assert rows[2]["sentence, inside"] == pytest.approx(12 / 2**0.5, rel=0.03)
+    assert rows[2]["elsewhere, outside"] == pytest.approx(6 / 2**0.5)
+    assert rows[2]["sentence, inside"] < rows[2]["told, inside"] < 1.1 * 12 / 2**0.5
+    assert regions.labels_of(regions.HALF, pair, 0)[0, :, :40].all()
+    assert not regions.labels_of(regions.HALF, pair, 1)[0, :, :40].any()
+    flat = Pair("1", pair.visible, torch.full_like(infrared, 90))
+    assert [row["region"] for row in regions.measured(fuse, [flat])] == [regions.HALF]
 
 
 def test_rank_among_published_methods():
