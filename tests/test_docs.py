@@ -173,7 +173,7 @@ def test_links_lead_somewhere(page):
 #: The most words of a page; those of the API count together.
 LIMITS = {
     **{"README": 700, "results": 2000, "adapters": 1500, "guarantees": 700, "objectives": 1500},
-    **{"performance": 800, "method": 900, "faq": 600, "encoders": 650, "api": 700, "loops": 800},
+    **{"performance": 800, "method": 1050, "faq": 600, "encoders": 650, "api": 650, "loops": 800},
 }
 
 
