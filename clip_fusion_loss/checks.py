@@ -84,6 +84,35 @@ def check_device(
         raise ValueError(_message(name, f"be on {device} like the {owner}", images.device, remedy))
 
 
+def check_regions(regions: Any, images: Tensor, objectives: int, read: bool) -> Tensor:
+    """`regions` as int64: (B, H, W) labels of `images`, each with one of so many `objectives`.
+
+    The labels themselves are read on a CPU, or if `read`: elsewhere the host would wait for them.
+    """
+    if not isinstance(regions, Tensor):
+        raise TypeError(_message("regions", "be a torch.Tensor", type(regions).__name__))
+    if regions.is_floating_point() or regions.is_complex() or regions.dtype == torch.bool:
+        remedy = "convert a mask with regions.long(): 0 outside and 1 inside"
+        raise TypeError(_message("regions", "hold integers", regions.dtype, remedy))
+    wanted, shape = (len(images), *images.shape[2:]), tuple(regions.shape)
+    if shape != wanted:
+        remedy = "crop labels with their pair, without interpolation; drop a channel axis"
+        raise ValueError(_message("regions", f"have shape {wanted}", shape, remedy))
+    if regions.device != images.device:
+        remedy = "move them with regions.to(fused.device)"
+        expected = f"be on the device of `fused`, {images.device}"
+        raise ValueError(_message("regions", expected, regions.device, remedy))
+    regions = regions.long()
+    if read or regions.device.type == "cpu":
+        smallest, largest = (label.item() for label in regions.aminmax())
+        if not 0 <= smallest <= largest < objectives:
+            expected = f"hold labels from 0 to {objectives - 1}, the rows of `objectives`"
+            remedy = "embed an objective for each label"
+            got = f"labels from {smallest} to {largest}"
+            raise ValueError(_message("regions", expected, got, remedy))
+    return regions
+
+
 def check_values(images: Mapping[str, Tensor], data_range: tuple[float, float]) -> None:
     """Raise a ValueError unless values are finite and in the range; "fused" may leave it."""
     low, high = data_range

@@ -19,7 +19,8 @@ from torch import Tensor
 
 __all__ = [
     "direction", "direction_loss", "intensity_gradient_loss", "match_channels", "max_feature_loss",
-    "mean_direction", "mean_over_patches", "patch_entropy", "random_patch_transforms",
+    "mean_direction", "mean_over_patches", "patch_entropy", "patch_labels",
+    "random_patch_transforms",
     "resize_images", "sample_patches", "shrink_images", "similarity_loss", "soften_outliers",
     "structure_loss", "total_loss",
 ]  # fmt: skip
@@ -40,6 +41,9 @@ LAYOUT_WINDOW = 16
 NOISE_WINDOW = 7
 NOISE_QUANTILE = 0.1
 NOISE_FACTOR = 4
+
+# Samples of a label map along each side of a patch: 0.1 % of the patch each.
+LABEL_SAMPLES = 32
 
 # ITU-R BT.601 luma, as usual in infrared-visible fusion.
 LUMA = (0.299, 0.587, 0.114)
@@ -344,11 +348,14 @@ def random_patch_transforms(
     return torch.stack([torch.stack(row, -1) for row in (x_row, y_row)], -2)
 
 
-def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop and warp patches with one bilinear sampling; the image is reflected at its border.
+def sample_patches(
+    images: Tensor, transforms: Tensor, size: tuple[int, int], mode: str = "bilinear"
+) -> Tensor:
+    """Crop and warp patches with one sampling; the image is reflected at its border.
 
     (B, C, H, W) images and (B, N, 2, 3) maps from `random_patch_transforms`, on one device, give
-    (B, N, C, height, width) patches, differentiable in the images.
+    (B, N, C, height, width) patches, differentiable in the images; `mode` is "bilinear" or
+    "nearest".
     """
     count, (height, width) = transforms.shape[1], size
     # Not F.affine_grid: under autocast, TF32 or torch.set_float32_matmul_precision its matrix
@@ -360,5 +367,21 @@ def sample_patches(images: Tensor, transforms: Tensor, size: tuple[int, int]) ->
     )
     grid = x_axis * x[:, None] + (y_axis * y[:, None, None] + origin)
     # The patches of an image are stacked into one tall output, so the image is not copied.
-    tall = F.grid_sample(images, grid.flatten(1, 2), padding_mode="reflection", align_corners=False)
+    tall = F.grid_sample(
+        images, grid.flatten(1, 2), mode, padding_mode="reflection", align_corners=False
+    )
     return tall.unflatten(2, (count, height)).transpose(1, 2)
+
+
+def patch_labels(labels: Tensor, transforms: Tensor, share: float = 0.85) -> Tensor:
+    """The label that covers at least `share` of each patch, or -1 where none covers so much.
+
+    (B, H, W) integers from 0 and (B, N, 2, 3) maps from `random_patch_transforms`, on one device,
+    give (B, N) int64. `share` is above 1/2; it is measured on 32 x 32 nearest samples of a patch.
+    """
+    size = LABEL_SAMPLES, LABEL_SAMPLES
+    samples = sample_patches(labels[:, None].float(), transforms, size, "nearest").flatten(2)
+    # A label that has more than half of the samples is their median.
+    label = samples.sort(-1).values[..., samples.shape[-1] // 2]
+    covered = (samples == label[..., None]).float().mean(-1)
+    return torch.where(covered >= share, label, -1.0).long()

@@ -74,6 +74,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "patch_scale": partial(checks.check_interval, minimum=0.05, maximum=1.0, empty=True),
     "min_patch_entropy": _or_none(partial(checks.check_number, maximum=8)),
     "patch_reduction": partial(checks.check_choice, choices=("all", "kept")),
+    "region_share": partial(checks.check_number, minimum=0.51, maximum=1),
     "data_range": checks.check_interval,
     "reduction": partial(checks.check_choice, choices=("mean", "sum", "none")),
     "generator": _or_none(partial(checks.check_type, kind=torch.Generator)),
@@ -113,6 +114,8 @@ class LanguageDrivenFusionLoss(nn.Module):
             sources, 0 to 8 (paper: 6); None keeps all patches.
         patch_reduction: "all" counts dropped patches as 0, as the paper's code does; "kept"
             averages over a sample's kept patches, 0 if there are none.
+        region_share: with `regions`, how much of a patch one label must cover, 0.51 to 1. At 0.85
+            (by trial) a label gets patches from its border too, but hardly sees beyond it.
         data_range: (low, high), the values of black and white in the images, say (0, 255).
         reduction: "mean" or "sum" over the batch, or "none".
         generator: of the random patches; None uses torch's global CPU generator, as
@@ -140,6 +143,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         regularizer: nn.Module | None = None, regularizer_weight: float = 10.0,
         num_patches: int = 32, patch_scale: tuple[float, float] = (0.5, 0.8),
         min_patch_entropy: float | None = 6.0, patch_reduction: str = "all",
+        region_share: float = 0.85,
         data_range: tuple[float, float] = (0.0, 1.0), reduction: str = "mean",
         generator: torch.Generator | None = None,
         patch_chunk: int | Literal["auto"] | None = "auto", precision: str = "auto",
@@ -157,6 +161,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.patch_scale = patch_scale
         self.min_patch_entropy = min_patch_entropy
         self.patch_reduction = patch_reduction
+        self.region_share = region_share
         self.data_range = data_range
         self.reduction = reduction
         self.generator = generator
@@ -215,6 +220,7 @@ class LanguageDrivenFusionLoss(nn.Module):
     def forward(
         self, *, fused: Tensor, visible: Tensor, infrared: Tensor,
         sources: SourceEmbeddings | None = None, objectives: Objectives | None = None,
+        regions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Compute the loss. All arguments are passed by keyword, so that no role can be mixed up.
 
@@ -226,16 +232,24 @@ class LanguageDrivenFusionLoss(nn.Module):
             sources: the result of `embed_sources` for these sources, which saves encoding them.
             objectives: one per image: B texts or `FusionObjective`s, as in `embed`; or B embedded
                 ones, from `embed(...)` or ``bank[names]``. None: the current one for all images.
+            regions: (B, H, W) integers, the label of each pixel. `objectives` are then a whole bank
+                or N texts, and label n has objective n. A patch has that of the label that covers
+                at least `region_share` of it, and without such a label it is left out; the
+                direction term of a whole image is 0 if the image has several labels. Regions need
+                patches that are smaller than they are: a `patch_scale` of about (0.25, 0.5).
 
         Returns a float32 scalar, or (B,) with ``reduction="none"``; differentiable in `fused`.
         Raises a TypeError or ValueError if shapes, dtypes, devices or objectives do not match; in
         the first call also if sources are not finite or outside `data_range` (see `check_values`).
+        A label without an objective is found there, on a CPU always; later on an accelerator it is
+        an error of the device, as reading labels would make the host wait.
         Warns if the images of the first call suggest a mistake, such as a visible image in YCrCb;
         or if too many steps of a training have no patch that passes the filter.
         """
         return self.terms(
-            fused=fused, visible=visible, infrared=infrared, sources=sources, objectives=objectives
-        ).total
+            fused=fused, visible=visible, infrared=infrared, sources=sources,
+            objectives=objectives, regions=regions,
+        ).total  # fmt: skip
 
     # One graph break in a compiled training step: the number of encoded patches depends on the
     # images, so tracing would recompile for each number.
@@ -243,6 +257,7 @@ class LanguageDrivenFusionLoss(nn.Module):
     def terms(
         self, *, fused: Tensor, visible: Tensor, infrared: Tensor,
         sources: SourceEmbeddings | None = None, objectives: Objectives | None = None,
+        regions: Tensor | None = None,
     ) -> FusionLossTerms:  # fmt: skip
         """Compute the loss and its unweighted terms; arguments, errors, warnings as in `forward`.
 
@@ -250,7 +265,11 @@ class LanguageDrivenFusionLoss(nn.Module):
         """
         images = {"fused": fused, "visible": visible, "infrared": infrared}
         checks.check_images(images, self.encoder.device)
-        fusion_model = embed_for_batch(objectives, len(fused), self.encoder, self.fusion_model)
+        batch = len(fused) if regions is None else None
+        fusion_model = embed_for_batch(objectives, batch, self.encoder, self.fusion_model)
+        if regions is not None:
+            first = not self._values_checked
+            regions = checks.check_regions(regions, fused, len(fusion_model), read=first)
         self._check_values_once(fused, visible, infrared)
         if sources is None:
             sources = self._embed_sources(visible, infrared)
@@ -260,11 +279,11 @@ class LanguageDrivenFusionLoss(nn.Module):
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )
 
-        def score(patches: Tensor, owners: Tensor) -> Tensor:
+        def score(patches: Tensor, owners: Tensor, rows: Tensor) -> Tensor:
             embedding = self._encode(patches)
             with torch.autocast(patches.device.type, enabled=False):
                 of_sources = (embeddings[owners] for embeddings in sources)
-                return fusion_model(embedding, *of_sources, index=owners)
+                return fusion_model(embedding, *of_sources, index=rows)
 
         # Patches first, before the activations of whole images take memory.
         if self.patch_weight == 0:
@@ -273,9 +292,10 @@ class LanguageDrivenFusionLoss(nn.Module):
         else:
             # Padded, as a compiled tower would be recompiled for each number of patches.
             patch, kept = patch_term(
-                fused, visible, infrared, score, count=self.num_patches,
+                fused, visible, infrared, regions, score, count=self.num_patches,
                 size=self.encoder.image_size, scale=self.patch_scale,
-                min_entropy=self.min_patch_entropy, reduction=self.patch_reduction,
+                min_entropy=self.min_patch_entropy, region_share=self.region_share,
+                reduction=self.patch_reduction,
                 generator=self.generator, chunk=self.patch_chunk, pad=self._compiled,
                 empty_steps=self._empty_steps if self.training else None,
             )  # fmt: skip
@@ -283,7 +303,12 @@ class LanguageDrivenFusionLoss(nn.Module):
         regularizer = self._regularize(fused, visible, infrared)
         # Autocast would compute cosines of differences of nearly equal vectors in 16 bits.
         with torch.autocast(fused.device.type, enabled=False):
-            direction = fusion_model(embedding, *sources)
+            if regions is None:
+                direction = fusion_model(embedding, *sources)
+            else:
+                labels = regions.flatten(1)
+                direction = fusion_model(embedding, *sources, index=labels[:, 0])
+                direction = direction * (labels == labels[:, :1]).all(1)
             similarity = functional.similarity_loss(embedding, *sources)
             parts = direction, patch, similarity, regularizer
             weights = (

@@ -290,9 +290,18 @@ def embed_all(objectives: Any, encoder: FrozenCLIP, before: FusionObjective) -> 
 
 
 def embed_for_batch(
-    objectives: Any, batch: int, encoder: FrozenCLIP, current: EmbeddedFusionModel
+    objectives: Any, batch: int | None, encoder: FrozenCLIP, current: EmbeddedFusionModel
 ) -> EmbeddedFusionModel:
-    """`objectives`, one for each of `batch` images, embedded; for None `current`."""
+    """`objectives`, one for each of `batch` images, embedded; for None `current`.
+
+    Without `batch` they are a whole bank, for the labels of regions.
+    """
+    single = isinstance(objectives, EmbeddedFusionModel) and objectives.visible_direction.ndim == 1
+    if batch is None and (objectives is None or single):
+        raise ValueError(
+            "`objectives` must be a bank with a row for each label of `regions`, got "
+            f"{'one objective' if single else None}; pass criterion.embed([...]) or texts"
+        )
     if objectives is None:
         return current
     embedded = isinstance(objectives, EmbeddedFusionModel)
@@ -302,14 +311,14 @@ def embed_for_batch(
             f"{checks.shorten(objectives)}; set one for all images with "
             "criterion.set_objective(...), choose from a bank with bank[names] or bank[indices]"
         )
-    if len(objectives) != batch:
+    if batch is not None and len(objectives) != batch:
         raise ValueError(
             f"`objectives` must be as many as there are images, {batch}, got {len(objectives)}; "
             "pass several texts for one image as FusionObjective(texts)"
         )
     if not embedded:
         return embed_all(objectives, encoder, current.objective)
-    if objectives.names is not None:
+    if batch is not None and objectives.names is not None:
         raise ValueError("`objectives` must be one per image, got a whole bank; pass bank[names]")
     objectives.check_encoder(encoder)
     if objectives.visible_direction.device != encoder.device:

@@ -20,6 +20,9 @@ ACCELERATOR_CHUNK = 64
 # Patches whose histograms are computed at a time.
 FILTER_CHUNK = 32
 
+# See `sum_over_patches`.
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 # Warn after this many steps without a patch in a window, if they are this part of its steps so far.
 WINDOW = 100
 EMPTY_STEPS = 10
@@ -27,12 +30,14 @@ EMPTY_PART = 0.25
 
 
 def patch_term(
-    fused: Tensor, visible: Tensor, infrared: Tensor, score: Callable[[Tensor, Tensor], Tensor],
+    fused: Tensor, visible: Tensor, infrared: Tensor, regions: Tensor | None, score: Score,
     *, count: int, size: tuple[int, int], scale: tuple[float, float], min_entropy: float | None,
-    reduction: str, generator: torch.Generator | None, chunk: int | str | None, pad: bool,
-    empty_steps: EmptySteps | None,
+    region_share: float, reduction: str, generator: torch.Generator | None,
+    chunk: int | str | None, pad: bool, empty_steps: EmptySteps | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Draw patches, keep those with enough entropy, and average a score over them.
+
+    With `regions`, (B, H, W) labels, a patch is kept if one label covers `region_share` of it.
 
     Images are (B, 1 | 3, H, W) in [0, 1]; `count` is the number N of patches per image, `size` is
     (height, width) of a patch. Without `empty_steps`, the record of a training, all images get the
@@ -54,32 +59,44 @@ def patch_term(
         drawn, count, (height, width), scale=scale, generator=generator
     )
     transforms = transforms.expand(batch, -1, -1, -1).to(fused.device, non_blocking=True)
-    kept, index = choose_patches(visible, infrared, transforms, size, min_entropy=min_entropy)
-    if empty_steps is not None and min_entropy is not None:
-        empty_steps.count(len(index), min_entropy)
+    labels = None
+    if regions is not None:  # in full size, as labels cannot be averaged
+        labels = functional.patch_labels(regions, transforms, region_share)
+    kept, index = choose_patches(
+        visible, infrared, transforms, size, min_entropy=min_entropy, labels=labels
+    )
+    if empty_steps is not None and (min_entropy is not None or labels is not None):
+        empty_steps.count(len(index), min_entropy, labels is not None)
     if isinstance(chunk, str):  # "auto"
         on_cpu = min(max(CPU_CHUNK, CPU_CHUNK * 224**2 // math.prod(size)), ACCELERATOR_CHUNK)
         chunk = on_cpu if fused.device.type == "cpu" else ACCELERATOR_CHUNK
-    sums = sum_over_patches(fused, transforms, index, size, score, chunk=chunk, pad=pad)
+    sums = sum_over_patches(fused, transforms, index, size, score, labels, chunk=chunk, pad=pad)
     return functional.mean_over_patches(sums, kept, reduction), kept
 
 
 @torch.no_grad()
 def choose_patches(
     visible: Tensor, infrared: Tensor, transforms: Tensor, size: tuple[int, int], *,
-    min_entropy: float | None,
+    min_entropy: float | None, labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(B, N) True for patches above `min_entropy` bits, and their (K,) indices b * N + n."""
-    if min_entropy is None:
-        kept = torch.ones(transforms.shape[:2], dtype=torch.bool, device=visible.device)
+    """(B, N) True for patches above `min_entropy` bits, and their (K,) indices b * N + n.
+
+    With (B, N) `labels`, -1 for patches that are in no region, those are left out too.
+    """
+    kept = torch.ones(transforms.shape[:2], dtype=torch.bool, device=visible.device)
+    if labels is not None:
+        kept = labels >= 0
+    if min_entropy is None and labels is None:
         return kept, torch.arange(kept.numel(), device=visible.device)
     with record_function("clip_fusion_loss.filter"):
-        grey = torch.cat([functional.match_channels(image, 1) for image in (visible, infrared)], 1)
-        parts = []
-        for part in transforms.split(max(1, FILTER_CHUNK // len(grey)), dim=1):
-            patches = functional.sample_patches(grey, part, size)
-            parts.append((functional.patch_entropy(patches) > min_entropy).all(-1))
-        kept = torch.cat(parts, 1)
+        if min_entropy is not None:
+            pair = [functional.match_channels(image, 1) for image in (visible, infrared)]
+            grey = torch.cat(pair, 1)
+            parts = []
+            for part in transforms.split(max(1, FILTER_CHUNK // len(grey)), dim=1):
+                patches = functional.sample_patches(grey, part, size)
+                parts.append((functional.patch_entropy(patches) > min_entropy).all(-1))
+            kept = kept & torch.cat(parts, 1)
         # The only synchronisation of a step: the host must know how many patches to encode.
         return kept, kept.flatten().nonzero().squeeze(1)
 
@@ -91,7 +108,7 @@ class EmptySteps:
         self._steps = self._empty = 0
         self._warned = False
 
-    def count(self, kept: int, min_entropy: float) -> None:
+    def count(self, kept: int, min_entropy: float | None, regions: bool = False) -> None:
         """Record how many patches a step kept."""
         if self._steps == WINDOW:
             self._steps = self._empty = 0
@@ -100,17 +117,23 @@ class EmptySteps:
         many = self._empty >= max(EMPTY_STEPS, EMPTY_PART * self._steps)
         if kept == 0 and many and not self._warned:
             self._warned = True
+            missing, remedies = [], []
+            if regions:
+                missing.append("lies in one region")
+                remedies.append("use smaller patches, `patch_scale=(0.25, 0.5)`, or larger regions")
+            if min_entropy is not None:
+                missing.append(f"has more than {min_entropy:g} bits of entropy in both sources")
+                remedies.append("use larger crops, or lower `min_patch_entropy` (None keeps all)")
             checks.warn(
                 f"no patch passed the filter in {self._empty} of the last {self._steps} steps "
-                f"(`kept` is 0): none has more than {min_entropy:g} bits of grey-level entropy in "
-                "both sources. There the patch term is 0; use larger crops, or lower "
-                "`min_patch_entropy` (None keeps all)"
+                f"(`kept` is 0): none {' and '.join(missing)}. There the patch term is 0; "
+                f"{'; '.join(remedies)}"
             )
 
 
 def sum_over_patches(
     images: Tensor, transforms: Tensor, index: Tensor, size: tuple[int, int],
-    score: Callable[[Tensor, Tensor], Tensor], *, chunk: int | None, pad: bool = False,
+    score: Score, labels: Tensor | None = None, *, chunk: int | None, pad: bool = False,
 ) -> Tensor:  # fmt: skip
     """(B,) sums of a score over the patches of each image; zero for an image without patches.
 
@@ -122,17 +145,23 @@ def sum_over_patches(
         images: (B, C, H, W).
         transforms: (B, N, 2, 3) maps of all patches, of `size` (height, width).
         index: (K,) patches to use, as b * N + n, ascending.
-        score: maps (P, C, height, width) patches and the (P,) indices of their images to (P,)
-            scores, each of which depends on its own patch only.
+        score: maps (P, C, height, width) patches, the (P,) indices of their images and those of
+            their objectives to (P,) scores, each of which depends on its own patch only.
+        labels: (B, N) indices of the patches' objectives; None: those of their images.
         chunk, pad: patches at a time, and whether to fill the last chunk with repeated ones.
     """
     count = transforms.shape[1]
+
+    def rows(part: Tensor, owners: Tensor) -> Tensor:
+        return owners if labels is None else labels.flatten()[part]
+
     if len(index) == 0:  # the host knows the length: no synchronisation
         return images.new_zeros(len(images))
     if chunk is None:
         patches = functional.sample_patches(images, transforms, size).flatten(0, 1)[index]
         owners = index // count
-        return images.new_zeros(len(images)).index_add(0, owners, score(patches, owners))
+        scores = score(patches, owners, rows(index, owners))
+        return images.new_zeros(len(images)).index_add(0, owners, scores)
 
     chunk = min(chunk, len(images) * count)
 
@@ -148,7 +177,7 @@ def sum_over_patches(
                     sources = images[owners].requires_grad_(differentiate)
                     maps = transforms.flatten(0, 1)[part].unsqueeze(1)
                     patches = functional.sample_patches(sources, maps, size).squeeze(1)
-                scores = score(patches, owners)[:used]
+                scores = score(patches, owners, rows(part, owners))[:used]
             sums.index_add_(0, owners[:used], scores.detach())
             if differentiate:
                 # A backward pass must run outside autocast, and the caller may be inside.

@@ -240,14 +240,22 @@ def train(
 
 @torch.inference_mode()
 def fuse_with(
-    network: nn.Module, pair: Pair, device: torch.device, vector: Tensor | None = None
+    network: nn.Module,
+    pair: Pair,
+    device: torch.device,
+    vectors: Tensor | None = None,
+    *,
+    regions: Tensor | None = None,
 ) -> Tensor:
     """A whole pair fused in full resolution, as uint8 (1, H, W), in tiles where a network can.
 
-    `vector` is a text direction (D,) for a network that takes one; it may be a blend.
+    `vectors` is a text direction (D,) for a network that takes one; it may be a blend. With
+    `regions`, labels (1, H, W) for each pixel, it is (R, D), a text direction for each label.
     """
     network.eval()
-    sources = [luminance(image)[None].to(device) for image in (pair.visible, pair.infrared)]
-    if vector is not None:
-        sources.append(F.normalize(vector, dim=0)[None].to(device))
-    return to_8bit(getattr(network, "fuse", network)(*sources)[0]).cpu()
+    inputs = [luminance(image)[None].to(device) for image in (pair.visible, pair.infrared)]
+    if vectors is not None:
+        vectors = vectors[None] if regions is None else vectors
+        inputs.append(F.normalize(vectors, dim=-1).to(device))
+    given = {} if regions is None else {"regions": regions.to(device)}
+    return to_8bit(getattr(network, "fuse", network)(*inputs, **given)[0]).cpu()

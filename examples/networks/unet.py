@@ -4,7 +4,8 @@ A sentence such as "a dark image" asks for other brightness here than there, and
 follow it where it sees enough around a pixel. DenseFuse sees 8 pixels around it, this one 62.
 """
 
-from itertools import pairwise, product
+from collections.abc import Iterator
+from itertools import pairwise, product, repeat
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ MODULATION_WIDTH = 64
 #: Of a large image: the side of its tiles, 768 with the 64 pixels around it that the network sees;
 #: side and number of the windows that give the statistics for all tiles.
 TILE, WINDOW, WINDOWS = 640, 192, 16
+#: From a region to the next, scales and shifts change over this many pixels on either side: enough
+#: that no line is seen, and less than people and cars are wide. Found by looking at pictures.
+RAMP = 6
 
 
 class FusionUNet(nn.Module):
@@ -40,7 +44,10 @@ class FusionUNet(nn.Module):
 
     Shape:
         visible, infrared: (N, 1, H, W) in [0, 1], any size from 16 pixels.
-        vector: (N, D) unit vectors, one per image, or (1, D) for all; only with `dimension`.
+        vectors: (N, D) unit vectors, one per image, or (1, D) for all; only with `dimension`. With
+            `regions` they are (R, D), one per label.
+        regions: (N, H, W) integers from 0 to R - 1, the row of `vectors` for each pixel; (1, H, W)
+            for all images.
         returns: (N, 1, H, W) in (0, 1).
     """
 
@@ -63,8 +70,15 @@ class FusionUNet(nn.Module):
             self.modulation = nn.Sequential(hidden, nn.ReLU(), changes)
             _zero(changes)
 
-    def forward(self, visible: Tensor, infrared: Tensor, vector: Tensor | None = None) -> Tensor:
-        changes = iter(self._changes(len(visible), vector))
+    def forward(
+        self,
+        visible: Tensor,
+        infrared: Tensor,
+        vectors: Tensor | None = None,
+        *,
+        regions: Tensor | None = None,
+    ) -> Tensor:
+        changes = self._changes(visible, vectors, regions)
         height, width = visible.shape[2:]
         features = torch.cat([visible, infrared], dim=1) * 4 - 2
         features = F.pad(features, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
@@ -83,7 +97,13 @@ class FusionUNet(nn.Module):
 
     @torch.no_grad()
     def fuse(
-        self, visible: Tensor, infrared: Tensor, vector: Tensor | None = None, *, tile: int = TILE
+        self,
+        visible: Tensor,
+        infrared: Tensor,
+        vectors: Tensor | None = None,
+        *,
+        regions: Tensor | None = None,
+        tile: int = TILE,
     ) -> Tensor:
         """Fuse images of any size without gradients; arguments and result as in a call.
 
@@ -94,9 +114,10 @@ class FusionUNet(nn.Module):
         Beyond the libraries it takes 0.55 GB of memory for 1,280 x 1,024 pixels and 0.85 GB for
         4,000 x 3,000 (float32 on a CPU), of which the three images are 0.15 GB.
         """
-        around = -(-self.REACH // STRIDE) * STRIDE
+        reach = self.REACH + (0 if regions is None else RAMP)
+        around = -(-reach // STRIDE) * STRIDE
         if visible[0].numel() <= (tile + 2 * around) ** 2:
-            return self(visible, infrared, vector)
+            return self(visible, infrared, vectors, regions=regions)
         if len(visible) > 1:
             raise ValueError(f"`visible` must be one large image at a time, got {len(visible)}")
         norms = [block.norm for block in (*self.down, *self.up)]
@@ -105,12 +126,15 @@ class FusionUNet(nn.Module):
         try:
             for norm in norms:
                 norm.shares = True
-            self(_windows(visible), _windows(infrared), vector)
+            parts = None if regions is None else _windows(regions)
+            self(_windows(visible), _windows(infrared), vectors, regions=parts)
             for top, left in product(tops, lefts):
                 above, before = min(top, around), min(left, around)
                 rows = slice(top - above, top + tile + around)
                 columns = slice(left - before, left + tile + around)
-                part = self(visible[..., rows, columns], infrared[..., rows, columns], vector)
+                parts = None if regions is None else regions[..., rows, columns]
+                sources = visible[..., rows, columns], infrared[..., rows, columns]
+                part = self(*sources, vectors, regions=parts)
                 part = part[..., above : above + tile, before : before + tile]
                 fused[..., top : top + tile, left : left + tile] = part
             return fused
@@ -118,22 +142,56 @@ class FusionUNet(nn.Module):
             for norm in norms:
                 norm.shares, norm.statistics = False, None
 
-    def _changes(self, count: int, vector: Tensor | None) -> list[Tensor] | list[None]:
-        """Scales and shifts of each layer, (N or 1, 2 C, 1, 1)."""
-        got = None if vector is None else tuple(vector.shape)
-        shapes = (None,)
+    def _changes(
+        self, visible: Tensor, vectors: Tensor | None, regions: Tensor | None
+    ) -> Iterator[Tensor | None]:
+        """Scales and shifts of layer after layer, (N or 1, 2 C, 1, 1), or maps of them."""
+        self._check(visible, vectors, regions)
+        if vectors is None:
+            return repeat(None)
+        # Scaled to a root mean square of 1; the small entries of a unit vector train slowly.
+        changes = self.modulation(vectors * self.dimension**0.5)[:, :, None, None]
+        changes = changes.split(self._sizes, dim=1)
+        if regions is None:
+            return iter(changes)
+        labels = torch.arange(len(vectors), device=regions.device).view(-1, 1, 1)
+        shares = [_smoothed((regions[:, None] == labels).to(visible.dtype))]
+        for _ in WIDTHS[1:]:
+            shares.append(F.avg_pool2d(shares[-1], 2))
+        sizes = (*shares, *shares[-2::-1], shares[0])
+        # A matrix product for each pixel, when its layer asks for it: one layer's maps a time.
+        return (F.conv2d(s, c.transpose(0, 1)) for s, c in zip(sizes, changes, strict=True))
+
+    def _check(self, visible: Tensor, vectors: Tensor | None, regions: Tensor | None) -> None:
+        count, _, *size = visible.shape
+        got = None if vectors is None else tuple(vectors.shape)
+        shapes: tuple[object, ...] = (None,)
         if self.dimension is not None:
-            shapes = (count, self.dimension), (1, self.dimension)
+            rows = [count, 1] if regions is None or vectors is None else [len(vectors)]
+            shapes = tuple((row, self.dimension) for row in rows)
         if got not in shapes:
             raise ValueError(
-                f"`vector` must have shape {' or '.join(map(str, shapes))}, got {got}; pass a text "
-                "direction per image or for all, to a FusionUNet that is built with its length"
+                f"`vectors` must have shape {' or '.join(map(str, shapes))}, got {got}; pass text "
+                "directions, per image, for all or per label, to a FusionUNet that is built with "
+                "their length"
             )
-        if vector is None:
-            return [None] * len(self._sizes)
-        # Scaled to a root mean square of 1; the small entries of a unit vector train slowly.
-        changes = self.modulation(vector * self.dimension**0.5)
-        return list(changes[:, :, None, None].split(self._sizes, dim=1))
+        if regions is None:
+            return
+        if vectors is None:
+            raise ValueError("`regions` must be given to a FusionUNet that is built for `vectors`")
+        wanted = [(number, *size) for number in (count, 1)]
+        if regions.is_floating_point() or tuple(regions.shape) not in wanted:
+            raise ValueError(
+                f"`regions` must be integers of shape {wanted[0]} or {wanted[1]}, a label for each "
+                f"pixel, got {regions.dtype} of shape {tuple(regions.shape)}"
+            )
+        # It waits for the device, but a label without a vector would pass without a trace.
+        low, high = (int(label) for label in regions.aminmax())
+        if low < 0 or high >= len(vectors):
+            raise ValueError(
+                f"`regions` must be labels from 0 to {len(vectors) - 1}, the rows of `vectors`, "
+                f"got {low} to {high}; pass a vector for each label"
+            )
 
 
 class _Block(nn.Module):
@@ -167,14 +225,25 @@ class _SharingNorm(nn.GroupNorm):
 
 
 def _windows(images: Tensor) -> Tensor:
-    """(1, 1, H, W) -> (up to 16, 1, S, S) windows on an even grid, overlapping in small images."""
-    height, width = images.shape[2:]
+    """(1, ..., H, W) -> (up to 16, ..., S, S) windows on an even grid, which may overlap."""
+    height, width = images.shape[-2:]
     side = min(WINDOW, height, width)
     across = min(max(round((WINDOWS * width / height) ** 0.5), 1), WINDOWS)
     down = WINDOWS // across
     tops = torch.linspace(0, height - side, down).long().tolist()
     lefts = torch.linspace(0, width - side, across).long().tolist()
     return torch.cat([images[..., y : y + side, x : x + side] for y in tops for x in lefts])
+
+
+def _smoothed(shares: Tensor) -> Tensor:
+    """Pad (N, R, H, W) to a multiple of 16, and turn edges into ramps of twice `RAMP` pixels."""
+    height, width = shares.shape[2:]
+    shares = F.pad(shares, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+    for _ in range(2):  # twice, for a ramp without corners
+        for side in ((RAMP + 1, 1), (1, RAMP + 1)):
+            padding = (side[0] // 2, side[1] // 2)
+            shares = F.avg_pool2d(shares, side, 1, padding, count_include_pad=False)
+    return shares
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

@@ -115,10 +115,10 @@ def test_tiles_are_close_to_the_whole(trained: FusionUNet) -> None:
 @torch.inference_mode()
 def test_tiles_leave_no_seams(trained: FusionUNet) -> None:
     """With the same statistics, tiles of any size give the same image."""
-    pair = [image.double() for image in sources(403, 517)]
+    pair = [image.double() for image in sources(200, 270)]
     network = FusionUNet(DIMENSION).double().eval()
     network.load_state_dict(trained.state_dict())
-    small, large = (network.fuse(*pair, vectors().double(), tile=tile) for tile in (32, 128))
+    small, large = (network.fuse(*pair, vectors().double(), tile=tile) for tile in (32, 64))
     torch.testing.assert_close(small, large, atol=1e-12, rtol=0)
     assert not any(block.norm.shares for block in network.down)
 
@@ -138,15 +138,100 @@ def test_reach_is_what_a_pixel_depends_on() -> None:
     assert reach == FusionUNet.REACH
 
 
+# Regions
+
+
+def halves(height: int, width: int, count: int = 1) -> Tensor:
+    """Label 1 in the right half, and label 0 in the left."""
+    return (torch.arange(width) >= width // 2).long().expand(count, height, width)
+
+
+@torch.inference_mode()
+def test_one_label_everywhere_is_the_network_without_regions(trained: FusionUNet) -> None:
+    pair = sources(75, 90, count=2)
+    told = vectors(3)
+    for label in range(3):
+        everywhere = torch.full((1, 75, 90), label)
+        expected = trained(*pair, told[label : label + 1])
+        found = trained(*pair, told, regions=everywhere)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    each = torch.tensor([2, 0])[:, None, None].expand(2, 75, 90)
+    expected = trained(*pair, told[[2, 0]])
+    torch.testing.assert_close(trained(*pair, told, regions=each), expected, atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_each_region_follows_its_vector_without_a_step_between_them(trained: FusionUNet) -> None:
+    """Here on a flat scene, where all steps are of our making; label 0 darkens, 1 does not."""
+    pair = [torch.full((1, 1, 96, 160), 0.5)] * 2
+    dark, bright = (trained(*pair, vector).mean() for vector in vectors(2).split(1))
+    row = trained(*pair, vectors(2), regions=halves(96, 160))[0, 0, 48]
+    assert row[:32].mean() < dark + 0.2 * (bright - dark)
+    assert row[-32:].mean() > bright - 0.2 * (bright - dark)
+    assert row.diff().abs().max() < 0.2 * (bright - dark)
+    swapped = trained(*pair, vectors(2).flip(0), regions=1 - halves(96, 160))[0, 0, 48]
+    torch.testing.assert_close(swapped, row)
+
+
+@torch.inference_mode()
+def test_shares_are_those_of_the_area(trained: FusionUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each layer, scale and shift are mixed by the shares of the labels in a cell."""
+    maps = []
+    blend = unet._modulated
+
+    def record(features: Tensor, change: Tensor | None) -> Tensor:
+        maps.append(change)
+        return blend(features, change)
+
+    monkeypatch.setattr(unet, "_modulated", record)
+    monkeypatch.setattr(unet, "RAMP", 0)
+    regions = torch.randint(3, (2, 64, 96), generator=torch.Generator().manual_seed(0))
+    network, told, pair = trained.double(), vectors(3).double(), sources(64, 96, count=2)
+    try:
+        network(*(image.double() for image in pair), told, regions=regions)
+        changes = network.modulation(told * DIMENSION**0.5).split(network._sizes, dim=1)
+    finally:
+        trained.float()
+    one_hot = F.one_hot(regions, 3).double()
+    for found, change, stride in zip(maps, changes, (1, 2, 4, 8, 16, 8, 4, 2, 1, 1), strict=True):
+        cells = one_hot.unflatten(1, (-1, stride)).unflatten(3, (-1, stride)).mean((2, 4))
+        expected = torch.einsum("nhwr,rc->nchw", cells, change)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@torch.inference_mode()
+def test_tiles_with_regions_leave_no_seams(trained: FusionUNet) -> None:
+    pair = [image.double() for image in sources(200, 270)]
+    network = FusionUNet(DIMENSION).double().eval()
+    network.load_state_dict(trained.state_dict())
+    regions = halves(200, 270) + (torch.arange(200) >= 150)[:, None].long()
+    tiles = [
+        network.fuse(*pair, vectors(3).double(), regions=regions, tile=tile) for tile in (32, 64)
+    ]
+    torch.testing.assert_close(*tiles, atol=1e-12, rtol=0)
+    whole = network(*pair, vectors(3).double(), regions=regions)
+    assert (tiles[0] - whole).abs().mean() < 2 / 255
+
+
 @pytest.mark.parametrize(
-    ("dimension", "vector", "message"),
+    ("dimension", "told", "regions", "message"),
     [
-        (None, torch.ones(1, 128), r"must have shape None, got \(1, 128\).*FusionUNet"),
-        (128, None, r"must have shape \(2, 128\) or \(1, 128\), got None"),
-        (128, torch.ones(3, 128), r"got \(3, 128\)"),
-        (128, torch.ones(2, 64), r"got \(2, 64\)"),
+        (None, torch.ones(1, 128), None, r"must have shape None, got \(1, 128\).*FusionUNet"),
+        (128, None, None, r"`vectors` must have shape \(2, 128\) or \(1, 128\), got None"),
+        (128, torch.ones(3, 128), None, r"got \(3, 128\)"),
+        (128, torch.ones(2, 64), None, r"got \(2, 64\)"),
+        (128, None, halves(32, 32), r"`vectors` must have shape .*, got None"),
+        (128, torch.ones(3, 64), halves(32, 32), r"must have shape \(3, 128\), got \(3, 64\)"),
+        (None, None, halves(32, 32), "`regions` must be given to a FusionUNet that is built for"),
+        (128, torch.ones(2, 128), halves(32, 31), r"of shape \(2, 32, 32\) or \(1, 32, 32\)"),
+        (128, torch.ones(2, 128), halves(32, 32)[0], r"got torch.int64 of shape \(32, 32\)"),
+        (128, torch.ones(2, 128), halves(32, 32).float(), "must be integers .*torch.float32"),
+        (128, torch.ones(1, 128), halves(32, 32), "labels from 0 to 0, .* got 0 to 1; pass a vec"),
+        (128, torch.ones(2, 128), halves(32, 32) - 1, "labels from 0 to 1, .* got -1 to 0"),
     ],
 )
-def test_wrong_vectors(dimension: int | None, vector: Tensor | None, message: str) -> None:
+def test_wrong_vectors_and_regions(
+    dimension: int | None, told: Tensor | None, regions: Tensor | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        FusionUNet(dimension)(*sources(32, 32, count=2), vector)
+        FusionUNet(dimension)(*sources(32, 32, count=2), told, regions=regions)

@@ -131,6 +131,12 @@ def test_an_objective_for_each_image(criterion, images, form):
     check(criterion, images)
 
 
+def test_labels_of_regions_are_not_read(criterion, images):
+    bank = criterion.embed(["a blurry dark image", "a sharp image"])
+    labels = torch.zeros(2, *images[0].shape[2:], dtype=torch.int64, device=CUDA)
+    check(criterion, images, objectives=bank, regions=labels)
+
+
 def test_a_tensor_on_the_wrong_device_is_an_error(criterion, images):
     """That these tests can fail."""
     criterion.fusion_model.visible_direction = criterion.fusion_model.visible_direction.cpu()

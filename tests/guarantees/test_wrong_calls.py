@@ -96,6 +96,7 @@ OPTIONS = {
     ),
     "min_patch_entropy": (["6"], [9]),
     "patch_reduction": ([], ["mean"]),
+    "region_share": (["0.9", None], [0.5, 1.1]),
     "patch_chunk": ([2.5, "all"], [0]),
     "precision": ([], ["float16", torch.float16]),
     "data_range": ([255], [(1, 0), (0, 0), (0, float("inf"))]),
