@@ -212,7 +212,7 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
             "One image of an infrared and a visible one, as your sentence describes it."
         )
         sentence = gr.Textbox(
-            fuser.presets[0], label="Sentence", max_length=300, elem_id="sentence", autofocus=True
+            fuser.presets[0], label="Sentence", max_length=300, elem_id="sentence"
         )
         presets = gr.Dataset(
             label="Try", components=[sentence], samples=[[text] for text in fuser.presets]
@@ -224,26 +224,33 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
         status = gr.Markdown(elem_id="status")
         with gr.Row():
             with gr.Column():
-                opposite = gr.Textbox(label="Not like this", placeholder="a noisy image")
-                other = gr.Textbox(fuser.presets[-1], label="Second sentence")
-                share = gr.Slider(0, 1, 0, label="From the sentence to the second one")
-                strength = gr.Slider(
-                    0, 1.5, 1, label="Strength", info="0: the average of both sources, no language"
+                opposite = gr.Textbox(
+                    label="What it should not be", placeholder="a noisy image", elem_id="opposite"
                 )
-                download = gr.DownloadButton("Download the fused image (PNG)", variant="primary")
-            compare = gr.ImageSlider(label="Visible | fused", elem_id="compare", buttons=[])
+                other = gr.Textbox(fuser.presets[1], label="Second sentence", elem_id="other")
+                share = gr.Slider(0, 1, 0, label="Share of the second sentence", elem_id="share")
+                strength = gr.Slider(
+                    0, 1.5, 1, label="Strength", info="0: no language", elem_id="strength"
+                )
             with gr.Column():
                 canvas = gr.ImageEditor(
                     label="Paint a region", sources=(), transforms=(), layers=False, buttons=[],
                     brush=gr.Brush(30, colors=["#ff7f0e"], color_mode="fixed"), elem_id="canvas",
+                    height=340,
                 )  # fmt: skip
-                region = gr.Textbox(fuser.presets[1], label="Sentence for the region")
+                region = gr.Textbox(
+                    fuser.presets[2], label="Sentence for the region", elem_id="region"
+                )
+            with gr.Column():
+                compare = gr.ImageSlider(label="Visible | fused", elem_id="compare", buttons=[])
+                download = gr.DownloadButton("Download the fused image (PNG)", elem_id="download")
         with gr.Row():
             gallery = gr.Gallery(
-                [pairs.to_pil_image(pair.visible) for pair in examples], label="Example pairs",
-                columns=len(examples), height=150, allow_preview=False, buttons=[],
+                [pair.visible.expand(3, -1, -1).permute(1, 2, 0).numpy() for pair in examples],
+                label="Example pairs", columns=len(examples), height=140, min_width=480,
+                allow_preview=False, object_fit="cover", buttons=[], elem_id="examples",
             )  # fmt: skip
-            choose_file = partial(gr.File, file_types=sorted(pairs.READABLE), height=150)
+            choose_file = partial(gr.File, file_types=sorted(pairs.READABLE), height=140)
             visible_file = choose_file(label="Your visible image", elem_id="upload-visible")
             infrared_file = choose_file(label="Your infrared image", elem_id="upload-infrared")
 
@@ -275,7 +282,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = partial(options.add, parser)
     add("--checkpoint", "the --out of train.py --prompts", MANY, type=Path, metavar="DIR")
     add("--encoder", "; for new sentences (default: that of the training)")
-    add("--port", "of the page", 7860, type=options.whole_number)
+    add("--port", "of the page (default: the first free one from 7860)", type=options.whole_number)
     add("--device")
     return parser.parse_args(arguments)
 
