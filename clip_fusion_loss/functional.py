@@ -66,7 +66,7 @@ def direction(start: Tensor, end: Tensor) -> Tensor:
 
 def direction_loss(
     embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor,
-    visible_direction: Tensor, infrared_direction: Tensor,
+    visible_direction: Tensor, infrared_direction: Tensor, weight: Tensor | float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Mean cosine distance between image directions and text directions, from both sources.
 
@@ -74,15 +74,19 @@ def direction_loss(
 
     Embeddings are (..., D): e of fused images or their patches, v_v and v_r of whole sources. D_v
     and D_r are the text directions, (D,), or (..., D). Returns (...) losses in [0, 2].
+
+    Several texts cost no more. The sum over texts k with weights w_k, in which an opposite has a
+    negative weight and counts as ``|w_k| (1 + cos)``, is the same formula with
+    ``D = sum_k w_k D_k`` and, in place of both 1, `weight` ``= sum_k |w_k|``, a number or (...).
     """
-    # All vectors are unit, so cos is the plain inner product.
+    # Embeddings' directions and D_k are unit, so cos is the plain inner product.
     from_visible = (direction(visible_embedding, embedding) * visible_direction).sum(-1)
     from_infrared = (direction(infrared_embedding, embedding) * infrared_direction).sum(-1)
-    return 1 - 0.5 * (from_visible + from_infrared)
+    return weight - 0.5 * (from_visible + from_infrared)
 
 
 def mean_direction(visible_direction: Tensor, infrared_direction: Tensor) -> Tensor:
-    """Normalised mean of both (..., D) text directions: ``(D_v + D_r) / max(|D_v + D_r|, 1e-3)``.
+    """Normalised sum of both (..., D) text directions: ``(D_v + D_r) / max(|D_v + D_r|, 1e-3)``.
 
     Of all directions that are the same from both sources, `direction_loss` is smallest for it.
     """

@@ -17,6 +17,7 @@ from .encoder import PRECISIONS, FrozenCLIP
 from .objective import (
     EmbeddedFusionModel,
     FusionObjective,
+    Mixture,
     Texts,
     embed_all,
     embed_for_batch,
@@ -49,7 +50,10 @@ class SourceEmbeddings(NamedTuple):
     infrared: Tensor
 
 
-Objective = FusionObjective | EmbeddedFusionModel | str | Sequence[str]
+Objective = (
+    FusionObjective | EmbeddedFusionModel | str | Sequence[str]
+    | Mapping[str, float] | Mapping[FusionObjective, float]
+)  # fmt: skip
 Objectives = Texts | EmbeddedFusionModel
 
 
@@ -102,7 +106,8 @@ class LanguageDrivenFusionLoss(nn.Module):
 
     Args:
         objective: a `FusionObjective`; or a text, or several, for `FusionObjective(fused=texts)`;
-            or an `EmbeddedFusionModel` made with this encoder, which needs no text tower.
+            or a mapping of these to weights, as in `EmbeddedFusionModel.mix`; or an
+            `EmbeddedFusionModel` made with this encoder, which needs no text tower.
         encoder: the CLIP; None loads the paper's ViT-B/32 (`FrozenCLIP.from_pretrained()`).
         direction_weight, patch_weight, similarity_weight, regularizer_weight: weights of the terms,
             at least 0 (paper: 2, 10, 6, 10). At 0 no patches are encoded, no regularizer is called.
@@ -393,12 +398,12 @@ class LanguageDrivenFusionLoss(nn.Module):
         return SourceEmbeddings(*self._encode(torch.cat(pair)).chunk(2))
 
     @property
-    def objective(self) -> FusionObjective:
-        """The current texts. Assigning calls `set_objective`."""
+    def objective(self) -> FusionObjective | Mixture:
+        """The current texts, of a mixture with their weights. Assigning calls `set_objective`."""
         return self.fusion_model.objective
 
     def set_objective(self, objective: Objective) -> None:
-        """Replace the objective, unless that is an error; a text replaces that of `fused` alone."""
+        """Replace the objective, unless that is an error; a text keeps the texts of the sources."""
         self.fusion_model = embed_one(objective, self.encoder, self.objective)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import errno
 import hashlib
 import json
+import math
 import operator
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
@@ -26,37 +29,57 @@ from . import checks, functional
 from .encoder import FrozenCLIP, same_clip
 from .frozen import FrozenModule, default_torch_state
 
-# The formats of files with one objective and with several.
+# The format of files; and those of 0.2.0, with one objective and with several.
+FORMAT = "clip_fusion_loss.EmbeddedFusionModel/3"
 ONE = "clip_fusion_loss.EmbeddedFusionModel/1"
 SEVERAL = "clip_fusion_loss.EmbeddedFusionModel/2"
+
+# Fields of a `FusionObjective` that may not have the same texts, or the same vectors.
+DISTINCT = (
+    ("fused", "visible"), ("fused", "infrared"),
+    ("opposite", "visible"), ("opposite", "infrared"), ("opposite", "fused"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class FusionObjective:
-    """Texts that describe the fused, the visible and the infrared image.
+    """Texts that describe the fused, the visible and the infrared image, and what it should not be.
 
-    The defaults are the paper's (arXiv 2402.16267). Each field is a text, or a sequence of texts,
-    whose embeddings are averaged; after construction it is a tuple of texts.
+    The defaults are the paper's (arXiv 2402.16267), which has no opposite. Each text may also be a
+    sequence of texts, whose embeddings are averaged; after construction it is a tuple of texts.
+
+    CLIP ignores "no" and "without", so say what to avoid as `opposite`, for example "a blurry dark
+    image". Its direction D_o counts with `opposite_weight` w, at least 0; 0.5 was found in trials
+    with the bundled CLIP. The direction loss then is ``(1 - <d, D>) + w (1 + <d, D_o>)``.
 
     Raises:
-        TypeError: a field is neither a text nor a sequence of texts.
-        ValueError: a field is empty or a file name; or `fused` has the texts of a source.
+        TypeError: a field is neither a text nor a sequence of texts; or the weight is no number.
+        ValueError: a field is empty or a file name; or `fused`, the sources and `opposite` do not
+            differ; or the weight is negative or not finite.
     """
 
     fused: str | Sequence[str] = "a clear image with detailed background and salient objects"
     visible: str | Sequence[str] = "a visible gray image"
     infrared: str | Sequence[str] = "an infrared image"
+    opposite: str | Sequence[str] = ()
+    opposite_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            texts = checks.check_texts(field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, texts)
-        for name in ("visible", "infrared"):
-            if set(self.fused) == set(getattr(self, name)):
-                raise ValueError(f"`fused` and `{name}` must differ, got {self.fused!r} for both")
+        for name in ("fused", "visible", "infrared", "opposite"):
+            texts = getattr(self, name)
+            none = name == "opposite" and texts in ((), [])
+            object.__setattr__(self, name, () if none else checks.check_texts(name, texts))
+        weight = checks.check_number("opposite_weight", self.opposite_weight)
+        object.__setattr__(self, "opposite_weight", weight)
+        for name, other in DISTINCT:
+            texts = getattr(self, name)
+            if set(texts) == set(getattr(self, other)):
+                raise ValueError(f"`{name}` and `{other}` must differ, got {texts!r} for both")
 
 
 Texts = Sequence[str | FusionObjective]
+# Several objectives, each with its weight.
+Mixture = dict[FusionObjective, float]
 
 
 class EmbeddedFusionModel(FrozenModule):
@@ -70,6 +93,10 @@ class EmbeddedFusionModel(FrozenModule):
         chosen = bank[["night", "day", "night"]]  # or integers: a list, or a (B,) tensor
         loss = criterion(fused=fused, visible=visible, infrared=infrared, objectives=chosen)
 
+    Objectives can be added, each with a weight (`mix`):
+
+        criterion.set_objective(bank.mix({"night": 1.0, "day": -0.5}))  # a negative one: not this
+
     Args:
         objective: one `FusionObjective`; or, for a bank, a sequence of N objectives or a mapping
             of names to N objectives, in which a text stands for `FusionObjective(text)`.
@@ -80,13 +107,19 @@ class EmbeddedFusionModel(FrozenModule):
             text, or gives the fused image and a source the same vector.
         RuntimeError: a text is new and the encoder's text tower was dropped.
 
-    `visible_direction` and `infrared_direction` are float32 unit vectors, (D,), for a bank (N, D);
-    `names` are the N names of a bank made from a mapping, otherwise None.
+    `visible_direction` and `infrared_direction` are float32 vectors, (D,), for a bank (N, D): of
+    unit length, or with opposites the weighted sum of unit vectors. `names` are the N names of a
+    bank made from a mapping, otherwise None.
     """
 
-    frozen = ("visible_direction", "infrared_direction")
+    frozen = ("visible_direction", "infrared_direction", "_parts", "_weights", "_total_weight")
     visible_direction: Tensor
     infrared_direction: Tensor
+    # What is summed: (N, K, 2, D) unit directions from both sources, (N, K) weights; and the sum of
+    # these without sign, (), for a bank (N,).
+    _parts: Tensor
+    _weights: Tensor
+    _total_weight: Tensor
     names: tuple[str, ...] | None
     encoder_name: str
     encoder_fingerprint: str
@@ -99,16 +132,20 @@ class EmbeddedFusionModel(FrozenModule):
         checks.check_type("encoder", encoder, FrozenCLIP)
         several = [objective] if isinstance(objective, FusionObjective) else objective
         objectives, names = _as_objectives("objective", several, FusionObjective())
-        visible, infrared = text_directions(objectives, encoder)
-        if isinstance(objective, FusionObjective):
-            visible, infrared = visible[0], infrared[0]
-        self._set(objectives, names, encoder.name, encoder.fingerprint, visible, infrared)
+        content = text_directions(objectives, encoder), isinstance(objective, FusionObjective)
+        self._set(objectives, names, encoder.name, encoder.fingerprint, *content)
 
-    def _set(self, objectives: tuple[FusionObjective, ...], *content: Any) -> None:
-        self._objectives = objectives
-        self._chosen: Tensor | None = None  # rows of `_objectives`
-        self.names, self.encoder_name, self.encoder_fingerprint, *directions = content
-        self.visible_direction, self.infrared_direction = directions
+    def _set(
+        self, objectives: Any, names: tuple[str, ...] | None, encoder_name: str, fingerprint: str,
+        content: tuple[Tensor, Tensor], one: bool,
+    ) -> None:  # fmt: skip
+        self._objectives = objectives  # or a function: they are looked up once they are asked for
+        self.names, self.encoder_name, self.encoder_fingerprint = names, encoder_name, fingerprint
+        self._parts, self._weights = parts, weights = content
+        # A weight of 1 leaves the only direction as it is, to the bit.
+        both, total = (weights[..., None, None] * parts).sum(1), weights.abs().sum(1)
+        both, self._total_weight = (both[0], total[0]) if one else (both, total)
+        self.visible_direction, self.infrared_direction = both.unbind(-2)
 
     @classmethod
     def _of(cls, *content: Any) -> EmbeddedFusionModel:
@@ -118,16 +155,18 @@ class EmbeddedFusionModel(FrozenModule):
         return model
 
     @property
-    def objectives(self) -> tuple[FusionObjective, ...]:
-        """The texts of all N objectives. Waits for the device if a tensor on it chose them."""
-        if self._chosen is not None:
-            self._objectives = tuple(self._objectives[row] for row in self._chosen.tolist())
-            self._chosen = None
+    def objectives(self) -> tuple[FusionObjective | Mixture, ...]:
+        """The texts of all N objectives; of `mix` a dictionary of objectives and their weights.
+
+        Waits for the device if a tensor on it chose or mixed them.
+        """
+        if callable(self._objectives):
+            self._objectives = self._objectives()
         return self._objectives
 
     @property
-    def objective(self) -> FusionObjective:
-        """The texts of a single objective. Raises a ValueError for a bank."""
+    def objective(self) -> FusionObjective | Mixture:
+        """The entry of `objectives`, if it is the only one. Raises a ValueError for a bank."""
         if self.visible_direction.ndim > 1:
             raise ValueError(
                 f"`objective` must be a single one, got a bank of {len(self)}; choose bank[name]"
@@ -136,7 +175,10 @@ class EmbeddedFusionModel(FrozenModule):
 
     @property
     def text_direction(self) -> Tensor:
-        """The `functional.mean_direction`, for a network that follows the texts: (D,) or (N, D)."""
+        """The `functional.mean_direction`, for a network that follows the texts: (D,) or (N, D).
+
+        A unit vector, also with opposites and mixtures.
+        """
         return functional.mean_direction(self.visible_direction, self.infrared_direction)
 
     def __len__(self) -> int:
@@ -159,17 +201,58 @@ class EmbeddedFusionModel(FrozenModule):
         """
         one = isinstance(choice, (str, Integral))
         index, rows = self._index([choice] if one else choice)
-        directions = [
-            torch.atleast_2d(direction).index_select(0, index)
-            for direction in (self.visible_direction, self.infrared_direction)
-        ]
-        if one:
-            directions = [direction[0] for direction in directions]
+        content = self._parts.index_select(0, index), self._weights.index_select(0, index)
+        # A copy, as the caller may reuse its tensor.
+        texts = partial(_choose, self.objectives, index.clone() if rows is None else rows)
         identity = self.encoder_name, self.encoder_fingerprint
-        model = self._of(self.objectives, None, *identity, *directions)
-        # Looked up once they are asked for. A copy, as the caller may reuse its tensor.
-        model._chosen = index.clone() if rows is None else torch.tensor(rows, device="cpu")
-        return model
+        return self._of(texts, None, *identity, content, one)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.inference_mode(False)
+    def mix(
+        self, weights: Mapping[Any, float] | Sequence[Mapping[Any, float]] | Tensor
+    ) -> EmbeddedFusionModel:
+        """Add objectives, each with a weight: for all images, or for each image of a batch.
+
+        The direction loss becomes ``sum_n w_n loss_n``, where a negative weight stands for the
+        opposite, ``|w_n| (2 - loss_n)``. It takes no longer than that of one objective.
+
+        `weights` maps names or indices to numbers, which gives one objective with (D,) directions;
+        or for B objectives it is a sequence of B mappings, or a (B, N) tensor. Wrong ones, such as
+        weights that cancel out, are a KeyError, IndexError, TypeError or ValueError. To find them
+        it waits for the device; a tensor on an accelerator is not read.
+        """
+        one, bank, read = isinstance(weights, Mapping), self, True
+        if isinstance(weights, Tensor):
+            read = weights.device.type == "cpu"
+            table = weights.detach().float().clone()  # the caller may reuse it
+        else:
+            rows: Any = [weights] if one else weights
+            if not isinstance(rows, Sequence) or not all(isinstance(r, Mapping) for r in rows):
+                raise TypeError(
+                    "`weights` must be a mapping of names to numbers, a sequence of mappings or a "
+                    f"tensor, got {checks.shorten(weights)}"
+                )
+            keys = list(dict.fromkeys(key for row in rows for key in row))
+            bank = self[keys]
+            number = partial(checks.check_number, "weights", minimum=-math.inf)
+            numbers = [[number(row.get(key, 0.0)) for key in keys] for row in rows]
+            table = torch.tensor(numbers, dtype=torch.float32, device="cpu")
+        if table.ndim != 2 or table.shape[1] != len(bank):
+            expected = f"have shape (B, {len(bank)}), a row for each image"
+            raise ValueError(f"`weights` must {expected}, got {tuple(table.shape)}")
+        signed = (table.to(bank._weights.device)[..., None] * bank._weights).flatten(1)
+        content = bank._parts.flatten(0, 1).expand(len(table), -1, -1, -1), signed
+        texts = partial(_mixtures, bank.objectives, table)
+        mixed = self._of(texts, None, self.encoder_name, self.encoder_fingerprint, content, one)
+        directions = torch.stack([mixed.visible_direction, mixed.infrared_direction])
+        lengths = directions.norm(dim=-1) / mixed._total_weight
+        if read and not (lengths > functional.DIRECTION_EPS).all():  # NaN is not either
+            raise ValueError(
+                "`weights` must be finite and not cancel out, got a sum of nearly zero for "
+                f"{checks.shorten(weights)}; change one of them"
+            )
+        return mixed
 
     def _index(self, choice: Any) -> tuple[Tensor, list[int] | None]:
         """(B,) indices on the directions' device, and as a list if the host knows them."""
@@ -193,13 +276,13 @@ class EmbeddedFusionModel(FrozenModule):
             names = list(self.names or ())
             if entry not in names:
                 known = f"one of the names {checks.shorten(names)}"
-                raise KeyError(f"`choice` must be {known}, got {entry!r}")
+                raise KeyError(f"a key must be {known}, got {entry!r}")
             return names.index(entry)
         if not isinstance(entry, Integral) or isinstance(entry, bool):
-            raise TypeError(f"`choice` must hold names or indices, got {checks.shorten(entry)}")
+            raise TypeError(f"keys must be names or indices, got {checks.shorten(entry)}")
         row = operator.index(entry)
         if not 0 <= row < len(self):
-            raise IndexError(f"`choice` must hold indices from 0 to {len(self) - 1}, got {row}")
+            raise IndexError(f"indices must be from 0 to {len(self) - 1}, got {row}")
         return row
 
     def forward(
@@ -210,11 +293,10 @@ class EmbeddedFusionModel(FrozenModule):
 
         For a bank, `index` has (P,) integers, the objective of each of P embeddings; None: i of i.
         """
-        directions = [self.visible_direction, self.infrared_direction]
+        wanted = [self.visible_direction, self.infrared_direction, self._total_weight]
         if index is not None and self.visible_direction.ndim > 1:
-            directions = [direction[index] for direction in directions]
-        of_sources = visible_embedding, infrared_embedding
-        return functional.direction_loss(embedding, *of_sources, *directions)
+            wanted = [each[index] for each in wanted]
+        return functional.direction_loss(embedding, visible_embedding, infrared_embedding, *wanted)
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
         """Raise a ValueError unless `encoder`, or a copy in another precision, embedded it."""
@@ -228,15 +310,18 @@ class EmbeddedFusionModel(FrozenModule):
     def save(self, path: str | Path) -> None:
         """Write everything to a safetensors file, whole or not at all; replaces an existing one."""
         path = checks.check_path("path", path)
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in self.frozen}
-        texts = [asdict(objective) for objective in self.objectives]
-        if self.visible_direction.ndim == 1:
-            metadata = {"format": ONE, "objective": json.dumps(texts[0])}
-        else:
-            metadata = {"format": SEVERAL, "objectives": json.dumps(texts)}
-            metadata["names"] = json.dumps(self.names)
-        metadata["encoder_name"] = self.encoder_name
-        metadata["encoder_fingerprint"] = self.encoder_fingerprint
+        tensors = {"directions": self._parts, "weights": self._weights}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        # A mixture as pairs, as objects of JSON have texts for keys.
+        texts = [list(each.items()) if isinstance(each, dict) else each for each in self.objectives]
+        metadata = {
+            "format": FORMAT,
+            "objectives": json.dumps(texts, default=asdict),
+            "names": json.dumps(self.names),
+            "single": json.dumps(self.visible_direction.ndim == 1),
+            "encoder_name": self.encoder_name,
+            "encoder_fingerprint": self.encoder_fingerprint,
+        }
         metadata["sha256"] = _digest(metadata, tensors)
         _atomic_write(path, safetensors.torch.save(tensors, metadata))
 
@@ -252,7 +337,7 @@ class EmbeddedFusionModel(FrozenModule):
         try:
             with default_torch_state():
                 model = cls._of(*_read(path))
-        except (ValueError, TypeError, KeyError, RecursionError, safetensors.SafetensorError) as e:
+        except (ValueError, TypeError, KeyError, RuntimeError, safetensors.SafetensorError) as e:
             expected = "`path` must be a complete file written by EmbeddedFusionModel.save"
             raise ValueError(f"{expected}, got {path}: {e}; save it again") from e
         if encoder is not None:
@@ -264,16 +349,22 @@ class EmbeddedFusionModel(FrozenModule):
         return f"{len(self)} objectives, names={self.names}, encoder={self.encoder_name!r}"
 
 
-def embed_one(objective: Any, encoder: FrozenCLIP, before: FusionObjective) -> EmbeddedFusionModel:
+def embed_one(
+    objective: Any, encoder: FrozenCLIP, before: FusionObjective | Mixture
+) -> EmbeddedFusionModel:
     """See `LanguageDrivenFusionLoss.set_objective`; `before` has the texts of the sources."""
     if isinstance(objective, Sequence):
-        objective = replace(before, fused=objective)
+        objective = _with_sources(objective, before)
     if isinstance(objective, FusionObjective):
         return EmbeddedFusionModel(objective, encoder)
+    if isinstance(objective, Mapping) and not any(isinstance(w, str) for w in objective.values()):
+        bank = embed_all(tuple(objective), encoder, before)
+        return bank.mix(dict(enumerate(objective.values())))
     if not isinstance(objective, EmbeddedFusionModel):
         raise TypeError(
-            "`objective` must be a text, a list of texts, a FusionObjective(**texts) or an "
-            f"EmbeddedFusionModel, such as of .load(path), got {checks.shorten(objective)}"
+            "`objective` must be a text, a list of texts, a FusionObjective(**texts), a mapping of "
+            "these to weights or an EmbeddedFusionModel, such as of .load(path), got "
+            f"{checks.shorten(objective)}"
         )
     objective.check_encoder(encoder)
     _ = objective.objective  # raises for a bank
@@ -282,7 +373,32 @@ def embed_one(objective: Any, encoder: FrozenCLIP, before: FusionObjective) -> E
     return copy.deepcopy(objective).to(encoder.device)  # other losses on other devices may use it
 
 
-def embed_all(objectives: Any, encoder: FrozenCLIP, before: FusionObjective) -> EmbeddedFusionModel:
+def _with_sources(fused: str | Sequence[str], before: FusionObjective | Mixture) -> FusionObjective:
+    """A text for the fused image, with the texts of the sources of `before`."""
+    sources = next(iter(before)) if isinstance(before, dict) else before
+    return FusionObjective(fused, sources.visible, sources.infrared)
+
+
+def _choose(objectives: tuple[Any, ...], rows: Tensor | list[int]) -> tuple[Any, ...]:
+    return tuple(objectives[row] for row in (rows.tolist() if isinstance(rows, Tensor) else rows))
+
+
+def _mixtures(objectives: tuple[Any, ...], table: Tensor) -> tuple[Mixture, ...]:
+    """What `objectives` of a mixture are; parts that are mixtures themselves are resolved."""
+    mixtures = []
+    for row in table.tolist():
+        mixture: Mixture = {}
+        for objective, weight in zip(objectives, row, strict=True):
+            parts = objective if isinstance(objective, dict) else {objective: 1.0}
+            for part, own in parts.items() if weight else ():
+                mixture[part] = mixture.get(part, 0.0) + weight * own
+        mixtures.append(mixture)
+    return tuple(mixtures)
+
+
+def embed_all(
+    objectives: Any, encoder: FrozenCLIP, before: FusionObjective | Mixture
+) -> EmbeddedFusionModel:
     """See `LanguageDrivenFusionLoss.embed`; `before` has the texts of the sources."""
     entries, names = _as_objectives("objectives", objectives, before)
     named = entries if names is None else dict(zip(names, entries, strict=True))
@@ -330,7 +446,7 @@ def embed_for_batch(
 
 
 def _as_objectives(
-    name: str, value: object, before: FusionObjective
+    name: str, value: object, before: FusionObjective | Mixture
 ) -> tuple[tuple[FusionObjective, ...], tuple[str, ...] | None]:
     """The objectives of a sequence or mapping, and the names of a mapping, else None."""
     names = None
@@ -345,7 +461,7 @@ def _as_objectives(
     objectives = []
     for entry in cast(Sequence[object], value):
         if isinstance(entry, str):
-            entry = replace(before, fused=entry)
+            entry = _with_sources(entry, before)
         if not isinstance(entry, FusionObjective):
             raise TypeError(
                 f"`{name}` must hold texts or FusionObjectives, got {entry!r} among them; pass "
@@ -359,9 +475,15 @@ def _as_objectives(
 def text_directions(
     objectives: Sequence[FusionObjective], encoder: FrozenCLIP
 ) -> tuple[Tensor, Tensor]:
-    """(N, D) directions of N objectives from "visible" and from "infrared"."""
-    roles = [texts for each in objectives for texts in (each.fused, each.visible, each.infrared)]
-    texts = [text for role in roles for text in role]
+    """(N, K, 2, D) unit directions of N objectives, from "visible" and "infrared", (N, K) weights.
+
+    K is 2 if any has an opposite; for those without, it has no weight.
+    """
+    roles = ["fused", "visible", "infrared"]
+    if any(each.opposite for each in objectives):
+        roles.append("opposite")
+    groups = [getattr(each, role) or each.fused for each in objectives for role in roles]
+    texts = [text for group in groups for text in group]
     for text in texts:
         if encoder.has_no_known_word(text):
             raise ValueError(
@@ -369,53 +491,74 @@ def text_directions(
                 "use words of encoder.vocabulary, or a real CLIP: FrozenCLIP.from_pretrained()"
             )
     # One call for all texts: an encoder may drop its text tower after the first.
-    embeddings = encoder._on_host(texts).split([len(role) for role in roles])
-    means = torch.stack([F.normalize(role.mean(0), dim=-1) for role in embeddings])
-    fused, visible, infrared = means.unflatten(0, (-1, 3)).unbind(1)
-    for name, source in (("visible", visible), ("infrared", infrared)):
-        gaps = (fused - source).norm(dim=-1).tolist()
-        if min(gaps) < functional.DIRECTION_EPS:
-            objective = objectives[gaps.index(min(gaps))]
-            raise ValueError(
-                f"`fused` and `{name}` must differ for {encoder.name!r}, got the same vector for "
-                f"{objective.fused!r} and {getattr(objective, name)!r}; change the wording of one"
-            )
-    both = (functional.direction(source, fused) for source in (visible, infrared))
-    visible, infrared = (direction.to(encoder.device) for direction in both)
-    return visible, infrared
+    embeddings = encoder._on_host(texts).split([len(group) for group in groups])
+    means = torch.stack([F.normalize(group.mean(0), dim=-1) for group in embeddings])
+    vectors = dict(zip(roles, means.unflatten(0, (-1, len(roles))).unbind(1), strict=True))
+    for name, other in DISTINCT if "opposite" in roles else DISTINCT[:2]:
+        gaps = (vectors[name] - vectors[other]).norm(dim=-1).tolist()
+        for objective, gap in zip(objectives, gaps, strict=True):
+            if gap < functional.DIRECTION_EPS and getattr(objective, name):
+                raise ValueError(
+                    f"`{name}` and `{other}` must differ for {encoder.name!r}, got the same vector "
+                    f"for {getattr(objective, name)!r} and {getattr(objective, other)!r}; change "
+                    "the wording of one"
+                )
+    sources = torch.stack([vectors["visible"], vectors["infrared"]], 1)[:, None]
+    ends = torch.stack([vectors[role] for role in roles if role in ("fused", "opposite")], 1)
+    weights = [[1.0, -each.opposite_weight if each.opposite else 0.0] for each in objectives]
+    signed = torch.tensor(weights, dtype=torch.float32)[:, : ends.shape[1]]
+    directions = functional.direction(sources, ends[:, :, None])
+    return directions.to(encoder.device), signed.to(encoder.device)
 
 
 def _read(path: Path) -> tuple[Any, ...]:
     """The arguments of `EmbeddedFusionModel._set`, from a file of `save`."""
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") not in (ONE, SEVERAL):
-            raise ValueError(f"its format is {metadata.get('format')!r}, not {SEVERAL!r}")
-        tensors = {name: file.get_tensor(name) for name in EmbeddedFusionModel.frozen}
+        if metadata.get("format") not in (FORMAT, ONE, SEVERAL):
+            raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.pop("sha256") != _digest(metadata, tensors):
         raise ValueError("its content does not match its checksum")
+    if metadata["format"] != FORMAT:  # of 0.2.0
+        both = [torch.atleast_2d(tensors[f"{name}_direction"]) for name in ("visible", "infrared")]
+        directions = torch.stack(both, 1)[:, None]
+        tensors = {"directions": directions, "weights": torch.ones_like(directions[..., 0, 0])}
     if metadata["format"] == ONE:
-        texts, names, axes = [json.loads(metadata["objective"])], None, []
-    else:
-        texts, names = json.loads(metadata["objectives"]), json.loads(metadata["names"])
-        axes = [len(texts)]
-    fingerprint = metadata["encoder_fingerprint"]
-    objectives = tuple(FusionObjective(**roles) for roles in texts)
-    for tensor in tensors.values():
-        fits = tensor.numel() and tensor.dtype == torch.float32 and [*tensor.shape[:-1]] == axes
-        unit = ((tensor.norm(dim=-1) - 1).abs() < 1e-3).all()  # NaN is none either
-        if not (fits and unit) or tensor.shape != tensors["visible_direction"].shape:
-            raise ValueError("a direction is not a float32 unit vector per objective")
+        metadata |= {"objectives": f"[{metadata['objective']}]", "names": "null"}
+    single = json.loads(metadata.get("single", json.dumps(metadata["format"] == ONE)))
+    objectives = tuple(map(_from_json, json.loads(metadata["objectives"])))
+    names = json.loads(metadata["names"])
+    parts, weights = content = tensors["directions"], tensors["weights"]
+    count = 1 if single else len(objectives)
+    fits = parts.ndim == 4 and (*weights.shape, 2) == parts.shape[:3] and parts.numel()
+    fits = fits and parts.dtype == weights.dtype == torch.float32 and len(parts) == count
+    # NaN is not in a range either.
+    if not (fits and ((parts.norm(dim=-1) - 1).abs() < 1e-3).all() and weights.isfinite().all()):
+        raise ValueError("its directions are not float32 unit vectors with weights per objective")
     if names is not None:
         if {*map(type, names)} != {str} or not len({*names}) == len(names) == len(objectives):
             raise ValueError("it does not have one name per objective")
         names = tuple(names)
-    return objectives, names, metadata["encoder_name"], fingerprint, *tensors.values()
+    identity = metadata["encoder_name"], metadata["encoder_fingerprint"]
+    return objectives, names, *identity, content, single
+
+
+def _from_json(entry: Any) -> FusionObjective | Mixture:
+    if isinstance(entry, dict):
+        return FusionObjective(**entry)
+    return {FusionObjective(**texts): weight for texts, weight in entry}
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     """A checksum of metadata and tensors, as flipped bits could look like other directions."""
-    content = json.dumps(metadata, sort_keys=True).encode() + safetensors.torch.save(tensors)
+    content = json.dumps(metadata, sort_keys=True).encode()
+    if metadata["format"] != FORMAT:  # 0.2.0 took the bytes of the file
+        content += safetensors.torch.save(tensors)
+    else:
+        for name, tensor in sorted(tensors.items()):
+            content += f"{name}{[*tensor.shape]}".encode()
+            content += ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
     return hashlib.sha256(content).hexdigest()
 
 

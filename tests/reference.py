@@ -99,7 +99,8 @@ def entropy(image) -> float:
 class Reference:
     """The paper's terms for a batch, a sample and a patch at a time."""
 
-    def __init__(self, model, tokenizer, fused, visible, infrared):
+    def __init__(self, model, tokenizer, fused, visible, infrared, others=()):
+        """`others` are further texts for the fused image, as (texts, weight)."""
         self.model = copy.deepcopy(model).double()
         self.model.eval()
         size = model.visual.image_size
@@ -107,6 +108,10 @@ class Reference:
         t_f, t_v, t_r = (self.embed_texts(tokenizer, t) for t in (fused, visible, infrared))
         self.d_v = unit(t_f - t_v)
         self.d_r = unit(t_f - t_r)
+        self.wanted = [(1.0, self.d_v, self.d_r)]
+        for texts, weight in others:
+            t = self.embed_texts(tokenizer, texts)
+            self.wanted.append((weight, unit(t - t_v), unit(t - t_r)))
 
     def embed_texts(self, tokenizer, texts):
         vectors = [unit(self.model.encode_text(tokenizer([text]))[0]) for text in texts]
@@ -121,9 +126,13 @@ class Reference:
         return unit(self.model.encode_image(image[None])[0])
 
     def direction(self, e, v_v, v_r):
-        toward_visible = 1 - cosine(unit(e - v_v), self.d_v)
-        toward_infrared = 1 - cosine(unit(e - v_r), self.d_r)
-        return 0.5 * toward_visible + 0.5 * toward_infrared
+        total = torch.zeros((), dtype=torch.float64)
+        for weight, d_v, d_r in self.wanted:
+            toward = 1 if weight > 0 else -1  # an opposite repels
+            from_visible = 1 - toward * cosine(unit(e - v_v), d_v)
+            from_infrared = 1 - toward * cosine(unit(e - v_r), d_r)
+            total = total + abs(weight) * (0.5 * from_visible + 0.5 * from_infrared)
+        return total
 
     def terms(self, fused, visible, infrared, transforms, *, threshold=6.0, over="all", short=64):
         """Per-sample terms; images (B, C, H, W) float64, transforms (B, N, 2, 3)."""

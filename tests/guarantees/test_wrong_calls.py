@@ -201,6 +201,13 @@ OTHERS = [
     # FusionObjective and EmbeddedFusionModel; more in their own tests.
     (lambda h: FusionObjective("a", visible="a"), ValueError, "`fused` and `visible`"),
     (lambda h: FusionObjective("a", infrared="a"), ValueError, "`fused` and `infrared`"),
+    (lambda h: FusionObjective("a", opposite=3), TypeError, "`opposite`"),
+    (lambda h: FusionObjective("a", opposite=["b", ""]), ValueError, "`opposite`"),
+    (lambda h: FusionObjective("a", opposite="a"), ValueError, "`opposite` and `fused`"),
+    (lambda h: FusionObjective("a", opposite_weight=-1), ValueError, "`opposite_weight`"),
+    (lambda h: FusionObjective("a", opposite_weight="1"), TypeError, "`opposite_weight`"),
+    (lambda h: h.criterion.set_objective({"a": 1, "b": None}), TypeError, "`weights`"),
+    (lambda h: h.criterion.set_objective({"a": 0.0}), ValueError, "`weights`.*cancel"),
     (lambda h: EmbeddedFusionModel("a sharp image", h.encoder), TypeError, "`objective`"),
     (lambda h: EmbeddedFusionModel(FusionObjective(), nn.Identity()), TypeError, "`encoder`"),
     (lambda h: EmbeddedFusionModel(FusionObjective("A", "a"), h.encoder), ValueError, "`visible`"),
