@@ -232,22 +232,21 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
                 strength = gr.Slider(
                     0, 1.5, 1, label="Strength", info="0: no language", elem_id="strength"
                 )
+                download = gr.DownloadButton("Download the fused image (PNG)", elem_id="download")
             with gr.Column():
                 canvas = gr.ImageEditor(
                     label="Paint a region", sources=(), transforms=(), layers=False, buttons=[],
                     brush=gr.Brush(30, colors=["#ff7f0e"], color_mode="fixed"), elem_id="canvas",
-                    height=340,
+                    height=310,
                 )  # fmt: skip
                 region = gr.Textbox(
                     fuser.presets[2], label="Sentence for the region", elem_id="region"
                 )
-            with gr.Column():
-                compare = gr.ImageSlider(label="Visible | fused", elem_id="compare", buttons=[])
-                download = gr.DownloadButton("Download the fused image (PNG)", elem_id="download")
+            compare = gr.ImageSlider(label="Visible | fused", elem_id="compare", buttons=[])
         with gr.Row():
             gallery = gr.Gallery(
                 [pair.visible.expand(3, -1, -1).permute(1, 2, 0).numpy() for pair in examples],
-                label="Example pairs", columns=len(examples), height=140, min_width=480,
+                label="Example pairs", columns=len(examples), height=140, scale=2,
                 allow_preview=False, object_fit="cover", buttons=[], elem_id="examples",
             )  # fmt: skip
             choose_file = partial(gr.File, file_types=sorted(pairs.READABLE), height=140)
