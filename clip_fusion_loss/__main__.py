@@ -1,4 +1,4 @@
-"""Print versions and devices for a bug report, and run the loss once per device.
+"""Print versions, cached weights and devices for a bug report; run the loss once per device.
 
 It uses the bundled CLIP, so nothing is downloaded. The exit status is 1 if a device fails.
 """
@@ -9,10 +9,12 @@ import argparse
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
 from . import __version__
+from .loading import WEIGHTS
 from .loss import LanguageDrivenFusionLoss
 
 PACKAGES = ["torch", "torchvision", "open_clip_torch", "timm", "huggingface_hub", "safetensors"]
@@ -27,6 +29,11 @@ def main() -> int:
             report(package, version(package))
         except PackageNotFoundError:
             report(package, "not installed")
+    for name, (path, size) in cached_weights().items():
+        missing = (
+            f"not in the cache; the first `paper()` downloads {size} MB, or see docs/encoders.md"
+        )
+        report(name, str(path or missing))
     report("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     devices = ["cpu", *["mps"] * torch.backends.mps.is_available()]
     for index in range(torch.cuda.device_count()):
@@ -35,6 +42,22 @@ def main() -> int:
         devices.append(f"cuda:{index}")
     outcomes = [one_step(device) for device in devices]
     return 0 if all(outcomes) else 1
+
+
+def cached_weights() -> dict[str, tuple[Path | None, int]]:
+    """Where the weights of the paper's loss lie, or None; and their size in megabytes."""
+    import open_clip
+    from huggingface_hub import constants, try_to_load_from_cache
+    from torchvision.models import VGG19_Weights
+
+    clip = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "openai")["hf_hub"].rstrip("/")
+    found = (
+        try_to_load_from_cache(clip, name, cache_dir=constants.HF_HUB_CACHE) for name in WEIGHTS
+    )
+    path = next((Path(each) for each in found if isinstance(each, str)), None)
+    url = VGG19_Weights.IMAGENET1K_V1.url
+    vgg = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    return {"CLIP ViT-B/32": (path, 350), "VGG-19": (vgg if vgg.is_file() else None, 550)}
 
 
 def report(name: str, value: str) -> None:

@@ -34,6 +34,10 @@ WORDS = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s.,;:!?'\"()\u2018\u2019\u201c\u201d-
 # Marks around words, which the bundled CLIP would take for a part of the description.
 MARKS = re.compile("[\"'()\u2018\u2019\u201c\u201d-]")
 
+# A CLIP hardly heeds these (Yuksekgonul et al., ICLR 2023): the bundled one takes "an image without
+# fog" for a foggy one.
+NEGATION = re.compile(r"\b(no|not|without)\b", re.IGNORECASE)
+
 # Words without a meaning of their own.
 FUNCTION_WORDS = frozenset(("a", "an", "and", "at", "in", "of", "on", "or", "the", "to", "with"))
 
@@ -204,6 +208,12 @@ class FrozenCLIP(FrozenModule):
                 f"embed {texts}; pass keep_text=True, or load a saved EmbeddedFusionModel"
             )
         (tower,) = self._text
+        negated = [text for text in texts if NEGATION.search(text)]
+        if negated:
+            checks.warn(
+                f"CLIP hardly heeds 'no', 'not' and 'without', got {checks.shorten(negated[0])}; "
+                "say what the image should be, or what not as FusionObjective(opposite=...)"
+            )
         tokens = self._tokenize(texts).to(next(tower.parameters()).device)
         with torch.autocast(tokens.device.type, enabled=False):
             embeddings = F.normalize(tower.encode_text(tokens).float(), dim=-1).cpu()

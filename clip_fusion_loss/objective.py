@@ -50,7 +50,8 @@ class FusionObjective:
 
     CLIP ignores "no" and "without", so say what to avoid as `opposite`, for example "a blurry dark
     image". Its direction D_o counts with `opposite_weight` w, at least 0; 0.5 was found in trials
-    with the bundled CLIP. The direction loss then is ``(1 - <d, D>) + w (1 + <d, D_o>)``.
+    with the bundled CLIP, where 1 also takes much of what the sentence and its opposite share. The
+    direction loss then is ``(1 - <d, D>) + w (1 + <d, D_o>)``.
 
     Raises:
         TypeError: a field is neither a text nor a sequence of texts; or the weight is no number.

@@ -78,6 +78,15 @@ def speed_up(network: nn.Module) -> None:
             module.__class__ = _AttentionPool
         elif kind.__name__ in ("QuickGELU", "QuickGELUActivation") and not module.state_dict():
             module.__class__ = _QuickGELU
+        elif f"{kind.__module__}.{kind.__name__}" == "open_clip.transformer.VisionTransformer":
+            last = module.transformer.resblocks[-1]
+            if _pools_class_token(module) and type(last).__name__ == "ResidualAttentionBlock":
+                last.__class__ = _LastBlock
+
+
+def _pools_class_token(tower: Any) -> bool:
+    """Whether the class token is all that is used of the last block."""
+    return tower.pool_type == "tok" and tower.attn_pool is None and not tower.output_tokens
 
 
 def _tiles(convolution: nn.Conv2d) -> bool:
@@ -101,6 +110,20 @@ class _SelfAttention(nn.MultiheadAttention):
         heads = projected.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(*heads)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
+class _LastBlock(nn.Module):
+    """Computes the class token alone, from the keys and values of all tokens."""
+
+    def forward(self: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        attention, tokens, width = self.attn, self.ln_1(x), x.shape[-1]
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        query = F.linear(tokens[:, :1], weight[:width], bias[:width])
+        key, value = F.linear(tokens, weight[width:], bias[width:]).chunk(2, -1)
+        heads = (y.unflatten(-1, (attention.num_heads, -1)) for y in (query, key, value))
+        mixed = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in heads))
+        x = x[:, :1] + self.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 class _PatchProjection(nn.Conv2d):

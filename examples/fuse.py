@@ -8,6 +8,10 @@ A network of train.py --prompts needs a sentence, from the training or a new one
 "a dark image" writes to OUT/a-dark-image/. --blend A B STEPS interpolates between two sentences,
 with a folder per step, named by the share of B in percent: OUT/A_B/000/ to OUT/A_B/100/.
 
+--region MASK "a bright image" gives a part of the image a sentence of its own; where several
+overlap, the last counts. MASK is an image of the size of the pairs, white in the region; a folder
+with such a mask of the same name for each pair; or hot, for the warmest part of the infrared image.
+
 --weights takes a state_dict of PyTorch: DenseFuse's densefuse_gray.model with --network
 densefuse-port, U2Fusion's model.pth with u2fusion-port. Checkpoints of TensorFlow are not read.
 """
@@ -27,12 +31,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import masks
 import options
 import pairs
-from clip_fusion_loss import EmbeddedFusionModel
+from clip_fusion_loss import EmbeddedFusionModel, FusionObjective
 from networks import NETWORKS, PORTS
 from networks.weights import Trained, load_published, load_trained
-from training import fuse_with, load_clip
+from training import fuse_with, in_words, load_clip
 
 #: A fused image with a higher mean, of sources with a lower one, is said.
 NEARLY_WHITE = 240
@@ -47,7 +52,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--network", "the network of --weights", choices=[*NETWORKS, *PORTS])
     add("--out", required=True)
     add("--prompt", "; repeat it for one folder each", default=[])
+    add("--opposite", ", for all sentences; those of the training have their own", default=[])
     add("--blend", "interpolate between two sentences", nargs=3, metavar=("A", "B", "STEPS"))
+    text = "a sentence for a region: hot, or an image or a folder of images, white in the region"
+    add("--region", text, [], action="append", nargs=2, metavar=("MASK", "TEXT"))
     add("--encoder", "; for new sentences (default: that of the training)")
     add("--grey", "write grey images", action="store_true")
     add("--overwrite", "replace images in --out", action="store_true")
@@ -70,15 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             trained = Trained(load_published(chosen.weights, chosen.network), None, "")
         else:
             trained = load_trained(chosen.checkpoint)
-        vectors = vectors_by_folder(chosen, trained)
-    for folder in vectors:
+        vectors_of = vectors_by_folder(chosen, trained)
+    for folder in vectors_of:
         pairs.keep_apart(chosen.out / folder, folders)
     network = trained.network.to(device)
     found = pairs.find_pairs(folders)
     options.make_writable(chosen.out)
     jobs = [
-        (files, vector, chosen.out / folder / f"{files.name}.png")
-        for folder, vector in vectors.items()
+        (files, told, chosen.out / folder / f"{files.name}.png")
+        for folder, told in vectors_of.items()
         for files in found
     ]
     sources = {path.resolve() for files in found for path in files[1:]}
@@ -87,10 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"{options.some(links)}: links to sources; choose another --out")
     left = [job for job in jobs if chosen.overwrite or not job[2].exists()]
     written = 0
-    for files, vector, path in options.progress(left, "fusing", "image"):
+    for files, vectors, path in options.progress(left, "fusing", "image"):
         try:
             pair = pairs.read_pair(files)
-            fused = fuse_with(network, pair, device, vector)
+            regions = labels_of(pair, [mask for mask, _ in chosen.region])
+            fused = fuse_with(network, pair, device, vectors, regions=regions)
         except pairs.UnusableImageError as problem:
             tqdm.write(f"skipped {problem}", file=sys.stderr)
             continue
@@ -114,9 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str, Tensor | None]:
-    """The text directions to fuse with by their folder in --out; {"": None} without sentences."""
+    """The text directions to fuse with by their folder in --out; {"": None} without sentences.
+
+    They are (D,), or (1 + regions, D) with regions.
+    """
     bank = trained.sentences
-    asked = [name for name in ("prompt", "blend", "encoder") if getattr(chosen, name)]
+    takers = ("prompt", "opposite", "blend", "region", "encoder")
+    asked = [name for name in takers if getattr(chosen, name)]
     if bank is None:
         if asked:
             raise ValueError(
@@ -129,27 +142,57 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
             f"--prompt or --blend must be given for {chosen.checkpoint}, which was trained for "
             f'{len(bank)} sentences; for example --prompt "{bank.objectives[0].fused[0]}"'
         )
+    opposite = tuple(chosen.opposite)
+    known = list(zip(bank.objectives, bank.text_direction, strict=True))
+    known.sort(key=lambda both: not both[0].opposite)  # of two with one text that without
     vectors = {
         " ".join(objective.fused): vector
-        for objective, vector in zip(bank.objectives, bank.text_direction, strict=True)
+        for objective, vector in known
+        if not opposite or objective.opposite == opposite
     }
     ends = chosen.blend[:2] if chosen.blend else []
-    new = [text for text in dict.fromkeys([*chosen.prompt, *ends]) if text not in vectors]
+    inside = [text for _, text in chosen.region]
+    texts = dict.fromkeys([*chosen.prompt, *ends, *inside])
+    new = [text for text in texts if text not in vectors]
     if new:  # only for these the CLIP of the training is loaded
         clip = load_clip(chosen.encoder or trained.encoder)
         bank.check_encoder(clip)
-        objectives = [replace(bank.objectives[0], fused=text) for text in new]
-        embedded = EmbeddedFusionModel(objectives, clip).text_direction
-        vectors |= zip(new, embedded, strict=True)
-    by_folder: dict[str, Tensor | None] = {
-        options.readable_name(text): vectors[text] for text in chosen.prompt
-    }
+        first = replace(bank.objectives[0], opposite=opposite)
+        embedded = EmbeddedFusionModel([replace(first, fused=text) for text in new], clip)
+        vectors |= zip(new, embedded.text_direction, strict=True)
+
+    def name(text: str) -> str:
+        return options.readable_name(in_words(FusionObjective(text, opposite=opposite)))
+
+    by_folder: dict[str, Tensor | None] = {name(text): vectors[text] for text in chosen.prompt}
     if chosen.blend:
-        folder = "_".join(map(options.readable_name, ends))
+        folder = "_".join(map(name, ends))
         for share in torch.linspace(0, 1, int(chosen.blend[2])).tolist():
             vector = torch.lerp(vectors[ends[0]], vectors[ends[1]], share)
             by_folder[f"{folder}/{round(100 * share):03d}"] = vector
-    return by_folder
+    if not chosen.region:
+        return by_folder
+    regions = "".join(f"_{name(f'{mask} {text}')}" for mask, text in chosen.region)
+    with_regions: dict[str, Tensor | None] = {}
+    for folder, vector in by_folder.items():
+        first, slash, step = folder.partition("/")
+        told = torch.stack([vector, *(vectors[text] for text in inside)])
+        with_regions[f"{first}{regions}{slash}{step}"] = told
+    return with_regions
+
+
+def labels_of(pair: pairs.Pair, region_masks: Sequence[str]) -> Tensor | None:
+    """(1, H, W): number n in the n-th region, 0 elsewhere; None without regions."""
+    if not region_masks:
+        return None
+    labels = torch.zeros_like(pair.infrared, dtype=torch.int64)
+    for label, mask in enumerate(region_masks, 1):
+        region = masks.region_of(pair, mask)
+        if region is None:
+            options.note(f"{pair.name}: nothing in the infrared image is hot; all is --prompt")
+        else:
+            labels[0][region] = label
+    return labels
 
 
 if __name__ == "__main__":

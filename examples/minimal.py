@@ -13,30 +13,33 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from clip_fusion_loss import LanguageDrivenFusionLoss
 from networks.unet import FusionUNet
 
-PROMPT, STEPS, CROP = "a dark image", 100, 96
+PROMPT, STEPS, CROP = "a dark image", 100, 192
 
 torch.manual_seed(0)
 folder = Path(__file__).parent / "data" / "tno"
-images = (Image.open(folder / kind / "4.png").convert("L") for kind in ("vi", "ir"))
+images = (Image.open(folder / kind / "9.png").convert("L") for kind in ("vi", "ir"))
 visible, infrared = (to_tensor(image)[None] for image in images)  # (1, 1, H, W) in [0, 1]
 
 network = FusionUNet()  # starts as an average of the sources
-criterion = LanguageDrivenFusionLoss.tiny(PROMPT, min_patch_entropy=None)  # keep dark patches
+criterion = LanguageDrivenFusionLoss.tiny(PROMPT)
 # For research: LanguageDrivenFusionLoss.paper(PROMPT).to(device)
 optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
 with torch.no_grad():
     before = network(visible, infrared)
 
+directions = []
 for step in range(STEPS):
     top, left = (int(torch.randint(side - CROP, ())) for side in visible.shape[2:])
     window = (..., slice(top, top + CROP), slice(left, left + CROP))
     crops = {"visible": visible[window], "infrared": infrared[window]}
-    loss = criterion(fused=network(**crops), **crops)
+    terms = criterion.terms(fused=network(**crops), **crops)
     optimizer.zero_grad()
-    loss.backward()
+    terms.total.backward()
     optimizer.step()
+    directions.append(terms.direction.item())  # 0: exactly as the sentence says
     if step % 25 == 24:
-        print(f"step {step + 1} of {STEPS}", flush=True)
+        mean = sum(directions[-25:]) / 25  # single steps vary with their crops
+        print(f"steps {step - 23} to {step + 1}: direction {mean:.2f}", flush=True)
 
 with torch.no_grad():
     fused = network(visible, infrared)

@@ -25,7 +25,7 @@ import sheets
 from clip_fusion_loss import FusionObjective
 from networks.unet import FusionUNet
 from pairs import LAYOUT, Folders, folders_of, keep_apart, luminance, open_pairs, spread, to_8bit
-from training import MANY_SIMILARITY, build_criterion, fuse_with, train
+from training import MANY_SIMILARITY, build_criterion, fuse_with, train, with_and_without
 
 BLEND = ("a dark image", "a bright image")
 PROMPTS = (*FusionObjective().fused, *BLEND, "a blurry image", "an image with low contrast")
@@ -37,6 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = partial(options.add, parser)
     add("--max-pairs", default=200)
     add("--prompt", "; repeat it for more sentences (default: five)")
+    add("--opposite", "; with it there is a second column for each sentence")
     text = "sentences to interpolate between; new ones are allowed (default: dark to bright)"
     add("--blend", text, BLEND, nargs=2, metavar=("A", "B"))
     add("--out", default=Path("many_sentences_output"))
@@ -59,20 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train_and_show(chosen: argparse.Namespace, folders: Folders) -> None:
     device = options.choose_device(chosen.device)
     pairs = open_pairs(folders, chosen.max_pairs)
-    prompts = list(dict.fromkeys(chosen.prompt or PROMPTS))
     with options.warnings_as_notes():
+        objectives = with_and_without(chosen.prompt or PROMPTS, chosen.opposite)
         generator = torch.Generator().manual_seed(chosen.seed)
         criterion = build_criterion(chosen.encoder, regularizer="structure", generator=generator)
         criterion = criterion.to(device)
         criterion.similarity_weight *= MANY_SIMILARITY
-        bank = criterion.embed(prompts)
+        bank = criterion.embed(objectives)
         ends = criterion.embed(chosen.blend).text_direction
-    what = f"one training of {chosen.steps} steps for {len(prompts)} sentences"
+    what = f"one training of {chosen.steps} steps for {len(bank)} sentences"
     print(f"{len(pairs)} pairs, {what} on {device}")
     torch.manual_seed(chosen.seed)
     network = FusionUNet(bank.text_direction.shape[1]).to(device)
     given = {"steps": chosen.steps, "seed": chosen.seed, "device": device, "sentences": bank}
-    train(network, criterion, pairs, title=f"training for {len(prompts)} sentences", **given)
+    train(network, criterion, pairs, title=f"training for {len(bank)} sentences", **given)
 
     shown = [pairs[index] for index in spread(len(pairs), SHEET_ROWS)]
 
@@ -81,8 +82,8 @@ def train_and_show(chosen: argparse.Namespace, folders: Folders) -> None:
 
     columns = {"infrared": [pair.infrared for pair in shown]}
     columns["visible"] = [to_8bit(luminance(pair.visible)) for pair in shown]
-    for prompt, vector in zip(prompts, bank.text_direction, strict=True):
-        columns[f'"{prompt}"'] = fused(vector)
+    for title, vector in zip(objectives, bank.text_direction, strict=True):
+        columns[f'"{title}"'] = fused(vector)
     windows = sheets.salient_windows(shown)
     sheets.save_sheet(columns, windows, chosen.out / "sentences.png")
 

@@ -55,6 +55,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--max-pairs": {"type": whole_number, "help": "use at most N pairs, spread over the folder"},
     "--out": FOLDER | {"help": "folder for the results"},
     "--prompt": {"action": "append", "metavar": "TEXT", "help": "the fused image in words"},
+    "--opposite": {"action": "append", "metavar": "TEXT", "help": "what it should not be"},
     "--encoder": {"metavar": "CLIP", "help": ENCODERS},
     "--steps": {"type": whole_number, "help": "training steps"},
     "--seed": {"type": natural, "help": "random seed"},
@@ -75,7 +76,7 @@ def add(parser: Any, name: str, text: str = "", default: Any = None, **settings:
     """Add an option; `text` is added to the help in `SHARED`, and so is the default."""
     settings = SHARED.get(name, {}) | settings
     text = settings.pop("help", "") + text
-    if default is not None and "(default: " not in text:
+    if default not in (None, []) and "(default: " not in text:
         text += " (default: %(default)s)"
     if "type" in settings:
         settings = {"metavar": "FILE" if settings["type"] is Path else "N"} | settings

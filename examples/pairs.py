@@ -147,11 +147,15 @@ def images_below(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             if path.suffix.lower() in READABLE:
-                name = path.relative_to(root).with_suffix("").as_posix()
-                images[unicodedata.normalize("NFC", name).casefold()].append(path)
+                images[name_key(path.relative_to(root).with_suffix("").as_posix())].append(path)
             else:
                 others.append(f"{path}: is of no type that is read; save it as PNG or TIFF")
     return images, others
+
+
+def name_key(name: str) -> str:
+    """What names of a pair's files share: accents in one form, and one letter case."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def open_pairs(folders: Folders | Path, limit: int | None = None) -> PairFolder:

@@ -33,12 +33,13 @@ import pairs
 import sheets
 from clip_fusion_loss import FusionObjective, __version__
 from networks.unet import FusionUNet
-from training import build_criterion, fuse_with, train
+from training import build_criterion, fuse_with, train, with_and_without
 
 EXAMPLES = f"""\
 examples:
   python examples/quickstart.py
   python examples/quickstart.py --prompt "a bright image" --prompt "a blurry image"
+  python examples/quickstart.py --prompt "a clear image" --opposite "a bright image"
   python examples/quickstart.py --pairs DIR --steps 300
 
 {pairs.LAYOUT}
@@ -55,6 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = partial(options.add, parser)
     add("--max-pairs", default=200)
     add("--prompt", f"; repeat it to compare (default: {' and '.join(map(repr, PROMPTS))})")
+    add("--opposite", "; with it there is a second training for each sentence")
     add("--out", default=Path("quickstart_output"))
     add("--steps", "; more have a stronger effect", default=150)
     add("--seed", " of network, crops and patches", default=0)
@@ -80,15 +82,17 @@ def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
     """Train for each sentence, fuse and measure."""
     device = options.choose_device(chosen.device)
     opened = pairs.open_pairs(folders, chosen.max_pairs)
-    prompts = list(dict.fromkeys(chosen.prompt or PROMPTS))
     generator = torch.Generator()
     with options.warnings_as_notes():
+        objectives = with_and_without(chosen.prompt or PROMPTS, chosen.opposite)
         given = {"num_patches": None if chosen.encoder == "tiny" else PATCHES}
         given |= {"regularizer": "structure", "generator": generator}
         criterion = build_criterion(chosen.encoder, **given).to(device)
-        for prompt in prompts:  # report an unusable one now, not after an hour of training
-            criterion.set_objective(prompt)
-    print(f"{len(opened)} pairs, {1 + len(prompts)} trainings of {chosen.steps} steps on {device}")
+        for objective in objectives.values():  # report an unusable one now, not after a training
+            criterion.set_objective(objective)
+    print(
+        f"{len(opened)} pairs, {1 + len(objectives)} trainings of {chosen.steps} steps on {device}"
+    )
 
     shown = pairs.spread(len(opened), SHEET_ROWS)
     scenes = [opened[index] for index in shown]
@@ -96,12 +100,11 @@ def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
     rows = {"average": metrics.mean([measure(average(pair), pair) for pair in opened])}
     histories, seconds = {}, {}
     weights = criterion.direction_weight, criterion.patch_weight
-    for number, prompt in enumerate([None, *prompts]):
+    for number, (title, objective) in enumerate([(NO_LANGUAGE, None), *objectives.items()]):
         # Without language only the similarity to the sources and the regularizer are left.
-        criterion.direction_weight, criterion.patch_weight = weights if prompt else (0.0, 0.0)
-        if prompt:
-            criterion.set_objective(prompt)
-        title = prompt or NO_LANGUAGE
+        criterion.direction_weight, criterion.patch_weight = weights if objective else (0.0, 0.0)
+        if objective:
+            criterion.set_objective(objective)
         generator.manual_seed(chosen.seed)
         torch.manual_seed(chosen.seed)
         network = FusionUNet().to(device)
@@ -132,8 +135,8 @@ def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
         label = textwrap.shorten(title, 24, placeholder=" ...")
         print(f"{label:<24}" + "".join(f"{value:9.3f}" for value in row.values()))
     print("What is measured: python examples/evaluate.py --help\n")
-    for prompt in prompts:
-        print(f'"{prompt}": {in_words(rows[prompt], rows[NO_LANGUAGE])}')
+    for title in objectives:
+        print(f'"{title}": {in_words(rows[title], rows[NO_LANGUAGE])}')
     print("\nsee", chosen.out / "contact_sheet.png")
 
 

@@ -6,13 +6,15 @@ The --out folder then holds:
   log.csv              the terms of the loss per step
   samples/             a few pairs, fused during the training in full size
   state-STEP/          weights, optimizer, schedule and random numbers, for --resume
+  tensorboard/         log and samples for --log-to tensorboard: `tensorboard --logdir OUT`
 
 Ctrl-C saves and stops; the same command with --resume continues. The defaults are the settings of
-the paper (Wang et al., ACM MM 2025), but for the CLIP: see --encoder.
+the paper (Wang et al., ACM MM 2025).
 """
 
 import argparse
 import csv
+import inspect
 import json
 import math
 import os
@@ -31,12 +33,16 @@ from typing import Any
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import load, set_seed
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+import masks
 import options
 import pairs
 import sheets
@@ -47,8 +53,8 @@ from networks.weights import NETWORK, SENTENCES, save_trained
 
 EXAMPLES = f"""\
 examples:
-  python examples/train.py --pairs DIR --out runs/dark --prompt "a dark image" --steps 300 \\
-      --crop 96 --batch 3 --rate 2e-3
+  python examples/train.py --pairs DIR --out runs/dark --prompt "a dark image" --encoder tiny \\
+      --steps 300 --crop 96 --batch 3 --rate 2e-3
   accelerate launch --num_processes 4 examples/train.py --network ldfusion --pairs DIR \\
       --out runs/paper --encoder ViT-B-32-quickgelu/openai --batch 4
 
@@ -73,15 +79,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True)
     add("--resume", "continue the training in --out", action="store_true")
     add("--prompt", "; repeat it for an ensemble (default: the paper's)")
-    text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times"
+    add("--opposite", "; repeat it for several")
+    text = "one unet for all sentences in a file, one a line; `3 | a dark image` is drawn 3 times, "
+    text += "`a clear image | not: a bright image` has an opposite"
     add("--prompts", text, type=Path)
+    text = "of --prompts one for each region: random, or DIR/seg with the pairs' label images"
+    add("--regions", text, metavar="WHERE")
     sources = {"action": "append", "metavar": "TEXT"}
     add("--visible-text", "the visible image in words (default: the paper's)", **sources)
     add("--infrared-text", "the infrared image in words (default: the paper's)", **sources)
     add("--encoder")
-    add("--patches", "patches per crop (default: 32; less with tiny)", type=whole)
+    defaults = defaults_in_words()
+    add("--patches", f"patches per crop {defaults['num_patches']}", type=whole)
     for name in WEIGHTS:
-        add(f"--{name.replace('_', '-')}", "(default: the paper's; tiny has its own)", type=number)
+        add(f"--{name.replace('_', '-')}", defaults[name], type=number)
     add("--regularizer", "(default: vgg; structure with tiny)", choices=training.REGULARIZERS)
     add("--vgg19", "weights for --regularizer vgg (default: download)", type=Path)
     add("--crop", "side of the crops; smaller images are enlarged", 224, type=whole)
@@ -91,7 +102,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rate", "learning rate of Adam", 5e-4, type=options.positive_number)
     add("--batch", "crops per batch of each process", 16, type=whole)
     add("--accumulate", "batches per step (gradient accumulation)", 1, type=whole)
-    text = "limit of the gradients' norm (default: 0.5 with --prompts, else none)"
+    text = "limit of the gradients' norm "
+    text += f"(default: {training.MANY_MAX_NORM} with --prompts, else none)"
     add("--max-norm", text, type=options.positive_number)
     add("--epochs", "length of the training", 100.0, type=options.positive_number)
     add("--steps", ", instead of --epochs")
@@ -101,13 +113,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", "data loading processes", 0, type=options.natural)
     add("--save-every", "steps between states; 0: only at the end", 500, type=options.natural)
     add("--sample-every", "the same for sample images", 500, type=options.natural)
-    add("--log-to", "tensorboard, or another tracker of Accelerate", metavar="TRACKER")
+    text = "show log and samples in tensorboard or wandb; or the log in a tracker of Accelerate"
+    add("--log-to", text, metavar="TRACKER")
     return parser.parse_args(arguments)
+
+
+def defaults_in_words() -> dict[str, str]:
+    """What an option of the loss is by default: in general, and with tiny."""
+    tiny = LanguageDrivenFusionLoss.tiny()
+    general = inspect.signature(LanguageDrivenFusionLoss).parameters
+    return {
+        name: f"(default: {general[name].default:g}; with tiny {getattr(tiny, name):g})"
+        for name in (*WEIGHTS, "num_patches")
+    }
 
 
 @options.errors_as_messages("train")
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
+    if chosen.encoder is None:
+        raise ValueError(
+            "--encoder must name the CLIP of the loss: ViT-B-32-quickgelu/openai is the paper's, "
+            "downloaded once; tiny, for a first try, comes with the package"
+        )
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
     if not str(chosen.out).isprintable():  # safetensors opens Unicode names only
@@ -120,8 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bool:
     """Train to the end, or until asked to stop; returns whether it was the end."""
-    if chosen.prompts and (chosen.prompt or chosen.network != "unet"):
-        raise ValueError("--prompts must be used without --prompt and with --network unet")
+    if chosen.prompts and (chosen.prompt or chosen.opposite or chosen.network != "unet"):
+        raise ValueError(
+            "--prompts must be used without --prompt and --opposite and with --network unet; write "
+            "`a clear image | not: a bright image` into the file"
+        )
+    if chosen.regions and not chosen.prompts:
+        raise ValueError("--regions must be used with --prompts, which has their sentences")
     if chosen.device not in (None, "cpu"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(options.choose_device(chosen.device))
     accelerator = Accelerator(
@@ -133,31 +166,36 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
         step_scheduler_with_optimizer=False,  # else it steps once for each process
     )
     device, first = accelerator.device, accelerator.is_main_process
-    if chosen.encoder is None and first:
-        print("note: the loss is computed with tiny, a CLIP for demonstrations; see --encoder")
     state = max(states_in(chosen.out), default=None)
     if state and not chosen.resume:
         raise ValueError(f"--out {chosen.out} holds a training; pass --resume, or another --out")
 
     opened = pairs.open_pairs(folders, chosen.max_pairs)
-    augment = not chosen.no_augment
-    crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, augment, chosen.seed)
+    regions, augment = chosen.regions, not chosen.no_augment
+    if regions not in (None, "random"):
+        regions = masks.open_labels(Path(regions), opened.files)
+    # Patches and noise differ between processes; the network is everywhere the first one's.
+    set_seed(chosen.seed, device_specific=True)
+    with options.warnings_as_notes():
+        criterion = build_loss(chosen).to(device)
+        texts = (chosen.prompts, criterion.objective)
+        weights = training.read_sentences(*texts) if chosen.prompts else {}
+        bank = criterion.embed(list(weights)) if weights else None
+    more = augment, chosen.seed, regions, list(weights.values())
+    crops = training.Crops(opened, chosen.crop, chosen.crops_per_pair, *more)
     crops_a_step = chosen.batch * chosen.accumulate * accelerator.num_processes
     step = int(state.name.removeprefix("state-")) if state else 0
     last = chosen.steps or math.ceil(chosen.epochs * len(crops) / crops_a_step)
     if step > last:
         raise ValueError(f"--steps must exceed the {step} steps done, got {last}")
-    # Patches and noise differ between processes; the network is everywhere the first one's.
-    set_seed(chosen.seed, device_specific=True)
-    with options.warnings_as_notes():
-        criterion = build_loss(chosen).to(device)
-        weights = training.read_sentences(chosen.prompts) if chosen.prompts else {}
-        bank = criterion.embed(list(weights)) if weights else None
     network = NETWORKS[chosen.network](*(bank.text_direction.shape[1:] if bank else ()))
     draw = training.DrawnSentences(bank, list(weights.values())) if bank else None
+    if bank and chosen.similarity_weight is None:
+        criterion.similarity_weight *= training.MANY_SIMILARITY
     settings = {name: value for name, value in vars(chosen).items() if name not in FREE_OPTIONS}
     settings |= {"pairs used": len(opened), "crops a step": crops_a_step}
     settings |= {"encoder": criterion.encoder.fingerprint, "sentences": weights}
+    settings["regions"] = regions if regions in (None, "random") else "label images"
     if first:
         check_settings(settings, chosen.out / "settings.json", resumed=state is not None)
         for name in () if state else (NETWORK, SENTENCES):  # of an earlier training
@@ -178,7 +216,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     )
     network, optimizer, schedule, loader = accelerator.prepare(network, optimizer, schedule, loader)
     if chosen.log_to:
-        accelerator.init_trackers(chosen.log_to)
+        start_tracker(accelerator, chosen.log_to, chosen.out)
     if state:
         load_state(accelerator, state)
     max_norm = chosen.max_norm
@@ -191,23 +229,26 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
     def save() -> None:
         if first:
             plain = accelerator.unwrap_model(network)
-            save_trained(plain, chosen.out, chosen.network, chosen.encoder or "tiny")
+            save_trained(plain, chosen.out, chosen.network, chosen.encoder)
         save_state(accelerator, chosen.out, step)
 
     bar = options.progress(None, "training", "step", initial=step, total=last, disable=not first)
     sums: Any = 0
     network.train()
     try:
-        for visible, infrared in loader:
+        for images in loader:
             with accelerator.accumulate(network):
-                # The network gets noise on its inputs, the loss the clean images.
-                given = {"visible": visible, "infrared": infrared}
-                inputs = [i + chosen.noise * torch.randn_like(i) for i in given.values()]
+                given = dict(zip(("visible", "infrared", "regions"), images, strict=False))
                 if draw:
-                    given["objectives"] = drawn = draw(len(visible))
-                    inputs.append(drawn.text_direction)
+                    given["objectives"] = bank if regions else draw(len(images[0]))
+                # The network gets noise on its inputs, the loss the clean images.
+                noisy = {
+                    name: given[name] + chosen.noise * torch.randn_like(given[name])
+                    for name in ("visible", "infrared")
+                }
                 with accelerator.autocast():
-                    terms = criterion.terms(fused=network(*inputs), **given)
+                    fused = training.call(network, **(given | noisy))
+                    terms = criterion.terms(fused=fused, **given)
                 accelerator.backward(terms.total)
                 sums = sums + torch.stack(terms).detach() / chosen.accumulate
                 if not accelerator.sync_gradients:
@@ -228,7 +269,7 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             if first:
                 log_row(chosen.out / "log.csv", {"step": step} | row)
             bar.update()
-            bar.set_postfix({name: row[name] for name in ("total", "kept")}, refresh=False)
+            bar.set_postfix(training.shown(row, criterion), refresh=False)
             if stop.is_set():
                 accelerator.set_trigger()
             stopping = accelerator.check_trigger()  # in any process
@@ -238,6 +279,8 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
             if first and (step == last or due):
                 path = chosen.out / "samples" / f"step_{step:07d}.png"
                 save_samples(accelerator.unwrap_model(network), opened, bank, path)
+                for tracker in accelerator.trackers:
+                    show_samples(tracker, path, step)
                 network.train()
             if stopping:
                 break
@@ -253,14 +296,15 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
 
 
 def build_loss(chosen: argparse.Namespace) -> LanguageDrivenFusionLoss:
-    given = (chosen.prompt, chosen.visible_text, chosen.infrared_text)
-    texts = zip(("fused", "visible", "infrared"), given, strict=True)
+    given = (chosen.prompt, chosen.visible_text, chosen.infrared_text, chosen.opposite)
+    texts = zip(("fused", "visible", "infrared", "opposite"), given, strict=True)
     return training.build_criterion(
-        chosen.encoder or "tiny",
+        chosen.encoder,
         FusionObjective(**{role: text for role, text in texts if text}),
         regularizer=chosen.regularizer,
         vgg19=chosen.vgg19,
         num_patches=chosen.patches,
+        regions=chosen.regions is not None,
         **{name: getattr(chosen, name) for name in WEIGHTS},
     )
 
@@ -354,11 +398,29 @@ def save_samples(
     told = {"fused": None}
     if bank:
         rows = pairs.spread(len(bank), 4)
-        told = {bank.objectives[row].fused[0]: bank.text_direction[row] for row in rows}
+        titles = [training.in_words(bank.objectives[row]) for row in rows]
+        told = dict(zip(titles, bank.text_direction[rows], strict=True))
     for title, vector in told.items():
         fused = [training.fuse_with(network, pair, device, vector) for pair in shown]
         columns[title] = list(map(pairs.with_chroma_of, columns["visible"], fused))
     sheets.save_sheet(columns, sheets.salient_windows(shown), path)
+
+
+def start_tracker(accelerator: Accelerator, name: str, out: Path) -> None:
+    if not accelerator.log_with:  # Accelerate would go on without
+        raise ValueError(f"--log-to {name} needs its package; pip install {name}")
+    settings = {"wandb": {"name": out.resolve().name, "dir": str(out)}}
+    project = "tensorboard" if name == "tensorboard" else "clip_fusion_loss"  # there it is a folder
+    accelerator.init_trackers(project, init_kwargs=settings)
+
+
+def show_samples(tracker: GeneralTracker, path: Path, step: int) -> None:
+    """Give a sheet to a tracker; only these two take images in one way."""
+    if tracker.name in ("tensorboard", "wandb"):
+        with Image.open(path) as sheet:
+            images = {"samples": np.asarray(sheet.convert("RGB"))[None]}
+        order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images(images, step=step, **order)
 
 
 def ignore_interrupts(_: int) -> None:

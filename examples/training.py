@@ -1,12 +1,13 @@
 """What trainings need: loss, crops, sentences; a short training; and fusing whole pairs."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from clip_fusion_loss import (
     VGGMaxFeatureLoss,
     functional,
 )
+from masks import ONE_LABEL, random_regions
 from options import ENCODERS, progress
 from pairs import Pair, luminance, to_8bit
 
@@ -40,8 +42,22 @@ BATCH_SIZE, CROP_SIDE, LEARNING_RATE = 3, 96, 2e-3
 MANY_BATCH_SIZE, MANY_MAX_NORM = 1, 0.5
 #: A factor of the weight of the similarity, without which it follows strong sentences half as far.
 MANY_SIMILARITY = 2 / 3
+#: With regions patches are smaller, so that most lie in one. With tiny they count more, for only
+#: crops of one label have a direction as a whole; and the layout counts less, as it ties regions to
+#: each other. Found by trial.
+REGION_PATCH_SCALE = (0.25, 0.5)
+REGION_WEIGHTS = {
+    "direction_weight": 2.0,
+    "patch_weight": 3.0,
+    "num_patches": 8,
+    "min_patch_entropy": 4.0,
+    "regularizer_weight": 2.4,
+}
+REGION_LAYOUT_WEIGHT = 0.5
 #: Multiples of it, modulo 1, fill the unit interval evenly, however many they are.
 GOLDEN_RATIO = (1 + 5**0.5) / 2
+#: A line of --prompts: perhaps a weight, a sentence, what the image should not be.
+LINE = re.compile(r"(?:(\d*\.?\d+)\s*\|)?(?!\s*not:)\s*([^|]+?)\s*((?:\|\s*not:\s*[^|\s][^|]*)*)")
 
 
 def build_criterion(
@@ -50,25 +66,31 @@ def build_criterion(
     *,
     regularizer: str | None = None,
     vgg19: Path | None = None,
+    regions: bool = False,
     **options: Any,
 ) -> LanguageDrivenFusionLoss:
     """The loss with the CLIP that `encoder` names as in `ENCODERS`; raises as `load_clip`.
 
     `regularizer` is one of `REGULARIZERS`, by default structure with tiny, otherwise the paper's
     vgg, whose weights are in the file `vgg19` or downloaded. `options` are those of the loss; an
-    option that is None has its default for this encoder.
+    option that is None has its default for this encoder, and for a training with `regions`.
     """
     given = {name: value for name, value in options.items() if value is not None}
     tiny = encoder == "tiny"
     if not tiny:
         given["encoder"] = load_clip(encoder)
     regularizer = regularizer or ("structure" if tiny else "vgg")
+    if regions:
+        given = {"patch_scale": REGION_PATCH_SCALE} | (REGION_WEIGHTS if tiny else {}) | given
     if regularizer == "vgg":
         given["regularizer"] = VGGMaxFeatureLoss(vgg19)
     elif not (tiny and regularizer == "structure"):  # `tiny()` has a tuned one
         given["regularizer"] = REGULARIZERS[regularizer]()
     build = LanguageDrivenFusionLoss.tiny if tiny else LanguageDrivenFusionLoss
-    return build(objective, **given)
+    criterion = build(objective, **given)
+    if regions and tiny and regularizer == "structure":
+        criterion.regularizer.layout_weight = REGION_LAYOUT_WEIGHT
+    return criterion
 
 
 def load_clip(name: str) -> FrozenCLIP:
@@ -87,11 +109,15 @@ def load_clip(name: str) -> FrozenCLIP:
 
 
 @dataclass(frozen=True)
-class Crops(Dataset[tuple[Tensor, Tensor]]):
+class Crops(Dataset[tuple[Tensor, ...]]):
     """Grey crops of pairs, visible and infrared at the same place, each (1, side, side) in [0, 1].
 
     Crop n is the same at any time. An epoch has `per_pair` crops of each pair in random order.
     `augment` rotates, shifts, zooms and shears both crops a little, as the paper does.
+
+    With `regions`, "random" or the (H, W) labels of each pair, a crop has a third part: (side,
+    side) int64, for each pixel a row of a bank of sentences. Each label of the crop gets its own,
+    drawn by their `weights`; some crops get one everywhere.
     """
 
     pairs: Sequence[Pair]
@@ -99,33 +125,59 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     per_pair: int
     augment: bool
     seed: int
+    regions: Literal["random"] | Sequence[Tensor] | None = None
+    weights: Sequence[float] = ()
 
     def __len__(self) -> int:
         """Crops in an epoch."""
         return len(self.pairs) * self.per_pair
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: int) -> tuple[Tensor, ...]:
         epoch, place = divmod(number, len(self))
         order = torch.randperm(len(self), generator=self._generator(0, epoch))
-        pair = self.pairs[int(order[place]) // self.per_pair]
+        index = int(order[place]) // self.per_pair
+        pair = self.pairs[index]
         generator = self._generator(1, number)
         both = torch.cat([luminance(pair.visible), luminance(pair.infrared)])
+        labels = None
+        if not isinstance(self.regions, (str, NoneType)):
+            labels = self.regions[index][None].float()
         height, width = both.shape[1:]
         if min(height, width) < self.side:
             factor = self.side / min(height, width)
             height, width = round(height * factor), round(width * factor)
             both = functional.resize_images(both[None], (height, width))[0]
+            if labels is not None:
+                labels = F.interpolate(labels[None], (height, width), mode="nearest-exact")[0]
         if self.augment:
             # As the loss draws its patches: a window is cropped and warped in one sampling.
             share = self.side / min(height, width)
             draw = {"scale": (share, share), "generator": generator}
             transforms = functional.random_patch_transforms(1, 1, (height, width), **draw)
-            both = functional.sample_patches(both[None], transforms, (self.side,) * 2)[0, 0]
+            size = (self.side,) * 2
+            both = functional.sample_patches(both[None], transforms, size)[0, 0]
+            if labels is not None:
+                labels = functional.sample_patches(labels[None], transforms, size, "nearest")[0, 0]
         else:
             for axis, length in enumerate((height, width), 1):
                 start = int(torch.randint(length - self.side + 1, (), generator=generator))
                 both = both.narrow(axis, start, self.side)
-        return both[:1], both[1:]
+                labels = None if labels is None else labels.narrow(axis, start, self.side)
+        if self.regions is None:
+            return both[:1], both[1:]
+        return both[:1], both[1:], self._rows(labels, self._generator(2, number))
+
+    def _rows(self, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """A row of the bank for each pixel: one for each label, drawn by their weights."""
+        if labels is None:
+            labels = random_regions(self.side, generator)[None]
+        elif torch.rand((), generator=generator) < ONE_LABEL:
+            labels = torch.zeros_like(labels)
+        names, labels = labels[0].unique(return_inverse=True)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        few = len(names) <= len(weights)  # no two labels of a crop share a sentence if it can be
+        rows = weights.multinomial(len(names), replacement=not few, generator=generator)
+        return rows[labels]
 
     def _generator(self, *numbers: int) -> torch.Generator:
         """With a seed of its own for each choice of whole numbers."""
@@ -133,30 +185,47 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
-def read_sentences(path: Path) -> dict[str, float]:
+def in_words(objective: FusionObjective) -> str:
+    """What the fused image should be and what not, as a title."""
+    wanted, opposite = (", ".join(texts) for texts in (objective.fused, objective.opposite))
+    return f"{wanted}, not {opposite}" if opposite else wanted
+
+
+def with_and_without(
+    prompts: Sequence[str], opposite: Sequence[str] | None
+) -> dict[str, FusionObjective]:
+    """Each sentence alone and, if there are any, with the opposites, by their titles."""
+    ways = [(), tuple(opposite)] if opposite else [()]
+    objectives = [FusionObjective(text, opposite=way) for text in prompts for way in ways]
+    return {in_words(objective): objective for objective in objectives}
+
+
+def read_sentences(path: Path, sources: FusionObjective) -> dict[FusionObjective, float]:
     """The sentences in a file of train.py's --prompts, with their weights.
 
-    A sentence a line, optionally after a weight and a bar: ``2.5 | a dark image``. Empty lines and
-    lines that begin with # are ignored. Other files are an OSError or ValueError.
+    A sentence a line, optionally after a weight and a bar, and before what the image should not be,
+    each after a bar: ``2.5 | a clear image | not: a bright image``. Empty lines and lines that
+    begin with # are ignored. `sources` has the texts of the sources. Other files are an OSError or
+    ValueError.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {path} must be text in UTF-8 ({error}); save it so") from error
-    sentences: dict[str, float] = {}
+    sentences: dict[FusionObjective, float] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        weight, _, sentence = (part.strip() for part in line.rpartition("|"))
-        value = math.nan
-        with suppress(ValueError):
-            value = float(weight or 1)
-        if not sentence or not 0 < value <= 1e6:
+        match = LINE.fullmatch(line)
+        if match is None or not 0 < float(match[1] or 1) <= 1e6:
             raise ValueError(
                 f"--prompts {path}, line {number}: must be a sentence, or a weight above 0, a bar "
-                f"and a sentence, as in 2.5 | a dark image; got {line!r}"
+                "and a sentence, either before a bar and what the image should not be, as in "
+                f"2.5 | a clear image | not: a bright image; got {line!r}"
             )
-        sentences[sentence] = value
+        weight, sentence, rest = match.groups()
+        opposite = [part.strip().removeprefix("not:").strip() for part in rest.split("|")[1:]]
+        sentences[replace(sources, fused=sentence, opposite=opposite)] = float(weight or 1)
     if not sentences:
         raise ValueError(f"--prompts {path} must hold a sentence a line, got none")
     return sentences
@@ -193,6 +262,7 @@ def train(
     device: torch.device,
     title: str = "training",
     sentences: EmbeddedFusionModel | None = None,
+    regions: Literal["random"] | Sequence[Tensor] | None = None,
     learning_rate: float = LEARNING_RATE,
     batch_size: int | None = None,
     crop: int = CROP_SIDE,
@@ -202,13 +272,15 @@ def train(
 
     `seed` determines the crops. The learning rate falls to 0 on a cosine: then trainings differ
     less from seed to seed. With `sentences`, made by ``criterion.embed``, the network is called
-    ``network(visible, infrared, directions)`` and each image gets one of them. A loss that is not
+    ``network(visible, infrared, directions)`` and each image gets one of them; with `regions` as in
+    `Crops`, whose labels are an argument of the network, each region gets one. A loss that is not
     finite is a ValueError.
     """
     draw = None if sentences is None else DrawnSentences(sentences)
     batch_size = batch_size or (MANY_BATCH_SIZE if draw else BATCH_SIZE)
     max_norm = max_norm or (MANY_MAX_NORM if draw else None)
-    crops = Crops(pairs, crop, per_pair=10, augment=False, seed=seed)
+    weights = [1.0] * (len(sentences) if draw else 0)
+    crops = Crops(pairs, crop, 10, False, seed, regions, weights)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history: dict[str, list[float]] = defaultdict(list)
@@ -216,12 +288,11 @@ def train(
     bar = progress(range(steps), title, "step")
     for step in bar:
         batch = [crops[number] for number in range(step * batch_size, (step + 1) * batch_size)]
-        visible, infrared = (torch.stack(images).to(device) for images in zip(*batch, strict=True))
-        inputs, given = [visible, infrared], {"visible": visible, "infrared": infrared}
+        images = [torch.stack(parts).to(device) for parts in zip(*batch, strict=True)]
+        given = dict(zip(("visible", "infrared", "regions"), images, strict=False))
         if draw is not None:
-            given["objectives"] = drawn = draw(len(visible))
-            inputs.append(drawn.text_direction)
-        terms = criterion.terms(fused=network(*inputs), **given)
+            given["objectives"] = draw.bank if regions else draw(len(batch))
+        terms = criterion.terms(fused=call(network, **given), **given)
         optimizer.zero_grad()
         terms.total.backward()
         if max_norm is not None:
@@ -234,8 +305,27 @@ def train(
             raise ValueError(f"the loss is {total} in step {step + 1}; try a lower learning rate")
         for name, value in values.items():
             history[name].append(value)
-        bar.set_postfix({name: values[name] for name in ("total", "kept")}, refresh=False)
+        bar.set_postfix(shown(values, criterion), refresh=False)
     return history
+
+
+def call(
+    network: nn.Module,
+    visible: Tensor,
+    infrared: Tensor,
+    objectives: EmbeddedFusionModel | None = None,
+    regions: Tensor | None = None,
+) -> Tensor:
+    """What the network makes of the images, told the objectives of the loss if it is given them."""
+    told = [] if objectives is None else [objectives.text_direction]
+    by_label = {} if regions is None else {"regions": regions}
+    return network(visible, infrared, *told, **by_label)
+
+
+def shown(values: dict[str, float], criterion: LanguageDrivenFusionLoss) -> dict[str, float]:
+    """What a progress bar shows of a step: without patches not `kept`, which is 0 then."""
+    names = ("total", "kept") if criterion.patch_weight else ("total",)
+    return {name: values[name] for name in names}
 
 
 @torch.inference_mode()

@@ -52,6 +52,7 @@ def weights(monkeypatch, tmp_path):
     torch.save(state, cache / "vgg19-dcbb9e9d.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.chdir(cache)  # pages pass the file too
+    (cache / "captions.json").write_text('{"1.png": "a dark, noisy street", "2.png": "a forest"}')
 
 
 @pytest.fixture
@@ -94,6 +95,7 @@ def readers_names():
         "reconstruction_loss": torch.nn.functional.mse_loss,
         "fusion_loss_vif": OriginalLoss,
         "labels": torch.tensor([1, 0]),
+        "names": ["2.png", "1.png"],
         "steered_network": lambda visible, infrared, vector: network(visible, infrared),
         "self": SimpleNamespace(device=torch.device("cpu")),
         "mri": visible,

@@ -124,6 +124,17 @@ class TestEncodeText:
         with pytest.warns(UserWarning, match=f"not trained on '{named}"):
             encoder.encode_text(text)
 
+    @pytest.mark.parametrize(
+        "text", ["an image without noise", "a photo with no fog", "Not a dark image"]
+    )
+    def test_a_negation_gets_a_hint_once(self, encoder, text, recwarn):
+        encoder.encode_text(["a knotted, notable image", text, text])
+        encoder.encode_text(text)
+        (hint,) = recwarn
+        assert f"got {text!r}; say what the image should be" in str(hint.message)
+        assert "FusionObjective(opposite=...)" in str(hint.message)
+        assert hint.filename == __file__
+
     def test_ordinary_punctuation_is_not(self, clip_model, tokenizer, recwarn):
         encoder = FrozenCLIP(clip_model, tokenizer, vocabulary=["a", "clear", "image"])
         encoder.encode_text(

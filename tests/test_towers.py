@@ -8,6 +8,7 @@ import timm.layers
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -36,9 +37,18 @@ def coca():
     return model.visual
 
 
+def vit(**options):
+    width = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2}
+    return VisionTransformer(**width, mlp_ratio=4, output_dim=24, **options)
+
+
 # With the number of batch norms that may be left.
 FAMILIES = {
     "vit": (lambda: build_clip().visual, 0),
+    "vit, scaled": (lambda: vit(ls_init_value=0.5, final_ln_after_pool=True), 0),
+    "vit, mean": (lambda: vit(pool_type="avg"), 0),
+    "vit, tokens": (lambda: vit(output_tokens=True), 0),
+    "vit, custom": (lambda: vit(qk_norm=True), 0),
     "resnet": (lambda: ModifiedResNet([1, 2, 1, 1], 24, heads=4, image_size=64, width=16), 0),
     "timm resnet": (lambda: TimmModel("test_resnet", 24, image_size=64), 99),
     "timm fastvit": (lambda: TimmModel("fastvit_t8", 24, image_size=64), 45),
@@ -151,6 +161,17 @@ class TestFolding:
         fresh = copy.deepcopy(model)
         first, second = FrozenCLIP(model, tokenizer), FrozenCLIP(model, tokenizer)
         assert first.fingerprint == second.fingerprint == FrozenCLIP(fresh, tokenizer).fingerprint
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith("vit")])
+def test_one_token_where_no_other_is_used(family, tokenizer):
+    tower = take_over(build(family), tokenizer).network
+    shapes = []
+    tower.transformer.resblocks[-1].register_forward_hook(
+        lambda *call: shapes.append(call[2].shape)
+    )
+    tower(torch.rand(3, 3, 32, 32))
+    assert shapes == [(3, 1 if family in ("vit", "vit, scaled") else 17, 32)]
 
 
 def both(layer):

@@ -67,19 +67,20 @@ def save(tables: Mapping[str, Table], folder: Path) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _written(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: written(value) for key, value in row.items()} for row in rows)
         with atomic_write(folder / f"{name}.csv") as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def load(folder: Path) -> dict[str, Table]:
     """The tables that `save` has written."""
-    tables = {}
-    for name in FILES:
-        with open(folder / f"{name}.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        tables[name] = [{key: _read(value) for key, value in row.items()} for row in rows]
-    return tables
+    return {name: read(folder / f"{name}.csv") for name in FILES}
+
+
+def read(path: Path) -> Table:
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: _read(value) for key, value in row.items()} for row in rows]
 
 
 def mean(rows: Sequence[Mapping[str, Any]]) -> Row:
@@ -93,7 +94,7 @@ def chosen(rows: Table, **wanted: Any) -> Table:
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
-def _written(value: Any) -> Any:
+def written(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 

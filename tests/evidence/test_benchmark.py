@@ -20,7 +20,7 @@ def small_clip(monkeypatch, tokenizer):
     monkeypatch.setattr(open_clip, "create_model", lambda _: build_clip())
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda _: tokenizer)
 
-    def peak_memory(options, which):
+    def peak_memory(options, which, *variant):
         return benchmark.peak_memory_here(benchmark.parse([*SMALL, f"--peak-of={which}"]))
 
     monkeypatch.setattr(benchmark, "peak_memory", peak_memory)
@@ -54,13 +54,23 @@ def test_published_crops_are_windows_of_all_three_alike(clip_model, tokenizer):
 
 def test_comparison(small_clip, tmp_path, capsys):
     file = tmp_path / "result.json"
-    benchmark.main([*SMALL, "--json", str(file)])
+    variants = ["--count", "4", "--ours", "3", "1", "--precision", "fp32", "bf16"]
+    benchmark.main([*SMALL, *variants, "--json", str(file)])
     result = json.loads(file.read_text())
-    assert result["speedup_min"] <= result["speedup"] <= result["speedup_max"]
-    assert result["peak_memory_ratio"] > 0
-    assert result["kept"] == 1  # random images
-    assert result["bound"] == pytest.approx(3 * 6 / 10)
-    assert f"speed-up     {result['speedup']:.2f}" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    for row, line in zip(result["ours"], lines, strict=True):
+        assert row["speedup_min"] <= row["speedup"] <= row["speedup_max"]
+        assert row["peak_memory_ratio"] > 0
+        assert row["kept"] == 1  # random images
+        assert row["bound"] == pytest.approx(3 * 6 / (2 * row["patches"] + 4))
+        assert line.startswith(f"| {row['patches']} patches, {row['precision']} | 1.00 | ")
+
+
+def test_the_variants_are_those_that_are_asked_for(small_clip, encoder, encoded_batches):
+    options = benchmark.parse(SMALL)
+    (images,) = benchmark.load_images(options)
+    benchmark.build_ours(options, encoder, 2, "fp32")(*images)
+    assert sum(encoded_batches) == 2 * 2 + 3 * 2  # patches, and the fused image with its sources
 
 
 def test_curves(small_clip, tmp_path, capsys):
@@ -74,6 +84,6 @@ def test_curves(small_clip, tmp_path, capsys):
 
 def test_reading_real_pairs(real_pairs):
     options = benchmark.parse(["--pairs", str(real_pairs / "tno"), "--batch", "3"])
-    fused, visible, infrared = benchmark.load_images(options)
+    ((fused, visible, infrared),) = benchmark.load_images(options)
     assert fused.shape == visible.shape == infrared.shape == (3, 1, 224, 224)
     torch.testing.assert_close(fused.detach(), (visible + infrared) / 2)

@@ -4,12 +4,13 @@ import os
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from image_files import noise, save_mixed_pairs, write
+from image_files import noise, save_mixed_pairs, save_pairs, write
 
 import fuse
 import options
@@ -205,6 +206,92 @@ def test_each_sentence_gets_a_folder(tmp_path, folder, told, monkeypatch, capsys
     assert not torch.equal(images["a-dark-image"], images["a-bright-image"])
 
 
+def test_regions_get_sentences_of_their_own(tmp_path, told, capsys):
+    folder = save_pairs(tmp_path / "pairs", count=2)
+    left, top = np.zeros((2, 48, 56), np.uint8)
+    left[:, :30] = 255
+    top[:10] = 255
+    for name in ("scene0", "scene1"):
+        write(tmp_path / "masks" / f"{name}.png", left)
+        write(folder / "ir" / f"{name}.png", np.full((48, 56), 90, np.uint8))
+    write(tmp_path / "top.png", top)
+    more = ["--region", str(tmp_path / "masks"), "a bright image"]
+    more += ["--region", str(tmp_path / "top.png"), "a foggy image"]
+    more += ["--region", "hot", "a noisy image"]
+    out = tmp_path / "fused"
+    blend = ["--blend", "a dark image", "a bright image", "2"]
+    run(told, folder, out, "--prompt", "a dark image", *blend, *more)
+    printed = capsys.readouterr()
+    assert "6 fused" in printed.out
+    assert printed.err.count("nothing in the infrared image is hot") == 2
+    written = {path.parent.relative_to(out).as_posix() for path in out.rglob("scene0.png")}
+    (name,) = (name for name in written if "/" not in name)
+    assert name.startswith("a-dark-image_")
+    assert name.endswith("_hot-a-noisy-image")
+    assert len(written) == 3
+    network, bank, _ = load_trained(told)
+    objectives = [
+        replace(bank.objectives[0], fused=text) for text in ("a foggy image", "a noisy image")
+    ]
+    new = EmbeddedFusionModel(objectives, FrozenCLIP.tiny()).text_direction
+    regions = torch.from_numpy(np.where(top, 2, left // 255).astype(np.int64))[None]
+    expected = fuse_with(
+        network,
+        pair_named(folder, "scene0"),
+        CPU,
+        torch.cat([bank.text_direction, new]),
+        regions=regions,
+    )
+    assert torch.equal(read_image(out / name / "scene0.png"), expected)
+
+
+def test_masks_that_cannot_be_used_are_named(tmp_path, folder, told, capsys):
+    write(tmp_path / "mask.png", noise(0, 44, 60))
+    given = ["--prompt", "a dark image", "--region", str(tmp_path / "mask.png"), "a bright image"]
+    run(told, folder, tmp_path / "fused", *given)  # fits one of the pairs
+    printed = capsys.readouterr()
+    assert "1 fused, 0 there already, 2 unusable" in printed.out
+    assert "mask.png: is 60 x 44, the pair 42 x 50 pixels" in printed.err
+
+
+def test_opposites(tmp_path, folder, told, monkeypatch):
+    """Sentences of the training keep theirs; --opposite is one for all, and names the folder."""
+    clip = FrozenCLIP.tiny()
+    texts = ("a clear image", "a dark image", "a dark image")
+    opposites = ((), ("a noisy image",), ())
+    objectives = [FusionObjective(t, opposite=o) for t, o in zip(texts, opposites, strict=True)]
+    EmbeddedFusionModel(objectives[:2], clip).save(told / SENTENCES)
+    network, pair = load_trained(told).network, pair_named(folder, "colour")
+
+    def expected(objective):
+        return fuse_with(network, pair, CPU, EmbeddedFusionModel(objective, clip).text_direction)
+
+    def fused(*more):
+        out = tmp_path / f"fused-{len(list(tmp_path.iterdir()))}"
+        run(told, folder, out, "--grey", *more)
+        return {path.parent.name: read_image(path) for path in out.rglob("colour.png")}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenCLIP, "tiny", None)  # known sentences need no CLIP
+        saved = fused("--prompt", "a dark image")
+        same = fused("--prompt", "a dark image", "--opposite", "a noisy image")
+    assert torch.equal(saved["a-dark-image"], expected(objectives[1]))
+    ((name, image),) = same.items()
+    assert name.startswith("a-dark-image-not-a-noisy-image-")
+    assert torch.equal(image, saved["a-dark-image"])
+
+    more = ("--opposite", "a bright image", "--opposite", "a noisy image")
+    new = fused("--prompt", "a clear image", *more)
+    other = FusionObjective("a clear image", opposite=("a bright image", "a noisy image"))
+    ((name, image),) = new.items()
+    assert name.startswith("a-clear-image-not-a-bright-image-a-noisy")
+    assert torch.equal(image, expected(other))
+    assert not torch.equal(image, expected(objectives[0]))
+
+    EmbeddedFusionModel(objectives, clip).save(told / SENTENCES)  # with and without: without
+    assert torch.equal(fused("--prompt", "a dark image")["a-dark-image"], expected(objectives[2]))
+
+
 def test_no_two_sentences_share_a_folder(tmp_path, folder, told, capsys):
     assert options.readable_name("a dark image 2") == "a-dark-image-2"
     long = "an image of a street at night with many people and "
@@ -230,6 +317,9 @@ def test_sentences_where_they_do_not_belong(tmp_path, folder, checkpoint, told):
     for source, more, message in (
         (checkpoint, ["--prompt", "a dark image"], "--prompt is for a network of .*run"),
         (checkpoint, ["--blend", "a", "b", "3"], "--blend is for a network"),
+        (checkpoint, ["--region", "hot", "a dark image"], "--region is for a network"),
+        (checkpoint, ["--opposite", "a noisy image"], "--opposite is for a network"),
+        (told, ["--opposite", "a noisy image"], "--prompt or --blend must be given"),
         (told, [], '--prompt or --blend must be given for .*told.* --prompt "a dark image"'),
         (told, ["--prompt", "a cat", "--encoder", "no"], "--encoder must be the CLIP of the loss"),
     ):
@@ -256,10 +346,10 @@ def test_wrong_calls(tmp_path, folder, checkpoint, capsys):
 
 
 def test_a_pair_that_is_too_large_is_named(tmp_path, folder, checkpoint, monkeypatch, capsys):
-    def too_large(network, pair, *more):
+    def too_large(network, pair, *more, **regions):
         if pair.name == "colour":
             raise RuntimeError("CUDA out of memory\nand a long trace")
-        return fuse_with(network, pair, *more)
+        return fuse_with(network, pair, *more, **regions)
 
     monkeypatch.setattr(fuse, "fuse_with", too_large)
     run(checkpoint, folder, tmp_path / "fused")

@@ -34,20 +34,22 @@ def test_quickstart(tmp_path, capsys):
     out = tmp_path / "out"
     folder = save_mixed_pairs(tmp_path / "pairs")
     arguments = ["--pairs", str(folder), "--steps", "2", "--device", "cpu", "--out", str(out)]
-    quickstart.main([*arguments, "--prompt", "a dark image"])
+    quickstart.main([*arguments, "--prompt", "a dark image", "--opposite", "a noisy image"])
     said = capsys.readouterr().out
-    assert "2 pairs, 2 trainings of 2 steps on cpu" in said
+    assert "2 pairs, 3 trainings of 2 steps on cpu" in said
     assert '"a dark image": brightness' in said
+    assert '"a dark image, not a noisy image": brightness' in said
     assert "similarity to the sources (SSIM)" in said
     content = json.loads((out / "metrics.json").read_text("utf-8"))
     assert content["pairs"] == ["colour", "night/grey"]
     rows = content["metrics"]
-    assert list(rows) == ["average", "without language", "a dark image"]
+    titles = ["without language", "a dark image", "a dark image, not a noisy image"]
+    assert list(rows) == ["average", *titles]
     fused = read_image(out / "fused" / "01-a-dark-image" / "night" / "grey.png")
     assert fused.shape == (1, 50, 42)
     assert read_image(out / "fused" / "00-without-language" / "colour.png").shape == (3, 44, 60)
     assert {"EN", "Qabf", "invented", "mean"} <= set(rows["average"])
-    assert rows["a dark image"] != rows["without language"]
+    assert rows["a dark image"] not in (rows["without language"], rows[titles[-1]])
     for name in ("contact_sheet.png", "loss_curves.png"):
         assert pixels(out / name).std() > 10
 
@@ -65,11 +67,12 @@ def test_one_network_for_many_sentences(tmp_path, capsys):
     out, folder = tmp_path / "out", save_pairs(tmp_path / "pairs", count=2)
     arguments = ["--pairs", str(folder), "--steps", "3", "--device", "cpu", "--out", str(out)]
     prompts = ["--prompt", "a dark image", "--prompt", "a bright image"]
+    prompts += ["--opposite", "a noisy image"]
     one_network_many_sentences.main(
         [*arguments, *prompts, "--blend", "a dark image", "a foggy image"]
     )
     said = capsys.readouterr().out
-    assert "2 pairs, one training of 3 steps for 2 sentences on cpu" in said
+    assert "2 pairs, one training of 3 steps for 4 sentences on cpu" in said
     shares = [line.partition(":")[0] for line in said.splitlines() if "mean grey level" in line]
     assert shares == ["a dark image", "17%", "33%", "50%", "67%", "83%", "a foggy image"]
     for name in ("sentences.png", "blend.png"):
@@ -81,7 +84,7 @@ def test_minimal(tmp_path, monkeypatch, capsys):
     """Warnings are errors here, so it also warns of nothing."""
     code = (EXAMPLES / "minimal.py").read_text("utf-8")
     assert "STEPS, CROP = " in code
-    shorter = code.replace("100, 96", "25, 96").replace(
+    shorter = code.replace("100, 192", "25, 192").replace(
         "__file__", repr(str(EXAMPLES / "minimal.py"))
     )
     (tmp_path / "shorter.py").write_text(shorter, "utf-8")
@@ -91,7 +94,7 @@ def test_minimal(tmp_path, monkeypatch, capsys):
     assert '"a dark image": mean grey level ' in line
     before, after = (int(word) for word in line.split() if word.isdecimal())
     assert after < before
-    assert pixels(tmp_path / "minimal.png").shape[1] == 4 * 360
+    assert pixels(tmp_path / "minimal.png").shape[1] == 4 * 620
 
 
 @pytest.mark.parametrize("program", ["quickstart", "one_network_many_sentences"])

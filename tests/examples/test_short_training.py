@@ -2,13 +2,27 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from image_files import save_pairs
 
-from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss, StructureLoss
+from clip_fusion_loss import (
+    FusionObjective,
+    IntensityGradientLoss,
+    LanguageDrivenFusionLoss,
+    StructureLoss,
+)
 from networks.densefuse import DenseFuse
 from networks.unet import FusionUNet
-from pairs import luminance, open_pairs
-from training import Crops, DrawnSentences, build_criterion, load_clip, read_sentences, train
+from pairs import Pair, luminance, open_pairs
+from training import (
+    Crops,
+    DrawnSentences,
+    build_criterion,
+    load_clip,
+    read_sentences,
+    train,
+    with_and_without,
+)
 
 CPU = torch.device("cpu")
 
@@ -69,6 +83,42 @@ def test_small_images_are_enlarged(opened, augment):
     assert visible.shape == infrared.shape == (1, 100, 100)
 
 
+@pytest.mark.parametrize(("augment", "side"), [(False, 32), (True, 32), (False, 60), (True, 60)])
+def test_labels_move_along_with_their_crops(augment, side):
+    """Each region has a grey level of its own, so the crop tells which label a pixel has."""
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.randint(3, (5, 8), generator=generator).kron(torch.ones(8, 8)).long() * 100
+    grey = regions[None].to(torch.uint8)
+    crops = Crops(
+        [Pair("scene", grey, grey)], side, 20, augment, 0, [regions + 3000], weights=[1.0] * 50
+    )
+    several = 0
+    for number in range(20):
+        visible, _, rows = crops[number]
+        assert (rows.shape, rows.dtype) == ((side, side), torch.int64)
+        assert torch.equal(rows, crops[number][2])
+        if len(rows.unique()) == 1:
+            continue
+        several += 1
+        levels = (255 * visible[0]).round().long()
+        inside = -F.max_pool2d(
+            -torch.isin(levels, torch.tensor([0, 100, 200])).float()[None], 3, 1, 1
+        )
+        pairs = torch.stack([levels, rows])[:, inside[0] > 0].unique(dim=1)
+        assert pairs.shape[1] == len(pairs[0].unique()) == len(pairs[1].unique())
+    assert 8 <= several <= 18  # the others have one sentence everywhere
+
+
+def test_drawn_regions_have_sentences_by_their_weights(opened):
+    crops = Crops(opened, 32, 50, False, 0, "random", weights=[3.0, 1.0, 1.0])
+    drawn = [crops[number][2].unique().tolist() for number in range(150)]
+    assert {len(rows) for rows in drawn} == {1, 2}
+    alone = [rows[0] for rows in drawn if len(rows) == 1]
+    assert alone.count(0) / len(alone) == pytest.approx(0.6, abs=0.2)
+    one = Crops(opened, 32, 50, False, 0, "random", weights=[1.0])
+    assert not any(one[number][2].any() for number in range(9))
+
+
 def test_sentences_are_drawn_evenly_by_their_weights(criterion):
     texts = ["a dark image", "a bright image", "a noisy image"]
     bank = criterion.embed(texts)
@@ -114,14 +164,14 @@ def test_training_is_that_of_a_plain_loop(opened, criterion):
     torch.testing.assert_close(dict(network.state_dict()), dict(plain.state_dict()))
 
 
-def test_training_for_many_sentences(opened, criterion):
+@pytest.mark.parametrize("regions", [None, "random"])
+def test_training_for_many_sentences(opened, criterion, regions):
     bank = criterion.embed(["a dark image", "a bright image"])
     torch.manual_seed(0)
     network = FusionUNet(bank.text_direction.shape[1])
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    history = train(
-        network, criterion, opened, steps=2, seed=0, device=CPU, crop=32, sentences=bank
-    )
+    given = {"steps": 2, "seed": 0, "device": CPU, "crop": 32, "sentences": bank}
+    history = train(network, criterion, opened, regions=regions, **given)
     assert {len(values) for values in history.values()} == {2}
     moved = [name for name, value in network.state_dict().items() if not value.equal(before[name])]
     assert any("modulation" in name for name in moved)
@@ -140,7 +190,10 @@ def test_the_loss_by_the_name_of_its_clip(tmp_path, small_architecture, clip_mod
     assert built.direction_weight == tuned.direction_weight
     assert built.patch_weight == 3.0
     assert isinstance(built.regularizer, StructureLoss)
-    assert build_criterion("tiny", regularizer="none").regularizer is None
+    assert build_criterion("tiny", regularizer="none", regions=True).regularizer is None
+    for_regions = build_criterion("tiny", regions=True, patch_weight=7.0)
+    assert for_regions.regularizer.layout_weight < tuned.regularizer.layout_weight
+    assert (for_regions.num_patches, for_regions.patch_weight) == (8, 7.0)
     torch.save(clip_model.state_dict(), tmp_path / "clip.pt")
     name = f"{small_architecture}={tmp_path / 'clip.pt'}"
     built = build_criterion(name, regularizer="intensity")
@@ -153,5 +206,25 @@ def test_the_loss_by_the_name_of_its_clip(tmp_path, small_architecture, clip_mod
 
 def test_files_of_sentences(tmp_path):
     path = tmp_path / "sentences.txt"
-    path.write_text("\ufeff# seasons\na dark image\n\n 2.5 |  a cat \n@night's \\path\n", "utf-8")
-    assert read_sentences(path) == {"a dark image": 1, "a cat": 2.5, "@night's \\path": 1}
+    text = "\ufeff# seasons\na dark image\n\n 2.5 |  a cat \n@night's \\path\n.5|a cat|not: a dog"
+    path.write_text(f"{text}\na cat | not: a dog | not:a bird\n", "utf-8")
+    sources = FusionObjective(visible="a photo", opposite="a fish")
+
+    def told(fused, *opposite):
+        return FusionObjective(fused, visible="a photo", opposite=opposite)
+
+    assert list(read_sentences(path, sources).items()) == [
+        (told("a dark image"), 1),
+        (told("a cat"), 2.5),
+        (told("@night's \\path"), 1),
+        (told("a cat", "a dog"), 0.5),
+        (told("a cat", "a dog", "a bird"), 1),
+    ]
+
+
+def test_titles_tell_opposites():
+    both = with_and_without(["a cat", "a cat", "a dog"], ["a fish", "a bird"])
+    told = ("a cat", "a cat, not a fish, a bird", "a dog", "a dog, not a fish, a bird")
+    assert tuple(both) == told
+    assert both[told[1]] == FusionObjective("a cat", opposite=("a fish", "a bird"))
+    assert list(with_and_without(["a cat"], None)) == ["a cat"]

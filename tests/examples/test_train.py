@@ -6,26 +6,30 @@ import shutil
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from image_files import save_pairs
+from image_files import noise, save_pairs, write
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import options
 import pairs
 import train
 import training
-from clip_fusion_loss import EmbeddedFusionModel
+from clip_fusion_loss import EmbeddedFusionModel, FusionObjective
 from networks import NETWORKS
 from networks.weights import load_trained
+from train import WEIGHTS
 
 EXAMPLES = Path(train.__file__).parent
 SMALL = ["--crop", "32", "--batch", "2", "--patches", "2", "--crops-per-pair", "2"]
-SMALL += ["--sample-every", "0", "--device", "cpu"]
+SMALL += ["--sample-every", "0", "--device", "cpu", "--encoder", "tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +86,7 @@ def test_every_network_trains(tmp_path, folder, network, capsys):
     assert all(float(value) >= 0 for value in rows[0].values())
     with Image.open(tmp_path / "samples" / "step_0000001.png") as sheet:
         assert min(sheet.size) > 200
-    said = capsys.readouterr()
-    assert said.out.startswith("note: the loss is computed with tiny, a CLIP for demonstrations")
-    assert "finished" in said.out
+    assert "finished" in capsys.readouterr().out
     trained = load_trained(tmp_path)
     assert (trained.sentences, trained.encoder) == (None, "tiny")
     torch.manual_seed(0)  # the weights have moved
@@ -117,10 +119,17 @@ def test_a_resumed_training_has_the_weights_of_one_without_interruption(
     assert states == ["state-0000004"], "older states go"
 
 
-def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, monkeypatch):
+@pytest.mark.parametrize("regions", [None, "random", "folder"])
+def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, monkeypatch, regions):
     file = tmp_path / "sentences.txt"
-    file.write_text("\ufeff# seasons\na dark image\n\n 2.5 | a bright image\n", "utf-8")
+    text = "\ufeff# seasons\na dark image\n\n 2.5 | a bright image | not: a noisy image\n"
+    file.write_text(text, "utf-8")
     options = ["--prompts", file, "--steps", 3]
+    if regions == "folder":
+        regions = tmp_path / "seg"
+        for index in range(3):
+            write(regions / f"scene{index}.png", noise(index, 48, 56) // 86)
+    options += ["--regions", regions] if regions else []
     run(folder, tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
@@ -129,9 +138,26 @@ def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, mon
     run(folder, tmp_path / "halves", *options, "--resume")
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
     bank = EmbeddedFusionModel.load(tmp_path / "whole" / "sentences.safetensors")
-    assert [o.fused for o in bank.objectives] == [("a dark image",), ("a bright image",)]
+    expected = FusionObjective("a bright image", opposite="a noisy image")
+    assert bank.objectives == (FusionObjective("a dark image"), expected)
     network = load_trained(tmp_path / "whole").network
     assert network.dimension == bank.text_direction.shape[1]
+    row = {name: float(value) for name, value in read_log(tmp_path / "whole")[0].items()}
+    expected = training.build_criterion("tiny", regions=regions is not None)
+    expected.similarity_weight *= training.MANY_SIMILARITY
+    total = sum(getattr(expected, name) * row[name.removesuffix("_weight")] for name in WEIGHTS)
+    assert row["total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_an_opposite_is_trained_away_from(tmp_path, folder):
+    given = ["--opposite", "a bright image", "--opposite", "a noisy image"]
+    rows = run(folder, tmp_path, "--steps", 1, "--prompt", "a dark image", *given)
+    assert float(rows[0]["direction"]) > 0
+    built = train.build_loss(
+        train.parse(["--out", "x", *SMALL, "--prompt", "a dark image", *given])
+    )
+    assert built.objective.fused == ("a dark image",)
+    assert built.objective.opposite == ("a bright image", "a noisy image")
 
 
 def test_one_step_is_that_of_a_plain_loop(tmp_path, folder):
@@ -307,11 +333,45 @@ def test_losses_that_are_not_finite_stop(tmp_path, folder):
 
 @pytest.mark.parametrize("network", ["unet", "densefuse"])
 def test_tensorboard_bf16_and_workers(tmp_path, folder, network):
+    """Its files have what log.csv and the sheets of samples have."""
     options = ["--log-to", "tensorboard", "--amp", "bf16", "--network", network]
-    run(folder, tmp_path, "--steps", 1, *options, "--workers", int(network == "densefuse"))
-    (events,) = (tmp_path / "tensorboard").rglob("events*")
-    content = events.read_bytes()
-    assert all(name in content for name in (b"direction", b"kept", b"rate"))
+    options += ["--sample-every", "1", "--workers", int(network == "densefuse")]
+    rows = run(folder, tmp_path, "--steps", 2, *options)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == rows[0].keys() - {"step"}
+    for name in events.Tags()["scalars"]:
+        points = {point.step: point.value for point in events.Scalars(name)}
+        assert points == pytest.approx({int(row["step"]): float(row[name]) for row in rows})
+    assert events.Tags()["images"] == ["samples"]
+    sheets = events.Images("samples")
+    assert [sheet.step for sheet in sheets] == [1, 2]
+    for sheet in sheets:
+        path = tmp_path / "samples" / f"step_{sheet.step:07d}.png"
+        with Image.open(BytesIO(sheet.encoded_image_string)) as shown, Image.open(path) as saved:
+            assert shown.tobytes() == saved.convert("RGB").tobytes()
+
+
+def test_wandb_gets_a_list_of_images_and_other_trackers_none(tmp_path):
+    Image.new("RGB", (5, 4), "red").save(tmp_path / "sheet.png")
+    given = []
+
+    def log_images(values, step):
+        given.append((values["samples"].shape, step))
+
+    for name in ("wandb", "mlflow"):
+        train.show_samples(
+            SimpleNamespace(name=name, log_images=log_images), tmp_path / "sheet.png", 7
+        )
+    assert given == [((1, 4, 5, 3), 7)]
+
+
+def test_a_tracker_that_is_not_installed(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    message = "--log-to wandb needs its package; pip install wandb"
+    with pytest.raises(SystemExit, match=message), pytest.warns(UserWarning, match="log_with"):
+        run(folder, tmp_path, "--steps", 1, "--log-to", "wandb")
+    with pytest.raises(SystemExit, match="Unsupported logging capability: tensorbord"):
+        run(folder, tmp_path, "--steps", 1, "--log-to", "tensorbord")
 
 
 @pytest.mark.parametrize(
@@ -330,14 +390,38 @@ def test_options_that_would_train_nothing(tmp_path, folder, capsys, options, mes
     assert message in capsys.readouterr().err
 
 
+def test_the_clip_must_be_chosen(folder, tmp_path):
+    message = "--encoder must name .*: ViT-B-32-quickgelu/openai is the paper's, .*; tiny"
+    with pytest.raises(SystemExit, match=message):
+        train.main(["--pairs", str(folder), "--out", str(tmp_path / "out"), "--steps", "1"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_has_the_numbers_of_the_loss(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--patches N patches per crop (default: 32; with tiny 2)" in said
+    assert "--direction-weight N (default: 2; with tiny 3.2)" in said
+    assert "(default: 0.5 with --prompts, else none)" in said
+
+
 def test_options_that_do_not_go_together(tmp_path, folder):
     file = tmp_path / "sentences.txt"
     for content, given, message in (
         ("a dark image", ["--prompt", "a cat"], "must be used without --prompt"),
+        ("a dark image", ["--opposite", "a cat"], "--opposite and .*; write `a clear image . not:"),
         ("a dark image", ["--network", "densefuse"], "with --network unet"),
         ("", [], "must hold a sentence a line, got none"),
         ("0 | a dark image", [], "line 1: must be a sentence, or a weight above 0"),
         ("a dark image\nx | y", [], "line 2: must be a sentence"),
+        ("not: a dark image", [], "line 1: must be a sentence"),
+        ("a dark image | not: ", [], "line 1: must be a sentence"),
+        (
+            "a dark image | a cat",
+            [],
+            "line 1: must be .*, as in 2.5 . a clear image . not: a bright",
+        ),
     ):
         file.write_text(content, "utf-8")
         with pytest.raises(SystemExit, match=message):
@@ -347,6 +431,11 @@ def test_options_that_do_not_go_together(tmp_path, folder):
         run(folder, tmp_path / "out", "--prompts", file)
     with pytest.raises(SystemExit, match="No such file.*no.txt"):
         run(folder, tmp_path / "out", "--prompts", "no.txt")
+    with pytest.raises(SystemExit, match="--regions must be used with --prompts"):
+        run(folder, tmp_path / "out", "--regions", "random")
+    file.write_text("a dark image", "utf-8")
+    with pytest.raises(SystemExit, match="there is no folder randm; check the path"):
+        run(folder, tmp_path / "out", "--prompts", file, "--regions", "randm")
     with pytest.raises(SystemExit, match="must not lie among the sources"):
         run(folder, folder / "ir" / "out")
     assert not (folder / "ir" / "out").exists()

@@ -1,0 +1,53 @@
+"""The study of the number of patches: its test of equivalence, and a run of two trainings."""
+
+import pytest
+from scipy import stats
+from test_results import save_pairs
+
+from evidence import patches, tables
+
+DIFFERENCES = [0.3, -0.1, 0.4, 0.2, -0.3]
+
+
+def test_smallest_margin_is_that_of_two_one_sided_tests():
+    margin = patches.smallest_margin(DIFFERENCES)
+    below = stats.ttest_1samp(DIFFERENCES, -margin, alternative="greater").pvalue
+    above = stats.ttest_1samp(DIFFERENCES, margin, alternative="less").pvalue
+    assert max(below, above) == pytest.approx(patches.LEVEL)
+
+
+def row(number, seed, draw, **values):
+    training = {"network": "unet", "prompt": patches.PROMPTS[1], "patches": number, "seed": seed}
+    return training | {"draw": draw} | dict.fromkeys(patches.MEASURES, 100.0) | values
+
+
+def test_table():
+    rows = [row(32, seed, 0, AG=200.0) for seed in range(5)]
+    # 1 % more without any deviation; EN differs by nothing on average, but too much each time.
+    far = [100.0, 103.0, 97.0, 104.0, 96.0]
+    rows += [row(2, seed, 0, AG=202.0, EN=far[seed]) for seed in range(5)]
+    line = patches.table(rows).splitlines()[-1]
+    assert line.startswith("| unet | a dark image | 2 | 7 of 8, 5 seeds | EN 3.4, SD 0.0, ")
+    assert "AG 1.0" in line
+    assert "AG +1.0" in line
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(patches, "NETWORKS", {"unet": (1, 32)})
+    monkeypatch.setattr(patches, "PROMPTS", patches.PROMPTS[1:])
+    monkeypatch.setattr(patches, "BATCHES", 2)
+    save_pairs(tmp_path / "pairs", 4, 0)
+    arguments = ["--pairs", str(tmp_path / "pairs"), "--steps", "2", "--out", str(tmp_path)]
+    patches.main([*arguments, "--seeds", "1"])
+    before = (tmp_path / "patches.csv").read_text()
+    assert len(before.splitlines()) == 1 + 3
+    patches.main([*arguments, "--seeds", "2"])
+    assert (tmp_path / "patches.csv").read_text().startswith(before)
+    rows = tables.read(tmp_path / "patches.csv")
+    assert [r["patches"] for r in rows] == [1, 32, 32, 1, 32, 32]
+    assert rows[1]["AG"] != rows[2]["AG"]  # other patches
+    assert "| unet | a dark image | 32, other ones | " in capsys.readouterr().out
+    variance = tables.read(tmp_path / "patch_variance.csv")
+    assert [(r["batch"], r["patches"]) for r in variance] == [(2, 1), (2, 32), (8, 1), (8, 32)]
+    for name in ("patch term, deviation", "gradient, from patches"):
+        assert variance[0][name] > variance[1][name] > 0
