@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from image_files import COLOUR, noise, write
+from image_files import COLOUR, GREY, noise, write
 from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the extra `app`")
@@ -135,7 +135,23 @@ def bomb(path):
 
 
 def deep_bomb(path):
-    tifffile.imwrite(path, shape=(10_000, 20_000), dtype=np.uint16, compression="zlib")
+    tifffile.imwrite(path, GREY.astype(np.uint16))
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["ImageWidth"].overwrite(20_000)
+        tiff.pages[0].tags["ImageLength"].overwrite(10_000)
+
+
+def test_hot_objects_are_a_region(fuser):
+    infrared = torch.full((1, 64, 96), 40, dtype=torch.uint8)
+    infrared[:, 20:50, 30:60] = 220
+    pair = Pair("scene", torch.from_numpy(noise(0, 1, 64, 96)), infrared)
+    wish = app.Wish("a dark image", region="a bright image", hot=True)
+    dark, bright = (fuser.fuse(pair, app.Wish(text)) for text in (wish.sentence, wish.region))
+    painted = torch.arange(96).expand(64, 96) >= 80
+    fused = fuser.fuse(pair, wish, painted)[0]
+    assert fused[35, 45] == bright[0, 35, 45]
+    assert torch.equal(fused[:, 92:], bright[0, :, 92:])
+    assert torch.equal(fused[:, :12], dark[0, :, :12])
 
 
 @pytest.mark.parametrize(
