@@ -22,7 +22,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while PyTorch is loaded
 
 import gradio as gr
+import tifffile
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -124,20 +126,16 @@ def read_upload(visible: str | None, infrared: str | None) -> Pair:
     try:
         return pairs.read_pair(files)
     except pairs.UnusableImageError as error:
-        text = str(error)
-        for path in files[1:]:
-            text = text.replace(str(path), path.name)
-        raise ValueError(text) from error
+        without = str(error).replace(f"{Path(visible).parent}{os.sep}", "")
+        raise ValueError(without.replace(f"{Path(infrared).parent}{os.sep}", "")) from error
 
 
 def size_of(path: Path) -> tuple[int, int]:
     """Width and height as the file's header tells, before its pixels take memory."""
     with suppress(Exception):  # pairs.py says what is wrong with a file that is no image
         with open(path, "rb") as file:
-            start = file.read(4)
-        if start in pairs.TIFF_STARTS:
-            import tifffile  # imported here, as it is slow to load
-
+            is_tiff = file.read(4) in pairs.TIFF_STARTS
+        if is_tiff:
             with tifffile.TiffFile(path) as tiff:
                 return max((page.imagewidth, page.imagelength) for page in tiff.pages)
         with Image.open(path, formats=pairs.FORMATS) as image:
@@ -172,9 +170,12 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
         except ValueError as error:
             return [*[keep] * 5, str(error)]
 
-    def paint(canvas: dict[str, Any] | None) -> Tensor | None:
+    def paint(canvas: dict[str, Any] | None, scene: tuple[Pair, str]) -> Tensor | None:
         layers = canvas["layers"] if canvas else []
-        return torch.from_numpy(layers[0][..., 3] > 0) if layers and layers[0].any() else None
+        if not layers or not layers[0].any():
+            return None
+        opaque = torch.from_numpy(layers[0][..., 3] / 255)[None, None]
+        return F.interpolate(opaque, scene[0].visible.shape[1:])[0, 0] > 0
 
     def update(scene: tuple[Pair, str], painted: Tensor | None, *values: Any) -> list[Any]:
         wish = Wish(*(value.strip() if isinstance(value, str) else value for value in values))
@@ -198,8 +199,8 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
 
     presets = fuser.presets
     second, third = (presets[number % len(presets)] for number in (1, 2))
-    first = next((pair for pair in examples if pair.name == FIRST_PAIR), examples[0])
-    picture = partial(gr.Image, height=300, interactive=False, buttons=["fullscreen"])
+    first = show(next((pair for pair in examples if pair.name == FIRST_PAIR), examples[0]))
+    picture = partial(gr.Image, height=300, min_width=240, interactive=False, buttons=[])
     with gr.Blocks(title="Say what the fused image should be", analytics_enabled=False) as page:
         gr.Markdown(
             "# Say what the fused image should be\n"
@@ -210,8 +211,8 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
             label="Try", components=[sentence], samples=[[t] for t in presets], samples_per_page=100
         )
         with gr.Row():
-            infrared = picture(label="Infrared", elem_id="infrared")
-            visible = picture(label="Visible", elem_id="visible")
+            infrared = picture(first[2], label="Infrared", elem_id="infrared")
+            visible = picture(first[3], label="Visible", elem_id="visible")
             fused = picture(label="Fused", elem_id="fused")
         status = gr.Markdown(elem_id="status")
         with gr.Row():
@@ -219,40 +220,42 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
                 opposite = gr.Textbox(label="What it should not be", elem_id="opposite")
                 other = gr.Textbox(second, label="Second sentence", elem_id="other")
                 share = gr.Slider(0, 1, 0, label="Share of the second sentence", elem_id="share")
-                strength = gr.Slider(0, 1.5, 1, label="Strength", elem_id="strength")
+                strength = gr.Slider(
+                    0, 1.5, 1, label="Strength (0: no language)", elem_id="strength"
+                )
                 download = gr.DownloadButton("Download the fused image (PNG)", elem_id="download")
             with gr.Column():
                 canvas = gr.ImageEditor(
-                    label="Paint a region", sources=(), transforms=(), layers=False, buttons=[],
-                    brush=gr.Brush(30, colors=["#ff7f0e"], color_mode="fixed"), height=300,
-                    elem_id="canvas",
+                    first[4], label="Paint a region", sources=(), transforms=(), layers=False,
+                    brush=gr.Brush(30, colors=["#ff7f0e"], color_mode="fixed"), buttons=[],
+                    height=300, elem_id="canvas",
                 )  # fmt: skip
                 hot = gr.Checkbox(label="and the warm part of the infrared image", elem_id="hot")
                 region = gr.Textbox(third, label="Sentence for the region", elem_id="region")
-            compare = gr.ImageSlider(label="Visible | fused", elem_id="compare", buttons=[])
+            with gr.Column():
+                compare = gr.ImageSlider(label="Visible | fused", elem_id="compare", buttons=[])
         with gr.Row():
             gallery = gr.Gallery(
                 [pair.visible.expand(3, -1, -1).permute(1, 2, 0).numpy() for pair in examples],
-                label="Example pairs", columns=len(examples), height=140, scale=2,
+                label="Example pairs", columns=len(examples), height=140, scale=2, min_width=320,
                 allow_preview=False, object_fit="cover", buttons=[], elem_id="examples",
             )  # fmt: skip
             choose_file = partial(gr.File, file_types=sorted(pairs.READABLE), height=140)
             visible_file = choose_file(label="Your visible image", elem_id="upload-visible")
             infrared_file = choose_file(label="Your infrared image", elem_id="upload-infrared")
 
-        scene, painted = gr.State(), gr.State()
+        scene, painted = gr.State(first[0]), gr.State()
         wishes = [sentence, opposite, other, share, strength, region, hot]
         shown = [scene, painted, infrared, visible, canvas]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(lambda: show(first), None, shown, **quiet)
         gallery.select(choose, None, shown, **quiet)
         files = [visible_file, infrared_file]
         gr.on([file.change for file in files], upload, files, [*shown, status], **quiet)
-        canvas.change(paint, canvas, painted, **quiet)
+        canvas.change(paint, [canvas, scene], painted, **quiet)
         samples.click(lambda sample: sample[0], samples, sentence, **quiet)
         told = [scene, painted, *wishes]
         results = [fused, compare, download, status]
-        changes = [value.change for value in told]
+        changes = [page.load, *(value.change for value in told)]
         gr.on(changes, update, told, results, trigger_mode="always_last", **quiet)
     return page
 

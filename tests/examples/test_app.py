@@ -364,21 +364,27 @@ def test_pairs_of_ones_own(page, tmp_path):
         page.wait_for_status("The infrared image is missing")
     page.upload("infrared", tmp_path / "ir.tif")
     page.wait_for(lambda image: image.shape == (64, 96))
-    page.wait_for_status("96 x 64 pixels in")
+    page.wait_for_status("96 x 64 in")
     assert page.image("infrared").max() > 250  # of 16 bits, stretched
 
 
 @pytest.mark.slow
-def test_no_file_can_be_read_and_nobody_else_connects(served, checkpoint, page):
+def test_no_file_can_be_read_and_nobody_else_connects(served, checkpoint, tmp_path):
     def answer(path):
         try:
-            with urllib.request.urlopen(f"{served}gradio_api/{path}") as response:
+            with urllib.request.urlopen(f"{served}gradio_api/file={path}") as response:
                 return response.status
         except urllib.error.HTTPError as error:
             return error.code
 
-    shown = page.page.get_attribute("#fused img", "src").partition("file=")[2]
-    assert answer(f"file={shown}") == 200
+    with urllib.request.urlopen(f"{served}config") as response:
+        config = json.load(response)
+    shown = next(
+        value["path"]
+        for value in (component["props"].get("value") for component in config["components"])
+        if isinstance(value, dict) and "path" in value
+    )
+    assert answer(shown) == 200
     folder = shown.rpartition("/")[0]
     for path in (
         __file__,
@@ -391,9 +397,27 @@ def test_no_file_can_be_read_and_nobody_else_connects(served, checkpoint, page):
         f"{folder}/..%2f..%2f..%2f..%2fetc/passwd",
         folder,
     ):
-        assert answer(f"file={path}") == 403, path
-    config = json.load(urllib.request.urlopen(f"{served}config"))
+        assert answer(path) == 403, path
     assert not config["analytics_enabled"]
+
+    # An upload that names files of this machine is refused.
+    write(tmp_path / "secret.png")
+    file = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
+    upload = next(
+        each for each in config["dependencies"] if len(each["inputs"]) == 2 == len(each["targets"])
+    )
+    asked = {"data": [file, file], "fn_index": upload["id"], "session_hash": "s"}
+    request = urllib.request.Request(
+        f"{served}gradio_api/queue/join",
+        json.dumps(asked).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as response:
+        assert response.status == 200
+    with urllib.request.urlopen(f"{served}gradio_api/queue/data?session_hash=s") as response:
+        events = [json.loads(line[6:]) for line in response if line.startswith(b"data: ")]
+    assert [each["success"] for each in events if each["msg"] == "process_completed"] == [False]
+
     # Another address of this machine, at which a server for all addresses would answer.
     with pytest.raises(OSError, match="."):
         socket.create_connection(("127.0.0.2", urlsplit(served).port), timeout=5)
