@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import tempfile
-import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -180,14 +179,13 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
     def update(scene: tuple[Pair, str], painted: Tensor | None, *values: Any) -> list[Any]:
         wish = Wish(*(value.strip() if isinstance(value, str) else value for value in values))
         pair, visible = scene
-        start = time.perf_counter()
         try:
             if not wish.sentence:
                 raise ValueError("Say in words what the fused image should be.")
             fused = fuser.fuse(pair, wish, painted)
         except (ValueError, RuntimeError) as error:  # a RuntimeError may be for lack of memory
             return [*[keep] * 3, options.remedy_for(error) or str(error)]
-        status = f"{fused.shape[2]} x {fused.shape[1]} in {time.perf_counter() - start:.2f} s"
+        status = f"{fused.shape[2]} x {fused.shape[1]} pixels"
         texts = " ".join((wish.sentence, wish.opposite, wish.other, wish.region))
         if unknown := fuser.unknown_words(texts):
             status += f". **Not known to this CLIP, and left out: {', '.join(unknown)}**"

@@ -142,16 +142,16 @@ def deep_bomb(path):
 
 
 def test_hot_objects_are_a_region(fuser):
-    infrared = torch.full((1, 64, 96), 40, dtype=torch.uint8)
-    infrared[:, 20:50, 30:60] = 220
-    pair = Pair("scene", torch.from_numpy(noise(0, 1, 64, 96)), infrared)
+    infrared = torch.full((1, 128, 192), 40, dtype=torch.uint8)
+    infrared[:, 50:80, 60:90] = 220
+    pair = Pair("scene", torch.from_numpy(noise(0, 1, 128, 192)), infrared)
     wish = app.Wish("a dark image", region="a bright image", hot=True)
     dark, bright = (fuser.fuse(pair, app.Wish(text)) for text in (wish.sentence, wish.region))
-    painted = torch.arange(96).expand(64, 96) >= 80
-    fused = fuser.fuse(pair, wish, painted)[0]
-    assert fused[35, 45] == bright[0, 35, 45]
-    assert torch.equal(fused[:, 92:], bright[0, :, 92:])
-    assert torch.equal(fused[:, :12], dark[0, :, :12])
+    painted = torch.arange(192).expand(128, 192) >= 160
+    fused = fuser.fuse(pair, wish, painted)
+    assert torch.equal(fused[:, 62:68, 72:78], bright[:, 62:68, 72:78])
+    assert torch.equal(fused[..., 176:], bright[..., 176:])
+    assert torch.equal(fused[..., :30], dark[..., :30])
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_pairs_of_ones_own(page, tmp_path):
         page.wait_for_status("The infrared image is missing")
     page.upload("infrared", tmp_path / "ir.tif")
     page.wait_for(lambda image: image.shape == (64, 96))
-    page.wait_for_status("96 x 64 in")
+    page.wait_for_status("96 x 64 pixels")
     assert page.image("infrared").max() > 250  # of 16 bits, stretched
 
 
