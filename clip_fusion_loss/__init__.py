@@ -9,6 +9,7 @@ from . import functional
 from .encoder import FrozenCLIP
 from .loss import FusionLossTerms, LanguageDrivenFusionLoss, SourceEmbeddings
 from .objective import EmbeddedFusionModel, FusionObjective
+from .patches import PatchGeometry
 from .regularizers import IntensityGradientLoss, StructureLoss, VGGMaxFeatureLoss
 
 __version__ = "0.3.0.dev0"
@@ -20,6 +21,7 @@ __all__ = [
     "FusionObjective",
     "IntensityGradientLoss",
     "LanguageDrivenFusionLoss",
+    "PatchGeometry",
     "SourceEmbeddings",
     "StructureLoss",
     "VGGMaxFeatureLoss",

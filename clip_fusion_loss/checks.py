@@ -190,9 +190,8 @@ def check_number(
         expected = "be a whole number" if whole else "be a number without gradient"
         raise TypeError(_message(name, expected, shorten(value)))
     if not (minimum <= value <= maximum and math.isfinite(value)):
-        least = f" and at least {minimum:g}" if minimum > -math.inf else ""
         most = f" and at most {maximum:g}" if maximum < math.inf else ""
-        raise ValueError(_message(name, f"be finite{least}{most}", repr(value)))
+        raise ValueError(_message(name, f"be finite and at least {minimum:g}{most}", repr(value)))
     return value
 
 

@@ -135,7 +135,7 @@ class FrozenCLIP(FrozenModule):
     @classmethod
     @default_torch_state()
     def tiny(cls) -> FrozenCLIP:
-        """Load the CLIP that comes with the package, for demonstrations and continuous integration.
+        """Load the bundled CLIP, for demonstrations and continuous integration.
 
         It was trained on rendered scenes and on crops of four pairs of the TNO Image Fusion
         Dataset, knows about a hundred words, and does not replace a real CLIP in research.

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "direction", "direction_loss", "intensity_gradient_loss", "match_channels", "max_feature_loss",
-    "mean_direction", "mean_over_patches", "patch_entropy", "patch_labels",
-    "random_patch_transforms",
-    "resize_images", "sample_patches", "shrink_images", "similarity_loss", "soften_outliers",
-    "structure_loss", "total_loss",
+    "direction", "direction_loss", "exponential_direction_loss", "intensity_gradient_loss",
+    "match_channels", "max_feature_loss", "mean_direction", "mean_over_patches", "patch_entropy",
+    "patch_labels", "random_patch_transforms", "resize_images", "sample_patches", "shrink_images",
+    "similarity_loss", "soften_outliers", "structure_loss", "total_loss",
 ]  # fmt: skip
 
 # Smallest length by which a difference of unit vectors is divided. Real fused images differ from
@@ -48,13 +47,6 @@ LABEL_SAMPLES = 32
 # ITU-R BT.601 luma, as usual in infrared-visible fusion.
 LUMA = (0.299, 0.587, 0.114)
 
-# Affine jitter of a patch in the paper's code: torchvision's
-# RandomAffine(degrees=5, translate=(0, 0.1), scale=(1, 1.5), shear=5).
-MAX_ROTATION = 5.0  # degrees, in both directions
-MAX_SHIFT = 0.1  # fraction of the patch's side, up or down
-MAX_ZOOM = 1.5  # the least is 1
-MAX_SHEAR = 5.0  # degrees along x, in both directions
-
 
 def direction(start: Tensor, end: Tensor) -> Tensor:
     """Unit vector from `start` to `end`: ``(end - start) / max(|end - start|, 1e-3)``.
@@ -67,6 +59,7 @@ def direction(start: Tensor, end: Tensor) -> Tensor:
 def direction_loss(
     embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor,
     visible_direction: Tensor, infrared_direction: Tensor, weight: Tensor | float = 1.0,
+    counted: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean cosine distance between image directions and text directions, from both sources.
 
@@ -78,11 +71,34 @@ def direction_loss(
     Several texts cost no more. The sum over texts k with weights w_k, in which an opposite has a
     negative weight and counts as ``|w_k| (1 + cos)``, is the same formula with
     ``D = sum_k w_k D_k`` and, in place of both 1, `weight` ``= sum_k |w_k|``, a number or (...).
+    `counted`, (..., 2), is 0 where the visible or the infrared summand does not count.
     """
     # Embeddings' directions and D_k are unit, so cos is the plain inner product.
     from_visible = (direction(visible_embedding, embedding) * visible_direction).sum(-1)
     from_infrared = (direction(infrared_embedding, embedding) * infrared_direction).sum(-1)
-    return weight - 0.5 * (from_visible + from_infrared)
+    if counted is None:
+        return weight - 0.5 * (from_visible + from_infrared)
+    summands = torch.stack([weight - from_visible, weight - from_infrared], -1)
+    return 0.5 * (counted * summands).sum(-1)
+
+
+def exponential_direction_loss(
+    embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor,
+    visible_directions: Tensor, infrared_directions: Tensor, weights: Tensor,
+    counted: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``sum_k |w_k| (exp(loss_k) - 1)``, with the `direction_loss` of each of K texts (AutoFuse).
+
+    Directions are (K, D), or (..., K, D), and weights (K,), or (..., K); of an opposite, which has
+    a negative weight, ``loss_k`` is that of the reversed directions. The others are as above.
+    """
+    e, v, r = (x.unsqueeze(-2) for x in (embedding, visible_embedding, infrared_embedding))
+    signs = weights.sign()[..., None]
+    counted = None if counted is None else counted.unsqueeze(-2)
+    losses = direction_loss(
+        e, v, r, signs * visible_directions, signs * infrared_directions, counted=counted
+    )
+    return (weights.abs() * losses.expm1()).sum(-1)
 
 
 def mean_direction(visible_direction: Tensor, infrared_direction: Tensor) -> Tensor:
@@ -118,17 +134,19 @@ def total_loss(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def max_feature_loss(
-    fused: Sequence[Tensor], visible: Sequence[Tensor], infrared: Sequence[Tensor]
-) -> Tensor:
-    """The paper's perceptual term: ``sum_l MSE(phi_l(fused), max(phi_l(vis), phi_l(ir)))``.
+    fused: Sequence[Tensor], visible: Sequence[Tensor], infrared: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+) -> Tensor:  # fmt: skip
+    """The paper's perceptual term: ``sum_l w_l MSE(phi_l(fused), max(phi_l(vis), phi_l(ir)))``.
 
-    Each argument holds feature maps phi_l of one image, (B, C_l, H_l, W_l); returns (B,) losses.
+    The first three hold feature maps phi_l of one image, (B, C_l, H_l, W_l); `weights` w_l are 1 by
+    default. Returns (B,) losses.
     """
     layers = [
         (f - torch.maximum(v, r)).square().flatten(1).mean(1)
         for f, v, r in zip(fused, visible, infrared, strict=True)
     ]
-    return torch.stack(layers).sum(0)
+    return total_loss(layers, weights or [1.0] * len(layers))
 
 
 def intensity_gradient_loss(
@@ -312,14 +330,18 @@ def patch_entropy(patches: Tensor, bins: int = 256) -> Tensor:
 
 def random_patch_transforms(
     batch: int, patches: int, image_size: tuple[int, int], *,
-    scale: tuple[float, float] = (0.5, 0.8), generator: torch.Generator | None = None,
+    scale: tuple[float, float] = (0.5, 0.8), rotation: float = 5.0, shift: float = 0.1,
+    zoom: float = 1.5, shear: float = 5.0, vertical_shear: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
-    """Draw random affine transforms for the paper's patches.
+    """Draw random affine transforms for patches; the defaults are the paper's.
 
     A patch is a square window with a side of ``u * min(H, W)``, u ~ U(`scale`), at a random
-    position inside the image, with a small affine transform about its centre: rotation within 5
-    degrees, vertical shift within 10 % of the side, zoom 1 to 1.5, shear within 5 degrees along x.
-    The paper's code draws one transform for a whole batch; here each sample and patch has its own.
+    position inside the image, with a small affine transform about its centre: rotation within
+    `rotation` degrees, shift up or down within `shift` of the side, zoom from 1 to `zoom`, shear
+    along x within `shear` and then along y within `vertical_shear` degrees. The paper's code has
+    torchvision's RandomAffine(degrees=5, translate=(0, 0.1), scale=(1, 1.5), shear=5), drawn once
+    for a whole batch; here each sample and patch has its own.
 
     Returns (B, N, 2, 3) float32 maps from patch to image coordinates, on the device of the
     `generator` (None: torch's global one, CPU), for `batch` images of `image_size` (H, W) with N
@@ -327,8 +349,10 @@ def random_patch_transforms(
     `torch.nn.functional.affine_grid` with ``align_corners=False``.
     """
     device = generator.device if generator is not None else torch.device("cpu")
-    draws = torch.rand(7, batch, patches, generator=generator, device=device, dtype=torch.float32)
-    side, left, top, turn, shift, zoom, shear = draws.unbind()
+    # An eighth number only where it is used, so that the others stay those of the paper's patches.
+    shape = 7 + (vertical_shear > 0), batch, patches
+    draws = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+    side, left, top, turn, move, enlarge, slant, *lean = draws.unbind()
 
     # The window, as half-sides and centre in image coordinates.
     height, width = image_size
@@ -338,17 +362,20 @@ def random_patch_transforms(
     center_y = (2 * top - 1) * (1 - half_height)
 
     # Warping looks up the source position of each output pixel, so the map is the inverse of the
-    # transform p -> R(turn) @ Shear(shear) @ p * zoom + (0, shift).
-    turn = torch.deg2rad(MAX_ROTATION * (2 * turn - 1))
-    shear = torch.tan(torch.deg2rad(MAX_SHEAR * (2 * shear - 1)))
-    zoom = 1 + (MAX_ZOOM - 1) * zoom
-    shift = 2 * MAX_SHIFT * (2 * shift - 1)  # patch coordinates span 2
-    cos, sin = torch.cos(turn), torch.sin(turn)
-    xx, xy = (cos + shear * sin) / zoom, (sin - shear * cos) / zoom
-    yx, yy = -sin / zoom, cos / zoom
+    # transform p -> R(turn) @ ShearY(lean) @ ShearX(slant) @ p * enlarge + (0, move).
+    turn = torch.deg2rad(rotation * (2 * turn - 1))
+    slant = torch.tan(torch.deg2rad(shear * (2 * slant - 1)))
+    enlarge = 1 + (zoom - 1) * enlarge
+    move = 2 * shift * (2 * move - 1)  # patch coordinates span 2
+    xx, xy = torch.cos(turn), torch.sin(turn)
+    yx, yy = -xy, xx
+    for each in lean:  # one, or none
+        tangent = torch.tan(torch.deg2rad(vertical_shear * (2 * each - 1)))
+        yx, yy = yx - tangent * xx, yy - tangent * xy
+    xx, xy, yx, yy = (each / enlarge for each in (xx - slant * yx, xy - slant * yy, yx, yy))
 
-    x_row = [half_width * xx, half_width * xy, center_x - half_width * xy * shift]
-    y_row = [half_height * yx, half_height * yy, center_y - half_height * yy * shift]
+    x_row = [half_width * xx, half_width * xy, center_x - half_width * xy * move]
+    y_row = [half_height * yx, half_height * yy, center_y - half_height * yy * move]
     return torch.stack([torch.stack(row, -1) for row in (x_row, y_row)], -2)
 
 

@@ -77,7 +77,7 @@ def load_clip(
 
 
 def load_bundled_clip() -> tuple[nn.Module, Callable[..., Tensor], frozenset[str]]:
-    """The model that comes with the package, its tokenizer and its vocabulary."""
+    """The bundled CLIP: model, tokenizer and vocabulary."""
     try:
         _, model, tokenizer = load_clip(f"local-dir:{BUNDLED}")
         words = (BUNDLED / "vocabulary.txt").read_text(encoding="utf-8").split()

@@ -17,13 +17,13 @@ from .encoder import PRECISIONS, FrozenCLIP
 from .objective import (
     EmbeddedFusionModel,
     FusionObjective,
-    Mixture,
     Texts,
+    Words,
     embed_all,
     embed_for_batch,
     embed_one,
 )
-from .patches import EmptySteps, patch_term
+from .patches import EmptySteps, PatchGeometry, patch_term
 from .regularizers import StructureLoss, VGGMaxFeatureLoss
 
 
@@ -31,8 +31,9 @@ class FusionLossTerms(NamedTuple):
     """The total loss and its unweighted terms, float32; scalars, or (B,) with ``reduction="none"``.
 
     `direction` and `patch` are the direction losses of the whole fused image and of its patches,
-    `similarity` the mean cosine distance to the sources, each in [0, 2] per sample; `kept` is the
-    fraction of patches that passed the entropy filter, averaged over the batch also with "sum".
+    all texts and opposites added up, `similarity` the mean cosine distance to the sources, each in
+    [0, 2] with one text; `kept` is the fraction of patches that passed the entropy filter, averaged
+    over the batch also with "sum".
     """
 
     total: Tensor
@@ -50,11 +51,15 @@ class SourceEmbeddings(NamedTuple):
     infrared: Tensor
 
 
-Objective = (
-    FusionObjective | EmbeddedFusionModel | str | Sequence[str]
-    | Mapping[str, float] | Mapping[FusionObjective, float]
-)  # fmt: skip
-Objectives = Texts | EmbeddedFusionModel
+Objective = FusionObjective | EmbeddedFusionModel | str | Sequence[str] | Mapping[Any, float]
+Objectives = Texts | Sequence[str | FusionObjective | None] | EmbeddedFusionModel
+
+# What AutoFuse says of all images.
+AUTOFUSE = FusionObjective(
+    "high resolution, salient objects, rich details",
+    opposite="low resolution, indistinct objects, minimal details",
+    opposite_weight=1.0,
+)
 
 
 def _patch_chunk(name: str, value: Any) -> Any:
@@ -74,9 +79,12 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "similarity_weight": checks.check_number,
     "regularizer": _or_none(partial(checks.check_type, kind=nn.Module)),
     "regularizer_weight": checks.check_number,
+    "shared_weight": checks.check_number,
+    "link": partial(checks.check_choice, choices=("linear", "exponential")),
     "num_patches": partial(checks.check_number, minimum=1, whole=True),
-    "patch_scale": partial(checks.check_interval, minimum=0.05, maximum=1.0, empty=True),
+    "patch_geometry": partial(checks.check_type, kind=PatchGeometry),
     "min_patch_entropy": _or_none(partial(checks.check_number, maximum=8)),
+    "patch_filter": partial(checks.check_choice, choices=("both", "each")),
     "patch_reduction": partial(checks.check_choice, choices=("all", "kept")),
     "region_share": partial(checks.check_number, minimum=0.51, maximum=1),
     "data_range": checks.check_interval,
@@ -113,10 +121,16 @@ class LanguageDrivenFusionLoss(nn.Module):
             at least 0 (paper: 2, 10, 6, 10). At 0 no patches are encoded, no regularizer is called.
         regularizer: a module called ``(fused, visible, infrared) -> (B,)`` on float32 images in
             [0, 1]; the paper's is `VGGMaxFeatureLoss()`. None: no such term.
+        shared_weight: with `objectives`, the weight of the current objective, which counts for each
+            image beside its own; at least 0. AutoFuse has 1.
+        link: "linear", or AutoFuse's "exponential": ``exp(d) - 1`` for each direction loss d of an
+            embedding from a text.
         num_patches: random patches per sample, at least 1 (paper: 32).
-        patch_scale: range of a patch's side as a fraction of the short side, in [0.05, 1].
-        min_patch_entropy: patches must have more bits of grey-level entropy than this in both
+        patch_geometry: the size and the random transform of patches, a `PatchGeometry`.
+        min_patch_entropy: patches must have more bits of grey-level entropy than this in the
             sources, 0 to 8 (paper: 6); None keeps all patches.
+        patch_filter: "both" keeps patches that have it in both sources. AutoFuse's "each" leaves
+            out the direction from a source that has not, and patches where neither has.
         patch_reduction: "all" counts dropped patches as 0, as the paper's code does; "kept"
             averages over a sample's kept patches, 0 if there are none.
         region_share: with `regions`, how much of a patch one label must cover, 0.51 to 1. At 0.85
@@ -146,15 +160,19 @@ class LanguageDrivenFusionLoss(nn.Module):
         self, objective: Objective = FusionObjective(), *, encoder: FrozenCLIP | None = None,
         direction_weight: float = 2.0, patch_weight: float = 10.0, similarity_weight: float = 6.0,
         regularizer: nn.Module | None = None, regularizer_weight: float = 10.0,
-        num_patches: int = 32, patch_scale: tuple[float, float] = (0.5, 0.8),
-        min_patch_entropy: float | None = 6.0, patch_reduction: str = "all",
+        shared_weight: float = 0.0, link: str = "linear",
+        num_patches: int = 32, patch_geometry: PatchGeometry = PatchGeometry(),
+        min_patch_entropy: float | None = 6.0, patch_filter: str = "both",
+        patch_reduction: str = "all",
         region_share: float = 0.85,
         data_range: tuple[float, float] = (0.0, 1.0), reduction: str = "mean",
         generator: torch.Generator | None = None,
         patch_chunk: int | Literal["auto"] | None = "auto", precision: str = "auto",
-        compile: bool = False,
+        compile: bool = False, patch_scale: None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        if patch_scale is not None:
+            self.patch_scale = patch_scale  # raises; it had this name until 0.2.0
         checks.check_type("encoder", encoder, FrozenCLIP, optional=True)
         self._compiled = checks.check_type("compile", compile, bool)
         self.direction_weight = direction_weight
@@ -162,9 +180,12 @@ class LanguageDrivenFusionLoss(nn.Module):
         self.similarity_weight = similarity_weight
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
+        self.shared_weight = shared_weight
+        self.link = link
         self.num_patches = num_patches
-        self.patch_scale = patch_scale
+        self.patch_geometry = patch_geometry
         self.min_patch_entropy = min_patch_entropy
+        self.patch_filter = patch_filter
         self.patch_reduction = patch_reduction
         self.region_share = region_share
         self.data_range = data_range
@@ -194,6 +215,31 @@ class LanguageDrivenFusionLoss(nn.Module):
         if "regularizer" not in options:
             options["regularizer"] = VGGMaxFeatureLoss()
         return cls(objective, **options)
+
+    @classmethod
+    def autofuse(cls, objective: Objective = AUTOFUSE, **options: Any) -> LanguageDrivenFusionLoss:
+        """The authors' next loss, of their code for AutoFuse (docs/method.md has the equations).
+
+        `objective` says what all images should be, and what not. What a single image should be is
+        added to that: pass as `objectives` a ``FusionObjective(text, opposite=text,
+        opposite_weight=1)`` for each image, or None where there is none. Errors are as in `paper`.
+        """
+        inspect.signature(cls).bind(objective, **options)
+        if "regularizer" not in options:
+            options["regularizer"] = VGGMaxFeatureLoss(layers={"relu3_1": 0.5, "relu4_2": 0.5})
+        defaults: dict[str, Any] = {
+            "patch_weight": 20.0,
+            "similarity_weight": 0.0,
+            "regularizer_weight": 17.0,
+            "shared_weight": 1.0,
+            "link": "exponential",
+            "patch_geometry": PatchGeometry(  # 48 to 80 of 336 pixels
+                (1 / 7, 5 / 21), rotation=3.0, shift=0.0, zoom=1.0, shear=3.0, vertical_shear=3.0
+            ),
+            "min_patch_entropy": 5.9,
+            "patch_filter": "each",
+        }
+        return cls.paper(objective, **(defaults | options))
 
     @classmethod
     def tiny(
@@ -235,13 +281,13 @@ class LanguageDrivenFusionLoss(nn.Module):
             visible, infrared: (B, 1 | 3, H, W) in `data_range`, with the batch, height and width of
                 `fused`; channels and precision may differ. They get no gradient.
             sources: the result of `embed_sources` for these sources, which saves encoding them.
-            objectives: one per image: B texts or `FusionObjective`s, as in `embed`; or B embedded
-                ones, from `embed(...)` or ``bank[names]``. None: the current one for all images.
+            objectives: one per image: B texts or `FusionObjective`s, as in `embed`, or None for the
+                current one; or B embedded ones, from `embed(...)` or ``bank[names]``.
             regions: (B, H, W) integers, the label of each pixel. `objectives` are then a whole bank
                 or N texts, and label n has objective n. A patch has that of the label that covers
                 at least `region_share` of it, and without such a label it is left out; the
                 direction term of a whole image is 0 if the image has several labels. Regions need
-                patches that are smaller than they are: a `patch_scale` of about (0.25, 0.5).
+                patches that are smaller than they are: ``PatchGeometry(scale=(0.25, 0.5))``.
 
         Returns a float32 scalar, or (B,) with ``reduction="none"``; differentiable in `fused`.
         Raises a TypeError or ValueError if shapes, dtypes, devices or objectives do not match; in
@@ -284,11 +330,18 @@ class LanguageDrivenFusionLoss(nn.Module):
             self._to_unit_range(image) for image in (fused, visible.detach(), infrared.detach())
         )
 
-        def score(patches: Tensor, owners: Tensor, rows: Tensor) -> Tensor:
+        def direction_loss(*embeddings: Tensor, **options: Tensor | None) -> Tensor:
+            loss = fusion_model(*embeddings, link=self.link, **options)
+            if self.shared_weight > 0:
+                shared = self.fusion_model(*embeddings, link=self.link, **options)
+                loss = loss + self.shared_weight * shared
+            return loss
+
+        def score(patches: Tensor, owners: Tensor, rows: Tensor, counted: Tensor | None) -> Tensor:
             embedding = self._encode(patches)
             with torch.autocast(patches.device.type, enabled=False):
                 of_sources = (embeddings[owners] for embeddings in sources)
-                return fusion_model(embedding, *of_sources, index=rows)
+                return direction_loss(embedding, *of_sources, index=rows, counted=counted)
 
         # Patches first, before the activations of whole images take memory.
         if self.patch_weight == 0:
@@ -298,9 +351,9 @@ class LanguageDrivenFusionLoss(nn.Module):
             # Padded, as a compiled tower would be recompiled for each number of patches.
             patch, kept = patch_term(
                 fused, visible, infrared, regions, score, count=self.num_patches,
-                size=self.encoder.image_size, scale=self.patch_scale,
-                min_entropy=self.min_patch_entropy, region_share=self.region_share,
-                reduction=self.patch_reduction,
+                size=self.encoder.image_size, geometry=self.patch_geometry,
+                min_entropy=self.min_patch_entropy, each=self.patch_filter == "each",
+                region_share=self.region_share, reduction=self.patch_reduction,
                 generator=self.generator, chunk=self.patch_chunk, pad=self._compiled,
                 empty_steps=self._empty_steps if self.training else None,
             )  # fmt: skip
@@ -309,10 +362,10 @@ class LanguageDrivenFusionLoss(nn.Module):
         # Autocast would compute cosines of differences of nearly equal vectors in 16 bits.
         with torch.autocast(fused.device.type, enabled=False):
             if regions is None:
-                direction = fusion_model(embedding, *sources)
+                direction = direction_loss(embedding, *sources)
             else:
                 labels = regions.flatten(1)
-                direction = fusion_model(embedding, *sources, index=labels[:, 0])
+                direction = direction_loss(embedding, *sources, index=labels[:, 0])
                 direction = direction * (labels == labels[:, :1]).all(1)
             similarity = functional.similarity_loss(embedding, *sources)
             parts = direction, patch, similarity, regularizer
@@ -398,7 +451,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         return SourceEmbeddings(*self._encode(torch.cat(pair)).chunk(2))
 
     @property
-    def objective(self) -> FusionObjective | Mixture:
+    def objective(self) -> Words:
         """The current texts, of a mixture with their weights. Assigning calls `set_objective`."""
         return self.fusion_model.objective
 
@@ -426,6 +479,9 @@ class LanguageDrivenFusionLoss(nn.Module):
         elif name == "encoder" and "fusion_model" in self._modules:
             # Another encoder would not fit the texts.
             self.fusion_model.check_encoder(checks.check_type("encoder", value, FrozenCLIP))
+        elif name == "patch_scale":
+            new = "`patch_geometry`, as PatchGeometry(scale=(low, high))"
+            raise TypeError(f"`patch_scale` must be set in {new}, got {value!r}")
         elif name == "compile":
             raise TypeError(f"`compile` must be set at construction, got {value!r} assigned later")
         elif not name.startswith("_") and not hasattr(self, name):

@@ -45,18 +45,18 @@ DISTINCT = (
 class FusionObjective:
     """Texts that describe the fused, the visible and the infrared image, and what it should not be.
 
-    The defaults are the paper's (arXiv 2402.16267), which has no opposite. Each text may also be a
+    The defaults are the paper's (arXiv 2402.16267), which has no opposite. A field is a text, or a
     sequence of texts, whose embeddings are averaged; after construction it is a tuple of texts.
 
     CLIP ignores "no" and "without", so say what to avoid as `opposite`, for example "a blurry dark
     image". Its direction D_o counts with `opposite_weight` w, at least 0; 0.5 was found in trials
     with the bundled CLIP, where 1 also takes much of what the sentence and its opposite share. The
-    direction loss then is ``(1 - <d, D>) + w (1 + <d, D_o>)``.
+    direction loss is ``(1 - <d, D>) + w (1 + <d, D_o>)``.
 
     Raises:
-        TypeError: a field is neither a text nor a sequence of texts; or the weight is no number.
-        ValueError: a field is empty or a file name; or `fused`, the sources and `opposite` do not
-            differ; or the weight is negative or not finite.
+        TypeError: a field is neither a text nor a sequence of texts; the weight is no number.
+        ValueError: a field but `opposite` is empty, or is a file name; the texts of two roles are
+            the same; the weight is negative or not finite.
     """
 
     fused: str | Sequence[str] = "a clear image with detailed background and salient objects"
@@ -79,8 +79,8 @@ class FusionObjective:
 
 
 Texts = Sequence[str | FusionObjective]
-# Several objectives, each with its weight.
-Mixture = dict[FusionObjective, float]
+# What one embedded objective says: an objective, or several with their weights.
+Words = FusionObjective | dict[FusionObjective, float]
 
 
 class EmbeddedFusionModel(FrozenModule):
@@ -93,10 +93,7 @@ class EmbeddedFusionModel(FrozenModule):
         bank = criterion.embed({"day": "a bright image", "night": "a dark image"})
         chosen = bank[["night", "day", "night"]]  # or integers: a list, or a (B,) tensor
         loss = criterion(fused=fused, visible=visible, infrared=infrared, objectives=chosen)
-
-    Objectives can be added, each with a weight (`mix`):
-
-        criterion.set_objective(bank.mix({"night": 1.0, "day": -0.5}))  # a negative one: not this
+        criterion.set_objective(bank.mix({"night": 1.0, "day": -0.5}))  # night, and not day
 
     Args:
         objective: one `FusionObjective`; or, for a bank, a sequence of N objectives or a mapping
@@ -108,19 +105,16 @@ class EmbeddedFusionModel(FrozenModule):
             text, or gives the fused image and a source the same vector.
         RuntimeError: a text is new and the encoder's text tower was dropped.
 
-    `visible_direction` and `infrared_direction` are float32 vectors, (D,), for a bank (N, D): of
-    unit length, or with opposites the weighted sum of unit vectors. `names` are the N names of a
-    bank made from a mapping, otherwise None.
+    `visible_direction` and `infrared_direction` are float32 vectors, (D,), for a bank (N, D): unit
+    vectors, with opposites their weighted sum; `names` are those of a bank from a mapping, or None.
     """
 
     frozen = ("visible_direction", "infrared_direction", "_parts", "_weights", "_total_weight")
     visible_direction: Tensor
     infrared_direction: Tensor
-    # What is summed: (N, K, 2, D) unit directions from both sources, (N, K) weights; and the sum of
-    # these without sign, (), for a bank (N,).
-    _parts: Tensor
-    _weights: Tensor
-    _total_weight: Tensor
+    _parts: Tensor  # (N, K, 2, D): the unit directions from both sources that are summed
+    _weights: Tensor  # (N, K): their weights
+    _total_weight: Tensor  # (), for a bank (N,): the sum of their weights without sign
     names: tuple[str, ...] | None
     encoder_name: str
     encoder_fingerprint: str
@@ -133,16 +127,14 @@ class EmbeddedFusionModel(FrozenModule):
         checks.check_type("encoder", encoder, FrozenCLIP)
         several = [objective] if isinstance(objective, FusionObjective) else objective
         objectives, names = _as_objectives("objective", several, FusionObjective())
-        content = text_directions(objectives, encoder), isinstance(objective, FusionObjective)
-        self._set(objectives, names, encoder.name, encoder.fingerprint, *content)
+        content = text_directions(objectives, encoder)
+        one = isinstance(objective, FusionObjective)
+        self._set(objectives, *content, one, names, encoder.name, encoder.fingerprint)
 
-    def _set(
-        self, objectives: Any, names: tuple[str, ...] | None, encoder_name: str, fingerprint: str,
-        content: tuple[Tensor, Tensor], one: bool,
-    ) -> None:  # fmt: skip
-        self._objectives = objectives  # or a function: they are looked up once they are asked for
-        self.names, self.encoder_name, self.encoder_fingerprint = names, encoder_name, fingerprint
-        self._parts, self._weights = parts, weights = content
+    def _set(self, texts: Any, parts: Tensor, weights: Tensor, one: bool, *identity: Any) -> None:
+        self._objectives = texts  # or a function: they are looked up once they are asked for
+        self.names, self.encoder_name, self.encoder_fingerprint = identity
+        self._parts, self._weights = parts, weights
         # A weight of 1 leaves the only direction as it is, to the bit.
         both, total = (weights[..., None, None] * parts).sum(1), weights.abs().sum(1)
         both, self._total_weight = (both[0], total[0]) if one else (both, total)
@@ -155,9 +147,12 @@ class EmbeddedFusionModel(FrozenModule):
         model._set(*content)
         return model
 
+    def _derived(self, *content: Any) -> EmbeddedFusionModel:
+        return self._of(*content, None, self.encoder_name, self.encoder_fingerprint)
+
     @property
-    def objectives(self) -> tuple[FusionObjective | Mixture, ...]:
-        """The texts of all N objectives; of `mix` a dictionary of objectives and their weights.
+    def objectives(self) -> tuple[Words, ...]:
+        """The texts of all N objectives, of a mixture with their weights, as a dictionary.
 
         Waits for the device if a tensor on it chose or mixed them.
         """
@@ -166,8 +161,8 @@ class EmbeddedFusionModel(FrozenModule):
         return self._objectives
 
     @property
-    def objective(self) -> FusionObjective | Mixture:
-        """The entry of `objectives`, if it is the only one. Raises a ValueError for a bank."""
+    def objective(self) -> Words:
+        """The texts of a single objective. Raises a ValueError for a bank."""
         if self.visible_direction.ndim > 1:
             raise ValueError(
                 f"`objective` must be a single one, got a bank of {len(self)}; choose bank[name]"
@@ -176,10 +171,7 @@ class EmbeddedFusionModel(FrozenModule):
 
     @property
     def text_direction(self) -> Tensor:
-        """The `functional.mean_direction`, for a network that follows the texts: (D,) or (N, D).
-
-        A unit vector, also with opposites and mixtures.
-        """
+        """The unit vector of `functional.mean_direction`, for a network: (D,) or (N, D)."""
         return functional.mean_direction(self.visible_direction, self.infrared_direction)
 
     def __len__(self) -> int:
@@ -202,26 +194,23 @@ class EmbeddedFusionModel(FrozenModule):
         """
         one = isinstance(choice, (str, Integral))
         index, rows = self._index([choice] if one else choice)
-        content = self._parts.index_select(0, index), self._weights.index_select(0, index)
+        parts, weights = (each.index_select(0, index) for each in (self._parts, self._weights))
         # A copy, as the caller may reuse its tensor.
         texts = partial(_choose, self.objectives, index.clone() if rows is None else rows)
-        identity = self.encoder_name, self.encoder_fingerprint
-        return self._of(texts, None, *identity, content, one)
+        return self._derived(texts, parts, weights, one)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.inference_mode(False)
     def mix(
         self, weights: Mapping[Any, float] | Sequence[Mapping[Any, float]] | Tensor
     ) -> EmbeddedFusionModel:
-        """Add objectives, each with a weight: for all images, or for each image of a batch.
+        """Add objectives, each with a weight: ``sum_n w_n loss_n``, in the time of one.
 
-        The direction loss becomes ``sum_n w_n loss_n``, where a negative weight stands for the
-        opposite, ``|w_n| (2 - loss_n)``. It takes no longer than that of one objective.
-
-        `weights` maps names or indices to numbers, which gives one objective with (D,) directions;
-        or for B objectives it is a sequence of B mappings, or a (B, N) tensor. Wrong ones, such as
-        weights that cancel out, are a KeyError, IndexError, TypeError or ValueError. To find them
-        it waits for the device; a tensor on an accelerator is not read.
+        A negative weight makes an opposite of a text, ``|w_n| (2 - loss_n)``. `weights` maps names
+        or indices to numbers, for one objective with (D,) directions; for B objectives it is a
+        sequence of B mappings, or a (B, N) tensor. Wrong ones, such as weights that cancel out, are
+        a KeyError, IndexError, TypeError or ValueError. To find them it waits for the device; a
+        tensor on an accelerator is not read.
         """
         one, bank, read = isinstance(weights, Mapping), self, True
         if isinstance(weights, Tensor):
@@ -229,11 +218,7 @@ class EmbeddedFusionModel(FrozenModule):
             table = weights.detach().float().clone()  # the caller may reuse it
         else:
             rows: Any = [weights] if one else weights
-            if not isinstance(rows, Sequence) or not all(isinstance(r, Mapping) for r in rows):
-                raise TypeError(
-                    "`weights` must be a mapping of names to numbers, a sequence of mappings or a "
-                    f"tensor, got {checks.shorten(weights)}"
-                )
+            rows = [checks.check_type("weights", row, Mapping) for row in rows]
             keys = list(dict.fromkeys(key for row in rows for key in row))
             bank = self[keys]
             number = partial(checks.check_number, "weights", minimum=-math.inf)
@@ -243,9 +228,8 @@ class EmbeddedFusionModel(FrozenModule):
             expected = f"have shape (B, {len(bank)}), a row for each image"
             raise ValueError(f"`weights` must {expected}, got {tuple(table.shape)}")
         signed = (table.to(bank._weights.device)[..., None] * bank._weights).flatten(1)
-        content = bank._parts.flatten(0, 1).expand(len(table), -1, -1, -1), signed
-        texts = partial(_mixtures, bank.objectives, table)
-        mixed = self._of(texts, None, self.encoder_name, self.encoder_fingerprint, content, one)
+        parts = bank._parts.flatten(0, 1).expand(len(table), -1, -1, -1)
+        mixed = self._derived(partial(_mixtures, bank.objectives, table), parts, signed, one)
         directions = torch.stack([mixed.visible_direction, mixed.infrared_direction])
         lengths = directions.norm(dim=-1) / mixed._total_weight
         if read and not (lengths > functional.DIRECTION_EPS).all():  # NaN is not either
@@ -288,16 +272,23 @@ class EmbeddedFusionModel(FrozenModule):
 
     def forward(
         self, embedding: Tensor, visible_embedding: Tensor, infrared_embedding: Tensor, *,
-        index: Tensor | None = None,
+        index: Tensor | None = None, link: str = "linear", counted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Direction loss per embedding, (..., D) to (...); see `functional.direction_loss`.
 
         For a bank, `index` has (P,) integers, the objective of each of P embeddings; None: i of i.
+        `link` is "linear", or "exponential" for `functional.exponential_direction_loss`.
         """
+        formula: Any = functional.direction_loss
         wanted = [self.visible_direction, self.infrared_direction, self._total_weight]
-        if index is not None and self.visible_direction.ndim > 1:
+        single = self.visible_direction.ndim == 1
+        if link == "exponential":
+            formula = functional.exponential_direction_loss
+            wanted = [self._parts[..., 0, :], self._parts[..., 1, :], self._weights]
+            wanted = [each[0] for each in wanted] if single else wanted
+        if index is not None and not single:
             wanted = [each[index] for each in wanted]
-        return functional.direction_loss(embedding, visible_embedding, infrared_embedding, *wanted)
+        return formula(embedding, visible_embedding, infrared_embedding, *wanted, counted)
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
         """Raise a ValueError unless `encoder`, or a copy in another precision, embedded it."""
@@ -315,14 +306,12 @@ class EmbeddedFusionModel(FrozenModule):
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         # A mixture as pairs, as objects of JSON have texts for keys.
         texts = [list(each.items()) if isinstance(each, dict) else each for each in self.objectives]
-        metadata = {
-            "format": FORMAT,
-            "objectives": json.dumps(texts, default=asdict),
-            "names": json.dumps(self.names),
-            "single": json.dumps(self.visible_direction.ndim == 1),
-            "encoder_name": self.encoder_name,
-            "encoder_fingerprint": self.encoder_fingerprint,
-        }
+        metadata = {"format": FORMAT, "names": json.dumps(self.names)}
+        single = self.visible_direction.ndim == 1
+        content = json.dumps(texts[0] if single else texts, default=asdict)
+        metadata["objective" if single else "objectives"] = content
+        metadata["encoder_name"] = self.encoder_name
+        metadata["encoder_fingerprint"] = self.encoder_fingerprint
         metadata["sha256"] = _digest(metadata, tensors)
         _atomic_write(path, safetensors.torch.save(tensors, metadata))
 
@@ -350,9 +339,7 @@ class EmbeddedFusionModel(FrozenModule):
         return f"{len(self)} objectives, names={self.names}, encoder={self.encoder_name!r}"
 
 
-def embed_one(
-    objective: Any, encoder: FrozenCLIP, before: FusionObjective | Mixture
-) -> EmbeddedFusionModel:
+def embed_one(objective: Any, encoder: FrozenCLIP, before: Words) -> EmbeddedFusionModel:
     """See `LanguageDrivenFusionLoss.set_objective`; `before` has the texts of the sources."""
     if isinstance(objective, Sequence):
         objective = _with_sources(objective, before)
@@ -363,9 +350,8 @@ def embed_one(
         return bank.mix(dict(enumerate(objective.values())))
     if not isinstance(objective, EmbeddedFusionModel):
         raise TypeError(
-            "`objective` must be a text, a list of texts, a FusionObjective(**texts), a mapping of "
-            "these to weights or an EmbeddedFusionModel, such as of .load(path), got "
-            f"{checks.shorten(objective)}"
+            "`objective` must be texts, a FusionObjective(**texts), a mapping of these to weights "
+            f"or an EmbeddedFusionModel, as of .load(path), got {checks.shorten(objective)}"
         )
     objective.check_encoder(encoder)
     _ = objective.objective  # raises for a bank
@@ -374,7 +360,7 @@ def embed_one(
     return copy.deepcopy(objective).to(encoder.device)  # other losses on other devices may use it
 
 
-def _with_sources(fused: str | Sequence[str], before: FusionObjective | Mixture) -> FusionObjective:
+def _with_sources(fused: str | Sequence[str], before: Words) -> FusionObjective:
     """A text for the fused image, with the texts of the sources of `before`."""
     sources = next(iter(before)) if isinstance(before, dict) else before
     return FusionObjective(fused, sources.visible, sources.infrared)
@@ -384,22 +370,18 @@ def _choose(objectives: tuple[Any, ...], rows: Tensor | list[int]) -> tuple[Any,
     return tuple(objectives[row] for row in (rows.tolist() if isinstance(rows, Tensor) else rows))
 
 
-def _mixtures(objectives: tuple[Any, ...], table: Tensor) -> tuple[Mixture, ...]:
-    """What `objectives` of a mixture are; parts that are mixtures themselves are resolved."""
-    mixtures = []
-    for row in table.tolist():
-        mixture: Mixture = {}
+def _mixtures(objectives: tuple[Any, ...], table: Tensor) -> tuple[Words, ...]:
+    """The texts and weights of mixtures, of which the objectives may be mixtures themselves."""
+    mixtures: list[Any] = [{} for _ in table]
+    for mixture, row in zip(mixtures, table.tolist(), strict=True):
         for objective, weight in zip(objectives, row, strict=True):
             parts = objective if isinstance(objective, dict) else {objective: 1.0}
             for part, own in parts.items() if weight else ():
                 mixture[part] = mixture.get(part, 0.0) + weight * own
-        mixtures.append(mixture)
     return tuple(mixtures)
 
 
-def embed_all(
-    objectives: Any, encoder: FrozenCLIP, before: FusionObjective | Mixture
-) -> EmbeddedFusionModel:
+def embed_all(objectives: Any, encoder: FrozenCLIP, before: Words) -> EmbeddedFusionModel:
     """See `LanguageDrivenFusionLoss.embed`; `before` has the texts of the sources."""
     entries, names = _as_objectives("objectives", objectives, before)
     named = entries if names is None else dict(zip(names, entries, strict=True))
@@ -434,7 +416,8 @@ def embed_for_batch(
             "pass several texts for one image as FusionObjective(texts)"
         )
     if not embedded:
-        return embed_all(objectives, encoder, current.objective)
+        entries = [current.objective if entry is None else entry for entry in objectives]
+        return embed_all(entries, encoder, current.objective)
     if batch is not None and objectives.names is not None:
         raise ValueError("`objectives` must be one per image, got a whole bank; pass bank[names]")
     objectives.check_encoder(encoder)
@@ -447,7 +430,7 @@ def embed_for_batch(
 
 
 def _as_objectives(
-    name: str, value: object, before: FusionObjective | Mixture
+    name: str, value: object, before: Words
 ) -> tuple[tuple[FusionObjective, ...], tuple[str, ...] | None]:
     """The objectives of a sequence or mapping, and the names of a mapping, else None."""
     names = None
@@ -499,16 +482,16 @@ def text_directions(
         gaps = (vectors[name] - vectors[other]).norm(dim=-1).tolist()
         for objective, gap in zip(objectives, gaps, strict=True):
             if gap < functional.DIRECTION_EPS and getattr(objective, name):
+                both = f"{getattr(objective, name)!r} and {getattr(objective, other)!r}"
                 raise ValueError(
                     f"`{name}` and `{other}` must differ for {encoder.name!r}, got the same vector "
-                    f"for {getattr(objective, name)!r} and {getattr(objective, other)!r}; change "
-                    "the wording of one"
+                    f"for {both}; change the wording of one"
                 )
-    sources = torch.stack([vectors["visible"], vectors["infrared"]], 1)[:, None]
-    ends = torch.stack([vectors[role] for role in roles if role in ("fused", "opposite")], 1)
+    fused, *sources = (vectors.pop(role) for role in roles[:3])
+    ends = torch.stack([fused, *vectors.values()], 1)[:, :, None]
+    directions = functional.direction(torch.stack(sources, 1)[:, None], ends)
     weights = [[1.0, -each.opposite_weight if each.opposite else 0.0] for each in objectives]
-    signed = torch.tensor(weights, dtype=torch.float32)[:, : ends.shape[1]]
-    directions = functional.direction(sources, ends[:, :, None])
+    signed = torch.tensor(weights, dtype=torch.float32)[:, : directions.shape[1]]
     return directions.to(encoder.device), signed.to(encoder.device)
 
 
@@ -525,15 +508,18 @@ def _read(path: Path) -> tuple[Any, ...]:
         both = [torch.atleast_2d(tensors[f"{name}_direction"]) for name in ("visible", "infrared")]
         directions = torch.stack(both, 1)[:, None]
         tensors = {"directions": directions, "weights": torch.ones_like(directions[..., 0, 0])}
-    if metadata["format"] == ONE:
-        metadata |= {"objectives": f"[{metadata['objective']}]", "names": "null"}
-    single = json.loads(metadata.get("single", json.dumps(metadata["format"] == ONE)))
-    objectives = tuple(map(_from_json, json.loads(metadata["objectives"])))
-    names = json.loads(metadata["names"])
-    parts, weights = content = tensors["directions"], tensors["weights"]
-    count = 1 if single else len(objectives)
+    single = "objective" in metadata
+    names = None if metadata["format"] == ONE else json.loads(metadata["names"])
+    texts = f"[{metadata['objective']}]" if single else metadata["objectives"]
+    objectives = tuple(
+        {FusionObjective(**texts): weight for texts, weight in entry}
+        if isinstance(entry, list)
+        else FusionObjective(**entry)
+        for entry in json.loads(texts)
+    )
+    parts, weights = tensors["directions"], tensors["weights"]
     fits = parts.ndim == 4 and (*weights.shape, 2) == parts.shape[:3] and parts.numel()
-    fits = fits and parts.dtype == weights.dtype == torch.float32 and len(parts) == count
+    fits = fits and parts.dtype == weights.dtype == torch.float32 and len(parts) == len(objectives)
     # NaN is not in a range either.
     if not (fits and ((parts.norm(dim=-1) - 1).abs() < 1e-3).all() and weights.isfinite().all()):
         raise ValueError("its directions are not float32 unit vectors with weights per objective")
@@ -541,14 +527,8 @@ def _read(path: Path) -> tuple[Any, ...]:
         if {*map(type, names)} != {str} or not len({*names}) == len(names) == len(objectives):
             raise ValueError("it does not have one name per objective")
         names = tuple(names)
-    identity = metadata["encoder_name"], metadata["encoder_fingerprint"]
-    return objectives, names, *identity, content, single
-
-
-def _from_json(entry: Any) -> FusionObjective | Mixture:
-    if isinstance(entry, dict):
-        return FusionObjective(**entry)
-    return {FusionObjective(**texts): weight for texts, weight in entry}
+    identity = names, metadata["encoder_name"], metadata["encoder_fingerprint"]
+    return objectives, parts, weights, single, *identity
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -20,23 +21,53 @@ ACCELERATOR_CHUNK = 64
 # Patches whose histograms are computed at a time.
 FILTER_CHUNK = 32
 
-# See `sum_over_patches`.
-Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 # Warn after this many steps without a patch in a window, if they are this part of its steps so far.
 WINDOW = 100
 EMPTY_STEPS = 10
 EMPTY_PART = 0.25
 
 
+@dataclass(frozen=True)
+class PatchGeometry:
+    """How random patches are cut, see `functional.random_patch_transforms`; by default the paper's.
+
+    Args:
+        scale: range of its side as a fraction of the image's short side, in [0.05, 1].
+        rotation: largest rotation in degrees, to either side, 0 to 180.
+        shift: largest shift up or down as a fraction of the side, 0 to 1.
+        zoom: largest enlargement of what it shows, 1 to 4; the least is 1.
+        shear, vertical_shear: largest shears along x and y in degrees, to either side, 0 to 45.
+    """
+
+    scale: tuple[float, float] = (0.5, 0.8)
+    rotation: float = 5.0
+    shift: float = 0.1
+    zoom: float = 1.5
+    shear: float = 5.0
+    vertical_shear: float = 0.0
+
+    def __post_init__(self) -> None:
+        scale = checks.check_interval("scale", self.scale, minimum=0.05, maximum=1.0, empty=True)
+        object.__setattr__(self, "scale", scale)
+        bounds = (0, 180), (0, 1), (1, 4), (0, 45), (0, 45)
+        for field, (least, most) in zip(fields(self)[1:], bounds, strict=True):
+            value = getattr(self, field.name)
+            value = checks.check_number(field.name, value, minimum=least, maximum=most)
+            object.__setattr__(self, field.name, value)
+
+
 def patch_term(
-    fused: Tensor, visible: Tensor, infrared: Tensor, regions: Tensor | None, score: Score,
-    *, count: int, size: tuple[int, int], scale: tuple[float, float], min_entropy: float | None,
-    region_share: float, reduction: str, generator: torch.Generator | None,
+    fused: Tensor, visible: Tensor, infrared: Tensor, regions: Tensor | None,
+    score: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    *, count: int, size: tuple[int, int], geometry: PatchGeometry, min_entropy: float | None,
+    each: bool, region_share: float, reduction: str, generator: torch.Generator | None,
     chunk: int | str | None, pad: bool, empty_steps: EmptySteps | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Draw patches, keep those with enough entropy, and average a score over them.
 
+    `score` maps (P, C, height, width) patches, the (P,) indices of their images and those of their
+    objectives to (P,) scores. With `each`, a patch is kept if one source has enough entropy, and
+    the fourth argument of `score` is (P, 2), True for sources that have; otherwise it is None.
     With `regions`, (B, H, W) labels, a patch is kept if one label covers `region_share` of it.
 
     Images are (B, 1 | 3, H, W) in [0, 1]; `count` is the number N of patches per image, `size` is
@@ -47,7 +78,7 @@ def patch_term(
     Returns (B,) losses, differentiable in `fused`, and (B, N) True for kept patches.
     """
     # At this size even the smallest patch, before its zoom, has a source pixel for each of its own.
-    short_side = round(max(size) / scale[0])
+    short_side = round(max(size) / geometry.scale[0])
     fused, visible, infrared = (
         functional.shrink_images(images, short_side) for images in (fused, visible, infrared)
     )
@@ -56,38 +87,43 @@ def patch_term(
     if empty_steps is None:
         drawn, generator = 1, torch.Generator("cpu").manual_seed(0)
     transforms = functional.random_patch_transforms(
-        drawn, count, (height, width), scale=scale, generator=generator
+        drawn, count, (height, width), **asdict(geometry), generator=generator
     )
     transforms = transforms.expand(batch, -1, -1, -1).to(fused.device, non_blocking=True)
     labels = None
     if regions is not None:  # in full size, as labels cannot be averaged
         labels = functional.patch_labels(regions, transforms, region_share)
-    kept, index = choose_patches(
-        visible, infrared, transforms, size, min_entropy=min_entropy, labels=labels
+    passed, kept, index = choose_patches(
+        visible, infrared, transforms, size, min_entropy=min_entropy, each=each, labels=labels
     )
     if empty_steps is not None and (min_entropy is not None or labels is not None):
         empty_steps.count(len(index), min_entropy, labels is not None)
     if isinstance(chunk, str):  # "auto"
         on_cpu = min(max(CPU_CHUNK, CPU_CHUNK * 224**2 // math.prod(size)), ACCELERATOR_CHUNK)
         chunk = on_cpu if fused.device.type == "cpu" else ACCELERATOR_CHUNK
-    sums = sum_over_patches(fused, transforms, index, size, score, labels, chunk=chunk, pad=pad)
+
+    def score_chosen(patches: Tensor, part: Tensor) -> Tensor:
+        owners = part // count
+        rows = owners if labels is None else labels.flatten()[part]
+        return score(patches, owners, rows, passed.flatten(0, 1)[part] if each else None)
+
+    sums = sum_over_patches(fused, transforms, index, size, score_chosen, chunk=chunk, pad=pad)
     return functional.mean_over_patches(sums, kept, reduction), kept
 
 
 @torch.no_grad()
 def choose_patches(
     visible: Tensor, infrared: Tensor, transforms: Tensor, size: tuple[int, int], *,
-    min_entropy: float | None, labels: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(B, N) True for patches above `min_entropy` bits, and their (K,) indices b * N + n.
-
-    With (B, N) `labels`, -1 for patches that are in no region, those are left out too.
+    min_entropy: float | None, each: bool, labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(B, N, 2) True for sources of patches above `min_entropy` bits; (B, N) True for patches of
+    which both are, or with `each` one; and the (K,) indices b * N + n of these patches. Those in no
+    region, with -1 in the (B, N) `labels`, are left out too.
     """
-    kept = torch.ones(transforms.shape[:2], dtype=torch.bool, device=visible.device)
-    if labels is not None:
-        kept = labels >= 0
+    passed = torch.ones(*transforms.shape[:2], 2, dtype=torch.bool, device=visible.device)
+    kept = passed[..., 0] if labels is None else labels >= 0
     if min_entropy is None and labels is None:
-        return kept, torch.arange(kept.numel(), device=visible.device)
+        return passed, kept, torch.arange(kept.numel(), device=visible.device)
     with record_function("clip_fusion_loss.filter"):
         if min_entropy is not None:
             pair = [functional.match_channels(image, 1) for image in (visible, infrared)]
@@ -95,10 +131,11 @@ def choose_patches(
             parts = []
             for part in transforms.split(max(1, FILTER_CHUNK // len(grey)), dim=1):
                 patches = functional.sample_patches(grey, part, size)
-                parts.append((functional.patch_entropy(patches) > min_entropy).all(-1))
-            kept = kept & torch.cat(parts, 1)
+                parts.append(functional.patch_entropy(patches) > min_entropy)
+            passed = torch.cat(parts, 1)
+            kept = kept & (passed.any(-1) if each else passed.all(-1))
         # The only synchronisation of a step: the host must know how many patches to encode.
-        return kept, kept.flatten().nonzero().squeeze(1)
+        return passed, kept, kept.flatten().nonzero().squeeze(1)
 
 
 class EmptySteps:
@@ -120,9 +157,9 @@ class EmptySteps:
             missing, remedies = [], []
             if regions:
                 missing.append("lies in one region")
-                remedies.append("use smaller patches, `patch_scale=(0.25, 0.5)`, or larger regions")
+                remedies.append("use smaller patches (`patch_geometry`) or larger regions")
             if min_entropy is not None:
-                missing.append(f"has more than {min_entropy:g} bits of entropy in both sources")
+                missing.append(f"has more than {min_entropy:g} bits of entropy in the sources")
                 remedies.append("use larger crops, or lower `min_patch_entropy` (None keeps all)")
             checks.warn(
                 f"no patch passed the filter in {self._empty} of the last {self._steps} steps "
@@ -133,7 +170,7 @@ class EmptySteps:
 
 def sum_over_patches(
     images: Tensor, transforms: Tensor, index: Tensor, size: tuple[int, int],
-    score: Score, labels: Tensor | None = None, *, chunk: int | None, pad: bool = False,
+    score: Callable[[Tensor, Tensor], Tensor], *, chunk: int | None, pad: bool = False,
 ) -> Tensor:  # fmt: skip
     """(B,) sums of a score over the patches of each image; zero for an image without patches.
 
@@ -145,23 +182,17 @@ def sum_over_patches(
         images: (B, C, H, W).
         transforms: (B, N, 2, 3) maps of all patches, of `size` (height, width).
         index: (K,) patches to use, as b * N + n, ascending.
-        score: maps (P, C, height, width) patches, the (P,) indices of their images and those of
-            their objectives to (P,) scores, each of which depends on its own patch only.
-        labels: (B, N) indices of the patches' objectives; None: those of their images.
+        score: maps (P, C, height, width) patches and their (P,) part of `index` to (P,) scores,
+            each of which depends on its own patch only.
         chunk, pad: patches at a time, and whether to fill the last chunk with repeated ones.
     """
     count = transforms.shape[1]
-
-    def rows(part: Tensor, owners: Tensor) -> Tensor:
-        return owners if labels is None else labels.flatten()[part]
-
     if len(index) == 0:  # the host knows the length: no synchronisation
         return images.new_zeros(len(images))
     if chunk is None:
         patches = functional.sample_patches(images, transforms, size).flatten(0, 1)[index]
         owners = index // count
-        scores = score(patches, owners, rows(index, owners))
-        return images.new_zeros(len(images)).index_add(0, owners, scores)
+        return images.new_zeros(len(images)).index_add(0, owners, score(patches, index))
 
     chunk = min(chunk, len(images) * count)
 
@@ -177,7 +208,7 @@ def sum_over_patches(
                     sources = images[owners].requires_grad_(differentiate)
                     maps = transforms.flatten(0, 1)[part].unsqueeze(1)
                     patches = functional.sample_patches(sources, maps, size).squeeze(1)
-                scores = score(patches, owners, rows(part, owners))[:used]
+                scores = score(patches, part)[:used]
             sums.index_add_(0, owners[:used], scores.detach())
             if differentiate:
                 # A backward pass must run outside autocast, and the caller may be inside.

@@ -5,6 +5,7 @@ Images are (B, 1 | 3, H, W) float32 in [0, 1]; each of the three may be grey or 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,20 @@ from torch import Tensor, nn
 from . import checks, functional
 from .frozen import FrozenModule, computes_in_float16, default_torch_state
 
-# Indices of relu2_1, relu3_1 and relu4_2 in torchvision's vgg19().features.
-VGG_LAYERS = (6, 11, 22)
+# Indices in torchvision's vgg19().features, of five blocks of convolutions and one pooling each.
+VGG_LAYERS = {
+    f"relu{block}_{number}": start + 2 * number - 1
+    for block, start, count in ((1, 0, 2), (2, 5, 2), (3, 10, 4), (4, 19, 4), (5, 28, 4))
+    for number in range(1, count + 1)
+}
+
+PAPER_LAYERS = {"relu2_1": 1.0, "relu3_1": 1.0, "relu4_2": 1.0}
 
 
 class VGGMaxFeatureLoss(FrozenModule):
     """The paper's perceptual term: VGG-19 features after relu2_1, relu3_1 and relu4_2.
 
-        sum_l MSE(phi_l(fused), max(phi_l(visible), phi_l(infrared)))
+        sum_l w_l MSE(phi_l(fused), max(phi_l(visible), phi_l(infrared)))
 
     As in the paper's code, VGG gets images in [0, 1] without ImageNet normalisation, and grey ones
     are repeated to 3 channels. Images need at least 8 pixels per side. The network is frozen and
@@ -30,15 +37,22 @@ class VGGMaxFeatureLoss(FrozenModule):
     `weights` is a file with the `state_dict` of torchvision's `vgg19`, or of its ``features``; code
     in it is not run. None loads torchvision's IMAGENET1K_V1 from torch's hub cache, or downloads
     it. A missing file or a failed download is a FileNotFoundError, another file a ValueError.
+    `layers` maps names, "relu1_1" to "relu5_4", to weights w_l.
     """
 
     frozen = ("network",)
     network: nn.Sequential
 
     @default_torch_state()
-    def __init__(self, weights: str | Path | None = None) -> None:
+    def __init__(
+        self, weights: str | Path | None = None, *, layers: Mapping[str, float] = PAPER_LAYERS
+    ) -> None:
         super().__init__()
-        self.network = _vgg19_features(weights)
+        if not isinstance(layers, Mapping) or not layers or not {*layers} <= VGG_LAYERS.keys():
+            known = "names, 'relu1_1' to 'relu5_4',"
+            raise ValueError(f"`layers` must map {known} to weights, got {layers!r}")
+        self.layers = {name: checks.check_number("layers", layers[name]) for name in layers}
+        self.network = _vgg19_features(weights)[: max(VGG_LAYERS[name] for name in layers) + 1]
 
     def forward(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         """The (B,) losses, at least 0, differentiable in `fused` only."""
@@ -47,18 +61,19 @@ class VGGMaxFeatureLoss(FrozenModule):
             features = [layer.chunk(2) for layer in self._features(torch.cat(pair))]
             of_visible, of_infrared = zip(*features, strict=True)
         of_fused = self._features(functional.match_channels(fused, 3))
-        return functional.max_feature_loss(of_fused, of_visible, of_infrared)
+        weights = list(self.layers.values())
+        return functional.max_feature_loss(of_fused, of_visible, of_infrared, weights)
 
     def _features(self, images: Tensor) -> list[Tensor]:
         if computes_in_float16(self.network, images.device):
             images = functional.soften_outliers(images)
         images = images.to(next(self.network.parameters()).dtype)
-        features = []
+        features, wanted = {}, {VGG_LAYERS[name]: name for name in self.layers}
         for index, layer in enumerate(self.network.children()):
             images = layer(images)
-            if index in VGG_LAYERS:
-                features.append(images.float())
-        return features
+            if index in wanted:
+                features[wanted[index]] = images.float()
+        return [features[name] for name in self.layers]
 
 
 class IntensityGradientLoss(nn.Module):
@@ -143,7 +158,7 @@ def _like_fused(fused: Tensor, *sources: Tensor) -> list[Tensor]:
 
 
 def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
-    """torchvision's VGG-19 up to relu4_2, with trained weights."""
+    """The convolutions of torchvision's VGG-19, with trained weights."""
     # Imported here, as it takes seconds.
     from torchvision.models import VGG19_Weights
     from torchvision.models.vgg import cfgs, make_layers
@@ -164,7 +179,7 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
             f"`weights` must hold the state_dict of torchvision's vgg19, got {path}, which is "
             f"damaged or something else ({type(error).__name__}); {remedy}"
         ) from None
-    return features[: VGG_LAYERS[-1] + 1]
+    return features
 
 
 def _cached(url: str) -> Path:

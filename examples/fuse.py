@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--network", "the network of --weights", choices=[*NETWORKS, *PORTS])
     add("--out", required=True)
     add("--prompt", "; repeat it for one folder each", default=[])
-    add("--opposite", ", for all sentences; those of the training have their own", default=[])
+    add("--opposite", ", for each sentence; those of the training have their own")
     add("--blend", "interpolate between two sentences", nargs=3, metavar=("A", "B", "STEPS"))
     text = "a sentence for a region: hot, or an image or a folder of images, white in the region"
     add("--region", text, [], action="append", nargs=2, metavar=("MASK", "TEXT"))
@@ -142,7 +142,7 @@ def vectors_by_folder(chosen: argparse.Namespace, trained: Trained) -> dict[str,
             f"--prompt or --blend must be given for {chosen.checkpoint}, which was trained for "
             f'{len(bank)} sentences; for example --prompt "{bank.objectives[0].fused[0]}"'
         )
-    opposite = tuple(chosen.opposite)
+    opposite = tuple(chosen.opposite or ())
     known = list(zip(bank.objectives, bank.text_direction, strict=True))
     known.sort(key=lambda both: not both[0].opposite)  # of two with one text that without
     vectors = {

@@ -25,7 +25,7 @@ from pairs import (
 
 #: Of a training's crops, this share has one label: only they teach what a whole image should be.
 #: As many as the second are halved by a line; the others have an ellipse. Found by trial.
-ONE_LABEL, HALVED = 0.3, 0.35
+ONE_LABEL, HALVED = 0.6, 0.2
 #: Where lines and centres lie, and half the axes of ellipses, as shares of a crop's side.
 PLACES, HALF_AXES = (0.2, 0.8), (0.15, 0.45)
 

@@ -96,8 +96,13 @@ def spatial_frequency(image: Grey) -> float:
 
 
 def average_gradient(image: Grey) -> float:
+    return float(np.mean(gradient_sizes(image)))
+
+
+def gradient_sizes(image: Grey) -> np.ndarray:
+    """Of each pixel, as the average gradient counts it."""
     down, across = np.gradient(_real(image))
-    return float(np.mean(np.sqrt((down**2 + across**2) / 2)))
+    return np.sqrt((down**2 + across**2) / 2)
 
 
 def mutual_information(fused: Grey, source: Grey) -> float:

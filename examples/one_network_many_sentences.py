@@ -2,7 +2,7 @@
 
 Each image of a batch gets a random sentence, and the network gets the sentence's text direction as
 an additional input. So one training is enough for all sentences: about five minutes on two CPU
-cores with the small CLIP that comes with the package. The --out folder then holds:
+cores with the bundled CLIP. The --out folder then holds:
 
   sentences.png  fused images: one row per pair, one column per sentence
   blend.png      one pair, from the first --blend sentence to the second in equal steps

@@ -42,9 +42,9 @@ natural = partial(whole_number, minimum=0)
 positive_number = partial(number, positive=True)
 
 ENCODERS = (
-    "the CLIP of the loss: tiny, a small one for demonstrations; MODEL/TAG of open_clip, such as "
-    "ViT-B-32-quickgelu/openai, downloaded once; MODEL=FILE, such as RN50=RN50.pt, with weights of "
-    "open_clip or OpenAI; FOLDER of open_clip or transformers; hf-hub:ORG/REPO"
+    "the CLIP of the loss: tiny, the bundled one for demonstrations; MODEL/TAG of open_clip, such "
+    "as ViT-B-32-quickgelu/openai, downloaded once; MODEL=FILE, such as RN50=RN50.pt, with weights "
+    "of open_clip or OpenAI; FOLDER of open_clip or transformers; hf-hub:ORG/REPO"
 )
 FOLDER = {"type": Path, "metavar": "DIR"}
 #: Options that several programs have.
@@ -54,7 +54,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--visible": FOLDER | {"help": "visible images, if not in --pairs"},
     "--max-pairs": {"type": whole_number, "help": "use at most N pairs, spread over the folder"},
     "--out": FOLDER | {"help": "folder for the results"},
-    "--prompt": {"action": "append", "metavar": "TEXT", "help": "the fused image in words"},
+    "--prompt": {"action": "append", "metavar": "TEXT", "help": "the sentence for the fused image"},
     "--opposite": {"action": "append", "metavar": "TEXT", "help": "what it should not be"},
     "--encoder": {"metavar": "CLIP", "help": ENCODERS},
     "--steps": {"type": whole_number, "help": "training steps"},

@@ -1,7 +1,7 @@
 """Train a small network to fuse infrared and visible images as a sentence describes.
 
 Without options it trains on five real pairs of the TNO data set (A. Toet, CC BY 4.0), with the
-small CLIP that comes with the package: once without language and once for each of two sentences.
+bundled CLIP: once without language and once for each of two sentences.
 This takes one to two minutes on two CPU cores, without a download. The --out folder then holds:
 
   contact_sheet.png  the sources, a column without language, and one per sentence

@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.encoder is None:
         raise ValueError(
             "--encoder must name the CLIP of the loss: ViT-B-32-quickgelu/openai is the paper's, "
-            "downloaded once; tiny, for a first try, comes with the package"
+            "downloaded once; tiny, the bundled one, is for a first try"
         )
     folders = pairs.folders_of(chosen.pairs, chosen.infrared, chosen.visible)
     pairs.keep_apart(chosen.out, folders)
@@ -247,15 +247,14 @@ def train(chosen: argparse.Namespace, folders: pairs.Folders, stop: Event) -> bo
                     for name in ("visible", "infrared")
                 }
                 with accelerator.autocast():
-                    fused = training.call(network, **(given | noisy))
-                    terms = criterion.terms(fused=fused, **given)
-                accelerator.backward(terms.total)
-                sums = sums + torch.stack(terms).detach() / chosen.accumulate
+                    terms = training.loss_terms(network, criterion, given, noisy)
+                accelerator.backward(terms["total"])
+                sums = sums + torch.stack(list(terms.values())).detach() / chosen.accumulate
                 if not accelerator.sync_gradients:
                     continue
                 # All in one transfer, for each would wait for the device on its own.
                 means = accelerator.reduce(sums, "mean").tolist()
-                row = dict(zip(terms._fields, means, strict=True))
+                row = dict(zip(terms, means, strict=True))
                 if not math.isfinite(total := row["total"]):
                     raise ValueError(f"the loss is {total} in step {step + 1}; try a lower --rate")
                 if max_norm:

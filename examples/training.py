@@ -42,18 +42,14 @@ BATCH_SIZE, CROP_SIDE, LEARNING_RATE = 3, 96, 2e-3
 MANY_BATCH_SIZE, MANY_MAX_NORM = 1, 0.5
 #: A factor of the weight of the similarity, without which it follows strong sentences half as far.
 MANY_SIMILARITY = 2 / 3
-#: With regions patches are smaller, so that most lie in one. With tiny they count more, for only
-#: crops of one label have a direction as a whole; and the layout counts less, as it ties regions to
-#: each other. Found by trial.
-REGION_PATCH_SCALE = (0.25, 0.5)
-REGION_WEIGHTS = {
-    "direction_weight": 2.0,
-    "patch_weight": 3.0,
-    "num_patches": 8,
-    "min_patch_entropy": 4.0,
-    "regularizer_weight": 2.4,
-}
-REGION_LAYOUT_WEIGHT = 0.5
+#: With regions only patches in one of them count, so there are more. They keep size and weight:
+#: smaller and stronger ones emboss, and then no sentence darkens. Found by trial with tiny.
+REGION_PATCHES = 4
+#: Of `train`: crops with room for two regions.
+REGION_TRAINING: dict[str, Any] = {"crop": 112}
+#: Weight of `region_gap`. Patches tell of regions that are larger than they are, and half of what
+#: they ask for is done everywhere; with it regions of all sizes follow. Found by trial with tiny.
+REGION_GAP_WEIGHT = 20.0
 #: Multiples of it, modulo 1, fill the unit interval evenly, however many they are.
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 #: A line of --prompts: perhaps a weight, a sentence, what the image should not be.
@@ -80,17 +76,14 @@ def build_criterion(
     if not tiny:
         given["encoder"] = load_clip(encoder)
     regularizer = regularizer or ("structure" if tiny else "vgg")
-    if regions:
-        given = {"patch_scale": REGION_PATCH_SCALE} | (REGION_WEIGHTS if tiny else {}) | given
+    if regions and tiny:
+        given = {"num_patches": REGION_PATCHES} | given
     if regularizer == "vgg":
         given["regularizer"] = VGGMaxFeatureLoss(vgg19)
     elif not (tiny and regularizer == "structure"):  # `tiny()` has a tuned one
         given["regularizer"] = REGULARIZERS[regularizer]()
     build = LanguageDrivenFusionLoss.tiny if tiny else LanguageDrivenFusionLoss
-    criterion = build(objective, **given)
-    if regions and tiny and regularizer == "structure":
-        criterion.regularizer.layout_weight = REGION_LAYOUT_WEIGHT
-    return criterion
+    return build(objective, **given)
 
 
 def load_clip(name: str) -> FrozenCLIP:
@@ -292,15 +285,15 @@ def train(
         given = dict(zip(("visible", "infrared", "regions"), images, strict=False))
         if draw is not None:
             given["objectives"] = draw.bank if regions else draw(len(batch))
-        terms = criterion.terms(fused=call(network, **given), **given)
+        terms = loss_terms(network, criterion, given)
         optimizer.zero_grad()
-        terms.total.backward()
+        terms["total"].backward()
         if max_norm is not None:
             nn.utils.clip_grad_norm_(network.parameters(), max_norm)
         optimizer.step()
         schedule.step()
         # All in one transfer, for each would wait for the device on its own.
-        values = dict(zip(terms._fields, torch.stack(terms).tolist(), strict=True))
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
         if not math.isfinite(total := values["total"]):
             raise ValueError(f"the loss is {total} in step {step + 1}; try a lower learning rate")
         for name, value in values.items():
@@ -309,17 +302,50 @@ def train(
     return history
 
 
-def call(
+def loss_terms(
     network: nn.Module,
+    criterion: LanguageDrivenFusionLoss,
+    given: dict[str, Any],
+    noisy: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The terms of the loss for what the network makes of `given`, or of `noisy` sources.
+
+    `given` are arguments of the loss, all but `fused`. The network is told the text directions of
+    objectives and the labels of regions, and the gap of regions is a term of its own.
+    """
+    seen = given | (noisy or {})
+    inputs = [seen["visible"], seen["infrared"]]
+    if "objectives" in given:
+        inputs.append(given["objectives"].text_direction)
+    if "regions" not in given:
+        return criterion.terms(fused=network(*inputs), **given)._asdict()
+    fused = network(*inputs, regions=given["regions"])
+    terms = criterion.terms(fused=fused, **given)._asdict()
+    terms["gap"] = region_gap(network, fused, *inputs, given["regions"])
+    terms["total"] = terms["total"] + REGION_GAP_WEIGHT * terms["gap"]
+    return terms
+
+
+def region_gap(
+    network: nn.Module,
+    fused: Tensor,
     visible: Tensor,
     infrared: Tensor,
-    objectives: EmbeddedFusionModel | None = None,
-    regions: Tensor | None = None,
+    vectors: Tensor,
+    regions: Tensor,
 ) -> Tensor:
-    """What the network makes of the images, told the objectives of the loss if it is given them."""
-    told = [] if objectives is None else [objectives.text_direction]
-    by_label = {} if regions is None else {"regions": regions}
-    return network(visible, infrared, *told, **by_label)
+    """How far each region is from its place in the image that is fused for its vector alone.
+
+    The mean absolute difference; gradients flow into the regions, not into the whole images.
+    """
+    with torch.no_grad():
+        labels = [image.unique() for image in regions]
+        whole = torch.zeros_like(fused)
+        for number in range(max(map(len, labels))):
+            rows = torch.stack([image[min(number, len(image) - 1)] for image in labels])
+            alone = network(visible, infrared, vectors[rows])
+            whole = torch.where((regions == rows[:, None, None])[:, None], alone, whole)
+    return (fused - whole).abs().mean()
 
 
 def shown(values: dict[str, float], criterion: LanguageDrivenFusionLoss) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import asdict
 from pathlib import Path
 
 import open_clip
@@ -135,13 +136,13 @@ def make_criterion(encoder, **options) -> LanguageDrivenFusionLoss:
 
 def same_transforms(criterion, images, seed=1):
     """The maps that `criterion` draws next for `images` from a generator seeded with `seed`."""
-    short = round(32 / criterion.patch_scale[0])
+    short = round(32 / criterion.patch_geometry.scale[0])
     size = functional.shrink_images(images, short).shape[-2:]
     return functional.random_patch_transforms(
         len(images),
         criterion.num_patches,
         tuple(size),
-        scale=criterion.patch_scale,
+        **asdict(criterion.patch_geometry),
         generator=torch.Generator().manual_seed(seed),
     )
 

@@ -272,7 +272,7 @@ def tiny():
 
 
 class TestBundled:
-    """The CLIP that comes with the package: what ships, what it knows, whether it is whole."""
+    """The bundled CLIP: what ships, what it knows, whether it is whole."""
 
     def test_small_enough_to_ship(self):
         assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 8e6

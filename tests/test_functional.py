@@ -107,21 +107,29 @@ class TestPatchEntropy:
 
 
 class TestPatchTransforms:
-    def test_composition(self):
+    @pytest.mark.parametrize("lean", [0, 4])
+    def test_composition(self, lean):
         """The closed form equals the inverse of the composed motions, built as 3 x 3 matrices."""
         height, width, seed = 50, 80, 3
-        draws = torch.rand(7, 2, 3, generator=torch.Generator().manual_seed(seed)).double()
+        draws = torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(seed)).double()
+        others = {"rotation": 7, "shift": 0.2, "zoom": 2, "shear": 3} if lean else {}
         maps = functional.random_patch_transforms(
-            2, 3, (height, width), scale=(0.4, 0.9), generator=torch.Generator().manual_seed(seed)
-        )
+            2, 3, (height, width), scale=(0.4, 0.9), vertical_shear=lean, **others,
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        rotation, shifting, most, shear = others.values() or (5, 0.1, 1.5, 5)
         for b in range(2):
             for n in range(3):
-                side, left, top, turn, shift, zoom, shear = draws[:, b, n].tolist()
+                side, left, top, turn, shift, zoom, slope, sag = draws[:, b, n].tolist()
                 side = (0.4 + 0.5 * side) * 50
                 x0, y0 = left * (width - side), top * (height - side)
-                angle, slant = math.radians(10 * turn - 5), math.tan(math.radians(10 * shear - 5))
+                angle, slant, sag = (
+                    math.radians(largest * (2 * part - 1))
+                    for largest, part in ((rotation, turn), (shear, slope), (lean, sag))
+                )
+                zoom = 1 + (most - 1) * zoom
                 motion = (
-                    np.array([[1, 0, 0], [0, 1, (0.2 * shift - 0.1) * side], [0, 0, 1]])
+                    np.array([[1, 0, 0], [0, 1, shifting * (2 * shift - 1) * side], [0, 0, 1]])
                     @ np.array(
                         [
                             [math.cos(angle), -math.sin(angle), 0],
@@ -129,8 +137,9 @@ class TestPatchTransforms:
                             [0, 0, 1],
                         ]
                     )
-                    @ np.array([[1, slant, 0], [0, 1, 0], [0, 0, 1]])
-                    @ np.diag([1 + 0.5 * zoom, 1 + 0.5 * zoom, 1])
+                    @ np.array([[1, 0, 0], [math.tan(sag), 1, 0], [0, 0, 1]])
+                    @ np.array([[1, math.tan(slant), 0], [0, 1, 0], [0, 0, 1]])
+                    @ np.diag([zoom, zoom, 1])
                 )
                 # Patch coordinates -> pixels about the patch's centre -> back through the
                 # motion -> pixels of the image -> image coordinates.

@@ -16,6 +16,7 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
+    PatchGeometry,
     StructureLoss,
 )
 from clip_fusion_loss.loss import OPTIONS
@@ -173,9 +174,6 @@ CASES = [
     ("direction_weight", np.array(0.5), 0.5),
     ("regularizer_weight", torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
     ("num_patches", torch.tensor(3), 3),
-    ("patch_scale", np.array([0.5, 0.75]), (0.5, 0.75)),
-    ("patch_scale", torch.tensor([0.5, 0.75]), (0.5, 0.75)),
-    ("patch_scale", UserList([0.5, 0.75]), (0.5, 0.75)),  # as OmegaConf's lists are
     ("data_range", [np.float32(0), np.float32(255)], (0.0, 255.0)),
     ("min_patch_entropy", np.float32(5.5), 5.5),
     ("patch_chunk", np.int64(4), 4),
@@ -199,7 +197,15 @@ def test_kept_as_plain_python_values(encoder, name, value, plain):
         assert torch.load(file, weights_only=True) == plain
 
 
-def test_regularizers_too():
+def test_regularizers_and_geometry_too():
+    for scale in (
+        np.array([0.5, 0.75]), torch.tensor([0.5, 0.75]), UserList([0.5, 0.75]),  # OmegaConf's
+    ):  # fmt: skip
+        geometry = PatchGeometry(scale, rotation=np.float32(4), shear=torch.tensor(2))
+        assert repr(geometry) == (
+            "PatchGeometry(scale=(0.5, 0.75), rotation=4.0, shift=0.1, zoom=1.5, shear=2, "
+            "vertical_shear=0.0)"
+        )
     loss = StructureLoss(window=np.int64(7), flat_energy=torch.tensor(0.25))
     kept = (loss.window, loss.flat_energy, IntensityGradientLoss(np.float32(0.5)).gradient_weight)
     assert kept == (7, 0.25, 0.5)
@@ -229,7 +235,7 @@ def test_a_misspelt_option_names_the_one_that_was_meant(encoder, misspelt, meant
 
 class TestWhatIsGivenOutIsTakenBack:
     def test_options(self, encoder):
-        criterion = make_criterion(encoder, patch_scale=[0.5, 0.6], regularizer=None)
+        criterion = make_criterion(encoder, min_patch_entropy=5, regularizer=None)
         options = {name: getattr(criterion, name) for name in OPTIONS}
         again = LanguageDrivenFusionLoss(criterion.objective, encoder=criterion.encoder, **options)
         for name in OPTIONS:

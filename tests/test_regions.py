@@ -10,6 +10,7 @@ from clip_fusion_loss import (
     FrozenCLIP,
     FusionObjective,
     IntensityGradientLoss,
+    PatchGeometry,
     functional,
 )
 from conftest import build_clip, draw_images, make_criterion, named, same_transforms
@@ -99,7 +100,8 @@ def test_terms_and_gradient_equal_the_reference(
     images = draw_images(channels=channels, size=size, dtype=torch.float64)
     labels = draw(2, size)
     criterion = make_criterion(
-        encoder, reduction="none", num_patches=12, patch_scale=scale, region_share=share,
+        encoder, reduction="none", num_patches=12, region_share=share,
+        patch_geometry=PatchGeometry(scale=scale),
         min_patch_entropy=5.0, patch_reduction=over, patch_chunk=chunk,
     )  # fmt: skip
     bank = criterion.embed(TEXTS)
@@ -162,7 +164,7 @@ def test_one_label_everywhere_is_as_without_regions(encoder, monkeypatch, option
 
 def test_a_bank_in_any_form_also_of_more_rows_than_images(encoder):
     images, labels = draw_images(size=(60, 60)), three(2, (60, 60))
-    options = {"patch_scale": (0.25, 0.5), "min_patch_entropy": None}
+    options = {"patch_geometry": PatchGeometry(scale=(0.25, 0.5)), "min_patch_entropy": None}
     criterion = make_criterion(encoder, **options).eval()
     bank = criterion.embed(TEXTS)
     values = [

@@ -26,16 +26,26 @@ def loss(weights):
     return VGGMaxFeatureLoss(weights)
 
 
-@pytest.mark.parametrize("channels", [(1, 1, 1), (3, 1, 3), (1, 3, 1)])
-def test_vgg_equals_the_reference(loss, vgg, channels):
+PAPERS = {(1, 1): 1.0, (2, 1): 1.0, (3, 2): 1.0}  # (pools before, ReLUs since)
+
+
+@pytest.mark.parametrize(
+    ("channels", "layers", "wanted"),
+    [
+        ((1, 1, 1), None, PAPERS),
+        ((3, 1, 3), None, PAPERS),
+        ((1, 3, 1), None, PAPERS),
+        ((1, 1, 1), {"relu4_2": 0.5, "relu1_1": 2}, {(0, 1): 2.0, (3, 2): 0.5}),
+        ((1, 1, 1), {"relu5_4": 0.25, "relu4_4": 1}, {(4, 4): 0.25, (3, 4): 1.0}),
+    ],
+)
+def test_vgg_equals_the_reference(weights, vgg, channels, layers, wanted):
+    loss = VGGMaxFeatureLoss(weights, **({} if layers is None else {"layers": layers}))
     images = draw_images(channels=channels, dtype=torch.float64)
-    layers = vgg.double()
     expected = torch.zeros(2, dtype=torch.float64)
-    # relu2_1, relu3_1 and relu4_2: two, then two, then four convolutions further on.
     of_images = [image.expand(-1, 3, -1, -1) for image in images]
     relus = pools = 0
-    wanted = {(1, 1), (2, 1), (3, 2)}  # (pools before, ReLUs since)
-    for layer in layers:
+    for layer in vgg.double():
         of_images = [layer(image) for image in of_images]
         if isinstance(layer, torch.nn.MaxPool2d):
             pools, relus = pools + 1, 0
@@ -43,9 +53,8 @@ def test_vgg_equals_the_reference(loss, vgg, channels):
             relus += 1
             if (pools, relus) in wanted:
                 f, v, r = of_images
-                expected += (f - torch.maximum(v, r)).square().mean((1, 2, 3))
-        if pools == 4:
-            break
+                part = (f - torch.maximum(v, r)).square().mean((1, 2, 3))
+                expected += wanted[pools, relus] * part
     vgg.float()
     torch.testing.assert_close(
         loss(*(image.float() for image in images)).double(), expected, rtol=1e-4, atol=1e-7

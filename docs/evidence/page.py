@@ -6,14 +6,26 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evidence import comparing, tables
+from evidence import comparing, regions, tables
 from evidence.comparing import EIGHT, MOST, ahead, change, rank, rises
-from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES, Table
+from evidence.tables import (
+    BLENDS,
+    MIXED,
+    NO_LANGUAGE,
+    NOT_BRIGHT,
+    POOR,
+    SENTENCES,
+    WORDINGS,
+    Table,
+    Wording,
+    short,
+)
 from evidence.trials import BLEND_STEPS, BRIGHTNESS, PAPER, Row
 
 FIDELITY_SILENT, FIDELITY_PAPER = "fidelity, no language", "fidelity, the paper's sentence"
 README_START, README_END = "On", "[Pictures and tables](docs/results.md)"
 SENTENCES_PICTURE, METHODS_PICTURE, BLENDS_PICTURE = "sentences.jpg", "methods.jpg", "blends.jpg"
+REGIONS_PICTURE = "regions.jpg"
 
 #: What else is wanted: of the default and of the fidelity setting beside published methods, and of
 #: the one network.
@@ -21,6 +33,8 @@ RANK, FIDELITY_RANK = 3.0, 2.2
 FIDELITY_LEVELS = {"Qabf": 0.6, "SSIM": 0.7, "invented": 0.03}
 INVENTED_ON_SECOND_SET = 0.07
 SHARE, UNSEEN_SHARE, ORDER = 0.8, 0.6, 0.95
+#: How much of a sentence's effect is wanted in its region, and how little elsewhere.
+INSIDE, OUTSIDE = 0.7, 0.2
 #: Below this change in percent a network of its own has no effect to compare with.
 SMALLEST_EFFECT = 10
 
@@ -83,6 +97,24 @@ class Results:
             reached[words] = sum(value <= level if lower else value >= level for value in values)
         return reached
 
+    def effect_beside(self, wording: Wording, measure: str) -> str:
+        """The change of a measure against the sentence alone."""
+        return percent(change(self.mean(wording.title), self.mean(wording.alone), measure))
+
+    def moved(self, wording: Wording, data_set: int = 0) -> tuple[list[str], list[str]]:
+        """The measures that are better, and those that are worse, with every seed than alone."""
+        rows = [self.rows(name, data_set=data_set) for name in (wording.title, wording.alone)]
+        both = list(zip(*rows, strict=True))
+        better, worse = [], []
+        for name in (*EIGHT, "invented"):
+            sign = -1 if name == "invented" else 1
+            gains = [sign * (row[name] - alone[name]) for row, alone in both]
+            if min(gains) > 0:
+                better.append(name)
+            elif max(gains) < 0:
+                worse.append(name)
+        return better, worse
+
     def wins(self, filter_name: str) -> list[int]:
         """In how many measures the paper's sentence is ahead of a filter of equal AG, by seed."""
         both = zip(self.rows(PAPER), self.rows(filter_name, "filter"), strict=True)
@@ -116,6 +148,22 @@ class Results:
             for ends in BLENDS
         }
 
+    def regions(self, trained_on: str) -> dict[regions.Case, tuple[float, float, int]]:
+        """Of each case the mean shares inside and outside, and how many seeds reach both."""
+        found = {}
+        for case in regions.CASES:
+            wanted = {"trained on": trained_on, **vars(case)}
+            rows = tables.chosen(self.tables["regions"], **wanted)
+            if not rows:  # nothing was hot
+                continue
+            inside, outside = (
+                [regions.reached(row, place) for row in rows] for place in ("inside", "outside")
+            )
+            both = zip(inside, outside, strict=True)
+            seeds = sum(i >= INSIDE and o <= OUTSIDE for i, o in both)
+            found[case] = statistics.mean(inside), statistics.mean(outside), seeds
+        return found
+
     def in_order(self, data_set: int) -> str:
         """In how many images "dark" is darker, and "bright" brighter, than without language."""
         rows = tables.chosen(self.tables["brightness"], set=self.sets[data_set])
@@ -132,10 +180,14 @@ def text(tables_: Mapping[str, Table]) -> str:
         introduction(results),
         "## What a sentence does",
         *sentences(results),
+        "## Opposites and several sentences",
+        *wordings(results),
         "## Beside published methods",
         *methods(results),
         "## One network for many sentences",
         *one_network(results),
+        "## A sentence for a region",
+        *by_region(results),
         "## What it costs",
         costs(results),
     ]
@@ -148,12 +200,7 @@ def readme(tables_: Mapping[str, Table]) -> str:
     paper, silent = results.mean(PAPER), results.mean(NO_LANGUAGE)
     published = results.published(0)
     best = min(rank(row, [*published.values(), paper]) for row in published.values())
-    missed = [
-        f"{short(sentence)}, {target} ({count})"
-        for sentence in SENTENCES
-        for target, count in results.reached(sentence).items()
-        if count < results.seeds
-    ]
+    met = [count for sentence in SENTENCES for count in results.reached(sentence).values()]
     dark, bright = (results.effect(f"a {word} image", BRIGHTNESS) for word in ("dark", "bright"))
     lines = [
         f"- **The paper's sentence** changes the average gradient by {results.effect(PAPER, 'AG')} "
@@ -161,8 +208,8 @@ def readme(tables_: Mapping[str, Table]) -> str:
         f"{paper['Qabf']:.3f} in place of {silent['Qabf']:.3f}, SSIM {paper['SSIM']:.3f} in place "
         f"of {silent['SSIM']:.3f}.",
         f'- **"A dark image" and "a bright image"** change the brightness by {dark} and {bright}.',
-        f"- **Targets missed** (seeds of {results.seeds} that reach them): "
-        f"{'; '.join(missed) or 'none'}.",
+        f"- **Targets**: {sum(count == results.seeds for count in met)} of {len(met)} are reached "
+        f"with every seed, {sum(count == 0 for count in met)} with none.",
         f"- **Beside {len(published)} published methods** the mean rank over eight measures is "
         f"{results.standing(PAPER, 0)[0]:.2f}, beside {best:.2f} for the best of them and "
         f"{results.standing(NO_LANGUAGE, 0)[0]:.2f} without language.",
@@ -184,6 +231,7 @@ def conclusion(results: Results) -> str:
     count = len(results.published(0))
     shares = [row.get("share") for row in results.shares().values()]
     wins = {name: results.wins(name) for name in comparing.FILTERS}
+    here, there, _ = results.regions("regions")[regions.CASES[0]]
     lines = [
         f"**The paper's sentence.** On {results.names[0]}, against the same training without "
         f"language, the average gradient changes by {results.effect(PAPER, 'AG')}, the contrast "
@@ -194,6 +242,12 @@ def conclusion(results: Results) -> str:
         f"{results.effect('a bright image', BRIGHTNESS)}. "
         f"{sum(value == results.seeds for value in met)} of {len(met)} targets are reached with "
         f"every seed, {sum(value == 0 for value in met)} with none.",
+        f'**Opposites and several sentences.** The opposite "{NOT_BRIGHT.opposite}" changes the '
+        f'brightness of "{NOT_BRIGHT.alone}" by {results.effect_beside(NOT_BRIGHT, BRIGHTNESS)} '
+        "and the average gradient, for which both ask, by "
+        f"{results.effect_beside(NOT_BRIGHT, 'AG')}; half of it as a second sentence by "
+        f"{results.effect_beside(MIXED, BRIGHTNESS)} and {results.effect_beside(MIXED, 'AG')}. "
+        + verdict(results),
         "**Beside filters.** At equal average gradient the paper's sentence is ahead of "
         + " and ".join(f"{name} in {in_words(values)}" for name, values in wins.items())
         + " of 8 measures.",
@@ -202,6 +256,9 @@ def conclusion(results: Results) -> str:
         f"language {mute:.2f}.",
         f"**One network for many sentences**: {counted(shares, SHARE)} have at least "
         f"{100 * SHARE:.0f} % of the effect of a network of their own.",
+        f'**A sentence for a region**: with "a dark image" for one half and "a bright image" for '
+        f"the other, the first reaches {100 * here:.0f} % of its effect in its half and "
+        f"{100 * there:.0f} % in the other.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -210,9 +267,9 @@ def introduction(results: Results) -> str:
     run, (first, second) = results.run, results.names
     settings = json.loads(run["settings"])
     return (
-        f"These are demonstrations with the `{run['encoder']}` CLIP; with a real CLIP nothing was "
-        f"measured yet. The network is `FusionUNet` ({run['parameters']:,} parameters), trained "
-        f"for {run['steps']} steps with the weights of `tiny()` (direction "
+        f"All figures are of `{run['encoder']}`, the bundled CLIP. The network is `FusionUNet` "
+        f"({run['parameters']:,} parameters), trained for {run['steps']} steps with the weights of "
+        "`tiny()` (direction "
         f"{settings['direction_weight']:g}, patches {settings['patch_weight']:g}, similarity "
         f"{settings['similarity_weight']:g}, regularizer {settings['regularizer_weight']:g}) on "
         f"{run['pairs, training']} pairs of {first}, and tested on {run['pairs, test']} others "
@@ -265,6 +322,41 @@ def sentences(results: Results) -> list[str]:
         '"A noisy image" is not here: the network has no source of noise, so it only washes the '
         "image out.",
     ]
+
+
+def wordings(results: Results) -> list[str]:
+    names = (BRIGHTNESS, "SD", "AG", "SSIM", "Qabf", "invented")
+    lines = [["sentence", *names, "better", "worse"], ["---"] + ["---:"] * 6 + ["---"] * 2]
+
+    def add(title: str, row: Row, moved: Sequence[Sequence[str]]) -> None:
+        cells = [level(row, name) for name in names]
+        lines.append([title, *cells, *(", ".join(each) or "-" for each in moved)])
+
+    for alone in dict.fromkeys(wording.alone for wording in WORDINGS):
+        add(short(alone), results.mean(alone), ("", ""))
+        for wording in WORDINGS:
+            if wording.alone == alone:
+                add(wording.title, results.mean(wording.title), results.moved(wording))
+    return [
+        f"Levels on {results.names[0]}. *Better* and *worse*: which of nine measures are so with "
+        f"each of {results.seeds} seeds, beside the sentence alone. How to write them: "
+        "[objectives](objectives.md#say-what-you-do-not-want).",
+        markdown(lines),
+    ]
+
+
+def verdict(results: Results) -> str:
+    """Whether an opposite makes the image of the paper's sentence better on both data sets."""
+    counts, helps = [], True
+    for data_set, name in enumerate(results.names):
+        better, worse = results.moved(POOR, data_set)
+        counts.append(f"in {len(better)} on {name} and worse in {', '.join(worse) or 'none'}")
+        helps = helps and len(better) > 1 and not worse
+    return (
+        f'With the opposite "{POOR.opposite}" the paper\'s sentence is better with every seed '
+        f"{', '.join(counts)}, of nine measures. The quickstart "
+        f"{'uses' if helps else 'does not use'} it."
+    )
 
 
 def methods(results: Results) -> list[str]:
@@ -379,6 +471,36 @@ def one_network(results: Results) -> list[str]:
     ]
 
 
+def by_region(results: Results) -> list[str]:
+    run = results.run
+    lines = [
+        ["region", "sentence there", "elsewhere", "measure"] + ["there", "elsewhere", "seeds"] * 2,
+        ["---"] * 4 + ["---:"] * 6,
+    ]
+    both = [results.regions(title) for title in ("regions", "whole images")]
+    for case in both[0]:
+        sentences = [
+            "the paper's sentence" if text == PAPER else f'"{text}"'
+            for text in (case.sentence, case.elsewhere)
+        ]
+        cells = []
+        for inside, outside, seeds in (found[case] for found in both):
+            cells += [f"{100 * inside:.0f} %", f"{100 * outside:.0f} %", str(seeds)]
+        lines.append([case.region, *sentences, case.about, *cells])
+    return [
+        f"![One scene: a sentence everywhere, and one for each region](images/{REGIONS_PICTURE})",
+        f"*{results.names[1]}.*",
+        "One network is told a sentence for each region. The figures say how far the region, and "
+        "what lies around it, moves from an image with the second sentence everywhere to one with "
+        f"the first everywhere. Wanted: at least {100 * INSIDE:.0f} % there and at most "
+        f"{100 * OUTSIDE:.0f} % elsewhere; *seeds*: how many of {results.seeds} reach both. The "
+        f"first network was trained with random regions ({run['steps, regions']} steps, "
+        f"{run['seconds, regions']:.0f} seconds), the second is that of the section above, which "
+        "has learnt from whole images alone.",
+        markdown(lines),
+    ]
+
+
 def costs(results: Results) -> str:
     run = results.run
     return (
@@ -393,10 +515,6 @@ def costs(results: Results) -> str:
 def counted(shares: Sequence[float | None], least: float) -> str:
     """How many reach it; those that could not be compared do not."""
     return f"{sum(share is not None and share >= least for share in shares)} of {len(shares)}"
-
-
-def short(sentence: str) -> str:
-    return "the paper's sentence" if sentence == PAPER else f'"{sentence}"'
 
 
 def percent(value: float) -> str:

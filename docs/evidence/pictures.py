@@ -14,6 +14,8 @@ from sheets import salient_windows, save_sheet
 #: Which of the pairs are in the pictures, which two in that of the blends and in the README's.
 PICTURED, BLENDED, FRONT = (0, 3, 4), (3, 4), (3, 4)
 FRONT_PICTURE = "prompts.jpg"
+#: The pair with a man at a kiosk.
+REGIONS_PICTURED = 3
 
 #: All would be too small to see.
 SENTENCES = (
@@ -21,6 +23,21 @@ SENTENCES = (
     "an image with low contrast",
 )  # fmt: skip
 METHODS = ("U2Fusion", "SeAFusion", "TarDAL", "LD-Lite")
+
+
+def save_regions(bench: Bench, trial: Trial, folder: Path) -> None:
+    """One scene: a sentence everywhere, and one for each of two regions."""
+    name = bench.show.name
+    row = min(REGIONS_PICTURED, len(bench.sets[name]) - 1)
+    pair = bench.sets[name][row]
+    columns = {"infrared": [pair.infrared], "visible": [to_8bit(luminance(pair.visible))]}
+    titles = {
+        "clear": "the paper's sentence", "dark": '"a dark image"', "bright": '"a bright image"',
+        "dark-and-bright": '"a dark image", where it is hot "a bright image"',
+    }  # fmt: skip
+    for told, title in titles.items():
+        columns[title] = [bench.images(trial, name, told)[row]]
+    save_sheet(columns, salient_windows([pair]), folder / page.REGIONS_PICTURE)
 
 
 def save(

@@ -11,18 +11,20 @@ import argparse
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from evidence import comparing, page, pictures, tables
-from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES, Table
+from evidence import comparing, page, pictures, regions, tables
+from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES, WORDINGS, Table
 from evidence.trials import (
     BRIGHTNESS,
     FIDELITY,
     FIDELITY_STEPS,
     MANY_COST,
     PAPER,
+    REGION_COST,
     Bench,
     Row,
     Trial,
@@ -88,9 +90,10 @@ def run(options: argparse.Namespace) -> None:
         options.encoder, options.pairs, options.show, options.max_pairs, options.out.resolve()
     )
     single, many = trials_of(options)
-    bench.run([trial for group in (*single.values(), many) for trial in group], options.jobs)
+    local = region_trials(options)
+    bench.run([trial for group in (*single.values(), many, local) for trial in group], options.jobs)
     result = {
-        "run": run_table(bench, options, single, many),
+        "run": run_table(bench, options, single, many, local),
         "measures": [
             *our_rows(bench, single),
             *filter_rows(bench, single),
@@ -99,9 +102,11 @@ def run(options: argparse.Namespace) -> None:
         "brightness": brightness_table(bench, single),
         "one_network": one_network_table(bench, many),
         "blends": blends_table(bench, many),
+        "regions": regions_table(bench, {"regions": local, "whole images": many}),
     }
     tables.save(result, options.docs / "evidence")
     pictures.save(bench, single, many[0], options.peers, options.docs / "images")
+    pictures.save_regions(bench, local[0], options.docs / "images")
 
 
 def trials_of(options: argparse.Namespace) -> tuple[dict[str, list[Trial]], list[Trial]]:
@@ -115,6 +120,10 @@ def trials_of(options: argparse.Namespace) -> tuple[dict[str, list[Trial]], list
 
     single = {NO_LANGUAGE: each_seed(PAPER, without_language(default))}
     single |= {prompt: each_seed(prompt, default) for prompt in SENTENCES}
+    for wording in WORDINGS:
+        given = {"opposite": (wording.opposite,) if wording.opposite else ()}
+        given["mixed"] = tuple(wording.mixed.items())
+        single[wording.title] = [replace(trial, **given) for trial in single[wording.alone]]
     longer = FIDELITY_STEPS * options.steps
     single[page.FIDELITY_SILENT] = each_seed(PAPER, without_language(fidelity), longer)
     single[page.FIDELITY_PAPER] = each_seed(PAPER, fidelity, longer)
@@ -126,11 +135,21 @@ def trials_of(options: argparse.Namespace) -> tuple[dict[str, list[Trial]], list
     return single, many
 
 
+def region_trials(options: argparse.Namespace) -> list[Trial]:
+    """The trainings of one network that is told a sentence for each region, one for each seed."""
+    criterion = build_criterion(options.encoder, regularizer="structure", regions=True)
+    criterion.similarity_weight *= MANY_SIMILARITY
+    settings, steps = settings_of(criterion), round(REGION_COST * options.steps)
+    seeds = range(options.seeds)
+    return [Trial(regions.SENTENCES, s, steps, settings, by_region=True) for s in seeds]
+
+
 def run_table(
     bench: Bench,
     options: argparse.Namespace,
     single: Mapping[str, Sequence[Trial]],
     many: Sequence[Trial],
+    local: Sequence[Trial],
 ) -> Table:
     """Settings, and processor time on one thread in seconds."""
 
@@ -158,6 +177,8 @@ def run_table(
         "seconds": seconds(default),
         "seconds, fidelity": seconds(fidelity),
         "seconds, one network": seconds(many),
+        "steps, regions": local[0].steps,
+        "seconds, regions": seconds(local),
         "seconds to fuse": seconds(default, "fusing"),
         "settings": default[0].options,
         "settings, fidelity": fidelity[0].options,
@@ -238,6 +259,15 @@ def blends_table(bench: Bench, many: Sequence[Trial]) -> Table:
                 row = {"from": ends[0], "to": ends[1], "about": about, "seed": trial.seed}
                 rows.append({**row, "image": pair.name, **levels})
     return rows
+
+
+def regions_table(bench: Bench, trained: Mapping[str, Sequence[Trial]]) -> Table:
+    return [
+        {"trained on": title, "seed": trial.seed, **row}
+        for title, trials in trained.items()
+        for trial in trials
+        for row in bench.result(trial)["regions"]
+    ]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ FILES = {
     "measures": "the mean of all measures over a data set, for one seed",
     "brightness": "the mean grey level of one image under three sentences, for one seed",
     "one_network": "the mean of what a sentence is about, as the one network is told, for one seed",
+    "regions": "what a region is about, as told and with either sentence everywhere, for one seed",
     "blends": "what a blend is about in each of its steps, in one image, for one seed",
 }
 
@@ -53,6 +54,31 @@ SENTENCES: Mapping[str, Sentence] = {
     "a sharp image": Sentence("AG", "a sharp photo"),
     "an image with high contrast": Sentence("SD", "a high contrast photo"),
 }
+
+
+def short(sentence: str) -> str:
+    return "the paper's sentence" if sentence == PAPER else f'"{sentence}"'
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A sentence with an opposite, or with other sentences."""
+
+    alone: str
+    """The sentence that it is compared with."""
+    opposite: str = ""
+    mixed: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        also = "".join(f' and {weight:g} of "{text}"' for text, weight in self.mixed.items())
+        return short(self.alone) + also + (f', not "{self.opposite}"' if self.opposite else "")
+
+
+POOR = Wording(PAPER, opposite="a blurry dark image with low contrast")
+NOT_BRIGHT = Wording("a sharp image", opposite="a bright image")
+MIXED = Wording("a sharp image", mixed={"a bright image": 0.5})
+WORDINGS = (POOR, NOT_BRIGHT, MIXED)
 
 #: From which sentence to which, and the measure that is to rise all the way.
 BLENDS: Mapping[tuple[str, str], str] = {

@@ -22,11 +22,13 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
+    PatchGeometry,
 )
+from evidence import regions
 from networks.unet import FusionUNet
 from options import atomic_write, progress, warnings_as_notes
 from pairs import Pair, luminance, open_pairs, read_image, save_image, to_8bit
-from training import fuse_with, load_clip, train
+from training import REGION_TRAINING, fuse_with, load_clip, train
 
 PAPER = FusionObjective().fused[0]
 
@@ -44,9 +46,14 @@ FIDELITY_STEPS = 2
 #: Crops of the one training for many sentences, as a multiple of those of another.
 MANY_COST = 1.5
 BLEND_STEPS = 7
+#: Steps of a training with regions, as a multiple of those of another.
+REGION_COST = 4
 
 #: Arguments of the loss that are no settings of a trial.
-NOT_SETTINGS = ("self", "objective", "encoder", "generator", "data_range", "reduction", "compile")
+NOT_SETTINGS = (
+    "self", "objective", "encoder", "generator", "data_range", "reduction", "compile",
+    "patch_scale",
+)  # fmt: skip
 
 #: The mean grey level, beside the usual measures.
 BRIGHTNESS = "mean"
@@ -68,6 +75,12 @@ class Trial:
     """Further sentences that a network for several is told after its training."""
     blends: tuple[tuple[str, str], ...] = ()
     """From which sentence to which such a network is told as well, in `BLEND_STEPS` steps."""
+    by_region: bool = False
+    """Whether crops have several regions, each with one of the sentences; see `regions`."""
+    opposite: tuple[str, ...] = ()
+    """What the fused image should not be."""
+    mixed: tuple[tuple[str, float], ...] = ()
+    """Sentences to follow in addition to the only one of `prompts`, with their weights."""
 
 
 def settings_of(criterion: LanguageDrivenFusionLoss, **changes: Any) -> str:
@@ -81,6 +94,7 @@ def settings_of(criterion: LanguageDrivenFusionLoss, **changes: Any) -> str:
         "type": type(regularizer).__name__,
         **{name: getattr(regularizer, name) for name in arguments},
     }
+    options["patch_geometry"] = asdict(options["patch_geometry"])
     return json.dumps(options)
 
 
@@ -167,6 +181,7 @@ def run_trial(bench: Bench, trial: Trial) -> None:
     train(
         network, criterion, bench.sets["training"], steps=trial.steps, seed=trial.seed, device=cpu,
         sentences=bank, title=trial.prompts[0],
+        **({"regions": "random", **REGION_TRAINING} if trial.by_region else {}),
     )  # fmt: skip
     result: dict[str, Any] = {"trial": asdict(trial), "seconds": time.process_time() - start}
     if bank is None:
@@ -178,24 +193,31 @@ def run_trial(bench: Bench, trial: Trial) -> None:
             pairs = zip(bench.sets[name], images, strict=True)
             result[name] = [measure(pair, image) for pair, image in pairs]
     else:
-        result |= tell(bench, trial, network, criterion)
+        result["regions"] = tell_regions(bench, trial, network, bank)
+        if not trial.by_region:
+            result |= tell(bench, trial, network, criterion)
     with atomic_write(bench.folder(trial) / "result.json") as temporary:
         temporary.write_text(json.dumps(result), encoding="utf-8")
 
 
 def build_criterion(bench: Bench, trial: Trial) -> LanguageDrivenFusionLoss:
     options = json.loads(trial.options)
-    options["patch_scale"] = tuple(options["patch_scale"])
+    options["patch_geometry"] = PatchGeometry(**options["patch_geometry"])
     arguments = options.pop("regularizer")
     regularizer = getattr(clip_fusion_loss, arguments.pop("type"))(**arguments)
     with warnings_as_notes():
-        return LanguageDrivenFusionLoss(
-            FusionObjective(trial.prompts[0]),
+        criterion = LanguageDrivenFusionLoss(
+            FusionObjective(trial.prompts[0], opposite=trial.opposite),
             encoder=bench.clip,
             regularizer=regularizer,
             generator=torch.Generator().manual_seed(trial.seed),
             **options,
         )
+        if trial.mixed:
+            weights = {trial.prompts[0]: 1.0} | dict(trial.mixed)
+            bank = criterion.embed({text: text for text in weights})
+            criterion.set_objective(bank.mix(weights))
+    return criterion
 
 
 def tell(
@@ -231,6 +253,24 @@ def tell(
             images = fused(vector, shown)
             save_images(images, bench.folder(trial) / f"{shown}-blend-{number}-{step}")
     return {"told": told, "blends": blends}
+
+
+def tell_regions(
+    bench: Bench, trial: Trial, network: nn.Module, bank: clip_fusion_loss.EmbeddedFusionModel
+) -> list[dict[str, Any]]:
+    """What the network makes of each case of `regions`, and the images of the picture."""
+    vectors = dict(zip(trial.prompts, bank.text_direction, strict=True))
+
+    def fuse(pair: Pair, texts: Sequence[str], labels: Tensor | None) -> Tensor:
+        told = torch.stack([vectors[text] for text in texts])
+        told = told[0] if labels is None else told
+        return fuse_with(network, pair, torch.device("cpu"), told, regions=labels)
+
+    if trial.by_region:
+        for title, images in regions.pictured(fuse, bench.sets[bench.show.name]).items():
+            save_images(images, bench.folder(trial) / f"{bench.show.name}-{title}")
+    test = bench.sets[bench.pairs.name]
+    return regions.measured(fuse, [test[index] for index in range(0, len(test), 2)])
 
 
 def save_images(images: Sequence[Tensor], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark: that its transcription computes the same loss, and what it writes."""
+"""The benchmark: that the published step, rewritten, computes the same loss, and what it writes."""
 
 import json
 

@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 import metrics
-from evidence import comparing, page, pictures, results, tables, trials
-from evidence.tables import BLENDS, NO_LANGUAGE, SENTENCES
+from clip_fusion_loss import FusionObjective
+from evidence import comparing, page, pictures, regions, results, tables, trials
+from evidence.tables import BLENDS, MIXED, NO_LANGUAGE, NOT_BRIGHT, POOR, SENTENCES, WORDINGS
 from evidence.trials import PAPER
+from pairs import Pair
 
 DOCS = Path(__file__).parents[2] / "docs"
 MEASURES = dict.fromkeys((*comparing.EIGHT, "invented", "mean"), 1.0)
@@ -55,14 +57,14 @@ def test_a_run_writes_page_tables_and_pictures(run):
     _, root = run
     text = (root / "docs" / "results.md").read_text()
     assert text == page.text(tables.load(root / "docs" / "evidence"))
-    assert text.count("\n## ") == 4
+    assert text.count("\n## ") == 6
     assert "LD-Lite" in text
-    assert len(text.split()) < 1200
+    assert len(text.split()) < 1400
     for path in (root / "docs" / "images").iterdir():
         with Image.open(path) as picture:
             assert picture.width > 500
         assert f"(images/{path.name})" in text or path.name == pictures.FRONT_PICTURE
-    assert len(list((root / "docs" / "images").iterdir())) == 4
+    assert len(list((root / "docs" / "images").iterdir())) == 5
     assert sorted(path.stem for path in (root / "docs" / "evidence").iterdir()) == sorted(
         tables.FILES
     )
@@ -72,7 +74,8 @@ def test_a_second_run_trains_nothing_and_writes_the_same(run, monkeypatch):
     arguments, root = run
     before = {path: path.read_bytes() for path in (root / "docs" / "evidence").iterdir()}
     times = {path: path.stat().st_mtime_ns for path in root.glob("out/*/result.json")}
-    assert len(times) == len(SENTENCES) + 4  # no language, twice fidelity, one network
+    others = 5  # no language, twice fidelity, two for many sentences
+    assert len(times) == len(SENTENCES) + len(WORDINGS) + others
     results.main(arguments)
     assert {path: path.read_bytes() for path in before} == before
     assert {path: path.stat().st_mtime_ns for path in root.glob("out/*/result.json")} == times
@@ -118,7 +121,7 @@ def test_settings_are_read_back_from_the_loss(run):
     tiny = results.build_criterion("tiny")
     bench = trials.Bench("tiny", Path(), Path(), 1, Path())
     built = trials.build_criterion(bench, single[PAPER][0])
-    for name in ("direction_weight", "patch_weight", "num_patches", "patch_scale"):
+    for name in ("direction_weight", "patch_weight", "num_patches", "patch_geometry"):
         assert getattr(built, name) == getattr(tiny, name), name
     assert (
         vars(built.regularizer).items()
@@ -130,6 +133,14 @@ def test_settings_are_read_back_from_the_loss(run):
     closer = trials.build_criterion(bench, single[page.FIDELITY_PAPER][0])
     assert closer.regularizer_weight == trials.FIDELITY["regularizer_weight"]
     assert many.prompts == tuple(SENTENCES)
+    opposite = trials.build_criterion(bench, single[NOT_BRIGHT.title][0])
+    assert opposite.objective == FusionObjective("a sharp image", opposite="a bright image")
+    mixed = trials.build_criterion(bench, single[MIXED.title][0]).fusion_model
+    sharp, bright = tiny.embed(["a sharp image", "a bright image"]).visible_direction
+    expected = torch.nn.functional.normalize(sharp + 0.5 * bright, dim=0)
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(mixed.visible_direction, dim=0), expected
+    )
 
 
 def test_page_and_readme_show_the_figures_beside_them():
@@ -174,6 +185,13 @@ def make_tables(paper, dark=60.0):
         "one_network": [{"sentence": t, "seed": 0, "mean": m, "SD": 1.0, "AG": 1.0}
                         for t, m in told.items()],
         "blends": blends,
+        "regions": [
+            {"trained on": title, "seed": seed, **vars(case), "images": 9,
+             "told, inside": inside, "sentence, inside": 40.0, "elsewhere, inside": 90.0,
+             "told, outside": 70.0, "sentence, outside": 40.0, "elsewhere, outside": 80.0}
+            for title in ("regions", "whole images")
+            for case in regions.CASES for seed, inside in enumerate((50.0, 60.0))
+        ],
     }  # fmt: skip
 
 
@@ -195,6 +213,26 @@ def test_targets_are_counted_by_seed():
     assert made.in_order(0) == "1 of 3"
 
 
+def test_what_is_better_with_every_seed():
+    tables_ = make_tables(PAPER_ROWS)
+    alone = tables.chosen(tables_["measures"], name=PAPER)
+    told = [
+        {**row, "name": POOR.title, "mean": 90.0, "AG": gradient, "Qabf": edges, "invented": 0.03}
+        for row, gradient, edges in zip(alone, (1.7, 1.5), (1.1, 0.8), strict=True)
+    ]
+    both = [*alone, *told]
+    tables_["measures"] += [*told, *({**row, "set": "tno"} for row in both)]
+    made = page.Results(tables_)
+    assert made.moved(POOR) == (["AG", "invented"], [])
+    assert made.effect_beside(POOR, "mean") == "-10 %"
+    said = "in 2 on RoadScene and worse in none, in"
+    last = "of nine measures. The quickstart"
+    assert f"{said} 2 on TNO and worse in none, {last} uses it." in page.verdict(made)
+    tables_["measures"][-1]["invented"] = tables_["measures"][-2]["invented"] = 0.9
+    assert made.moved(POOR, 1) == (["AG"], ["invented"])
+    assert f"{said} 1 on TNO and worse in invented, {last} does not use it." in page.verdict(made)
+
+
 def test_shares_and_blends():
     made = page.Results(make_tables(PAPER_ROWS))
     dark = made.shares()["a dark image"]
@@ -206,6 +244,43 @@ def test_shares_and_blends():
     assert second == pytest.approx([1])
     assert comparing.rises([2.0, 2.0, 2.0]) == 0
     assert page.counted([0.8, None, 0.7], 0.8) == "1 of 3"
+
+
+def test_regions():
+    made = page.Results(make_tables(PAPER_ROWS))
+    shares = (0.8 + 0.6) / 2, 0.25
+    found = made.regions("regions")
+    assert all(each == (*map(pytest.approx, shares), 0) for each in found.values())
+
+
+def test_levels_of_regions_are_those_of_their_pixels():
+    """A network that does as it is told: each label has its own brightness and texture."""
+    size = (60, 80)
+    infrared = torch.full((1, *size), 90, dtype=torch.uint8)
+    infrared[:, 20:40, 30:40] = 250
+    pair = Pair("0", torch.zeros(1, *size, dtype=torch.uint8), infrared)
+    levels = dict(zip(regions.SENTENCES, (60, 10, 200, 120), strict=True))
+    stripes = torch.arange(size[1]).expand(1, *size) % 4 < 2
+
+    def fuse(pair, texts, labels):
+        labels = torch.zeros(1, *size, dtype=torch.int64) if labels is None else labels
+        told = torch.tensor([levels[text] for text in texts])[labels]
+        return (told + stripes * told // 5).byte()
+
+    rows = regions.measured(fuse, [pair, pair])
+    assert [row["images"] for row in rows] == [2, 2, 2]
+    for row in rows[:2]:
+        assert (regions.reached(row, "inside"), regions.reached(row, "outside")) == (1, 0)
+        assert row["told, inside"] == row["sentence, inside"] == pytest.approx(11, rel=0.01)
+        assert row["told, outside"] == row["elsewhere, outside"] == pytest.approx(220, rel=0.02)
+    # Central differences of stripes of 24 and 12 levels, nearly none at the border; and a seam.
+    assert rows[2]["sentence, inside"] == pytest.approx(12 / 2**0.5, rel=0.03)
+    assert rows[2]["elsewhere, outside"] == pytest.approx(6 / 2**0.5)
+    assert rows[2]["sentence, inside"] < rows[2]["told, inside"] < 1.1 * 12 / 2**0.5
+    assert regions.labels_of(regions.HALF, pair, 0)[0, :, :40].all()
+    assert not regions.labels_of(regions.HALF, pair, 1)[0, :, :40].any()
+    flat = Pair("1", pair.visible, torch.full_like(infrared, 90))
+    assert [row["region"] for row in regions.measured(fuse, [flat])] == [regions.HALF]
 
 
 def test_rank_among_published_methods():

@@ -20,6 +20,7 @@ from training import (
     build_criterion,
     load_clip,
     read_sentences,
+    region_gap,
     train,
     with_and_without,
 )
@@ -117,6 +118,28 @@ def test_drawn_regions_have_sentences_by_their_weights(opened):
     assert alone.count(0) / len(alone) == pytest.approx(0.6, abs=0.2)
     one = Crops(opened, 32, 50, False, 0, "random", weights=[1.0])
     assert not any(one[number][2].any() for number in range(9))
+
+
+def test_the_gap_is_to_images_fused_for_each_label_alone():
+    torch.manual_seed(0)
+    network = FusionUNet(8)
+    torch.nn.init.normal_(network.modulation[-1].weight, std=0.5)
+    visible, infrared = torch.rand(2, 3, 1, 32, 32)
+    vectors = F.normalize(torch.randn(5, 8), dim=1)
+    regions = torch.full((3, 32, 32), 4)
+    regions[1, :, 20:] = 2
+    regions[2, 8:] = 0
+    regions[2, :, 25:] = 3
+    fused = network(visible, infrared, vectors, regions=regions)
+    images = [network(visible, infrared, vector[None]) for vector in vectors]
+    expected = 0.0
+    for image, row, column in torch.cartesian_prod(*map(torch.arange, regions.shape)).tolist():
+        alone = images[regions[image, row, column]][image, 0, row, column]
+        expected += (fused[image, 0, row, column] - alone).abs().item() / regions.numel()
+    gap = region_gap(network, fused, visible, infrared, vectors, regions)
+    assert gap.item() == pytest.approx(expected, rel=1e-4)
+    same = network(visible[:1], infrared[:1], vectors, regions=regions[:1])
+    assert region_gap(network, same, visible[:1], infrared[:1], vectors, regions[:1]) < 1e-6
 
 
 def test_sentences_are_drawn_evenly_by_their_weights(criterion):

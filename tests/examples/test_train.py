@@ -146,7 +146,9 @@ def test_many_sentences_resume_and_are_told_to_the_network(tmp_path, folder, mon
     expected = training.build_criterion("tiny", regions=regions is not None)
     expected.similarity_weight *= training.MANY_SIMILARITY
     total = sum(getattr(expected, name) * row[name.removesuffix("_weight")] for name in WEIGHTS)
+    total += training.REGION_GAP_WEIGHT * row.get("gap", 0)
     assert row["total"] == pytest.approx(total, rel=1e-5)
+    assert ("gap" in row) == (regions is not None)
 
 
 def test_an_opposite_is_trained_away_from(tmp_path, folder):

@@ -1,6 +1,7 @@
 """Losses, terms and gradients of some forty calls, which no later version may change.
 
-The files beside this one were written with version 0.2.0:
+The files beside this one were written with version 0.2.0, whose `patch_scale` is a part of
+`patch_geometry` since:
 
     python tests/frozen/make.py tests/frozen
 
@@ -26,6 +27,7 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
+    PatchGeometry,
     StructureLoss,
     VGGMaxFeatureLoss,
 )
@@ -45,7 +47,7 @@ CALLS = {
     "rgb": {"channels": (3, 3, 3)},
     "grey fused, rgb visible": {"channels": (1, 3, 1)},
     "rgb fused, grey visible": {"channels": (3, 1, 3)},
-    "large": {"size": (64, 60), "patch_scale": (0.8, 1.0)},
+    "large": {"size": (64, 60), "patch_geometry": PatchGeometry(scale=(0.8, 1.0))},
     "tall": {"size": (150, 47), "channels": (3, 3, 1), "num_patches": 3},
     "smallest": {"size": (16, 17), "min_patch_entropy": 5.0},
     "0 to 255": {"data_range": (0, 255)},

@@ -4,6 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clip_fusion_loss import PatchGeometry
 from conftest import draw_images, make_criterion, named
 
 side = st.integers(16, 600)
@@ -30,7 +31,14 @@ search = settings(
             "patch_chunk": st.sampled_from([None, 1, 2, 64]),
             "reduction": st.sampled_from(["mean", "sum", "none"]),
             "min_patch_entropy": st.sampled_from([None, 4.0, 6.0]),
-            "patch_scale": st.tuples(st.floats(0.05, 0.5), st.floats(0.5, 1.0)),
+            "patch_geometry": st.builds(
+                PatchGeometry,
+                scale=st.tuples(st.floats(0.05, 0.5), st.floats(0.5, 1.0)),
+                rotation=st.floats(0, 180),
+                vertical_shear=st.floats(0, 45),
+            ),
+            "patch_filter": st.sampled_from(["both", "each"]),
+            "link": st.sampled_from(["linear", "exponential"]),
         }
     ),
 )

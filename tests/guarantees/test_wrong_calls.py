@@ -14,6 +14,7 @@ from clip_fusion_loss import (
     FusionObjective,
     IntensityGradientLoss,
     LanguageDrivenFusionLoss,
+    PatchGeometry,
     SourceEmbeddings,
     StructureLoss,
     VGGMaxFeatureLoss,
@@ -90,10 +91,11 @@ OPTIONS = {
     "direction_weight": (["2", None, True], [-1, float("nan"), float("inf")]),
     "similarity_weight": ([nn.Parameter(torch.ones(())), torch.ones(1)], []),
     "num_patches": ([2.5, torch.tensor(True)], [0]),
-    "patch_scale": (
-        [0.5, "23", {0.5, 0.8}, torch.tensor(0.5), (0.5, 0.6, 0.7)],
-        [(0.8, 0.5), (0.0, 0.5), (0.5, 1.1)],
-    ),
+    "shared_weight": (["1"], [-1]),
+    "link": ([], ["exp", None]),
+    "patch_geometry": ([(0.5, 0.8), {"scale": (0.5, 0.8)}, PatchGeometry], []),
+    "patch_scale": ([(0.5, 0.8)], []),
+    "patch_filter": ([], ["any", True]),
     "min_patch_entropy": (["6"], [9]),
     "patch_reduction": ([], ["mean"]),
     "region_share": (["0.9", None], [0.5, 1.1]),
@@ -220,12 +222,31 @@ OTHERS = [
     (lambda h: EmbeddedFusionModel.load("none.safetensors"), FileNotFoundError, "`path`"),
     (lambda h: EmbeddedFusionModel.load(Path(__file__).parent), FileNotFoundError, "`path`"),
     (lambda h: EmbeddedFusionModel.load(__file__, 3), TypeError, "`encoder`"),
+    # PatchGeometry.
+    *(
+        (lambda h, scale=scale: PatchGeometry(scale), TypeError, "`scale`")
+        for scale in (0.5, "23", {0.5, 0.8}, torch.tensor(0.5), (0.5, 0.6, 0.7))
+    ),
+    *(
+        (lambda h, scale=scale: PatchGeometry(scale), ValueError, "`scale`")
+        for scale in ((0.8, 0.5), (0.0, 0.5), (0.5, 1.1))
+    ),
+    (lambda h: PatchGeometry(rotation=-1), ValueError, "`rotation`"),
+    (lambda h: PatchGeometry(shift=2), ValueError, "`shift`"),
+    (lambda h: PatchGeometry(zoom=0.5), ValueError, "`zoom`"),
+    (lambda h: PatchGeometry(shear=90), ValueError, "`shear`"),
+    (lambda h: PatchGeometry(vertical_shear="3"), TypeError, "`vertical_shear`"),
     # Regularizers.
     (lambda h: VGGMaxFeatureLoss(3), TypeError, "`weights`"),
     (lambda h: VGGMaxFeatureLoss(__file__), ValueError, "`weights`"),
     (lambda h: VGGMaxFeatureLoss("none.pth"), FileNotFoundError, "`weights`"),
     (lambda h: IntensityGradientLoss(-1), ValueError, "`gradient_weight`"),
     (lambda h: IntensityGradientLoss("2"), TypeError, "`gradient_weight`"),
+    (lambda h: VGGMaxFeatureLoss(layers=["relu3_1"]), ValueError, "`layers`"),
+    (lambda h: VGGMaxFeatureLoss(layers={}), ValueError, "`layers`"),
+    (lambda h: VGGMaxFeatureLoss(layers={"relu3_5": 1}), ValueError, "`layers`.*'relu3_5'"),
+    (lambda h: VGGMaxFeatureLoss(layers={"relu3_1": -1}), ValueError, "`layers`"),
+    (lambda h: VGGMaxFeatureLoss(layers={"relu3_1": "1"}), TypeError, "`layers`"),
     (lambda h: StructureLoss(window=0), ValueError, "`window`"),
     (lambda h: StructureLoss(flat_energy=0), ValueError, "`flat_energy`"),
     (lambda h: StructureLoss(layout_weight="1"), TypeError, "`layout_weight`"),
