@@ -55,6 +55,8 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert rows[1]["AG"] != rows[2]["AG"]  # other patches
     assert capsys.readouterr().out == "3 rows\n6 rows\n"
     variance = tables.read(tmp_path / "patch_variance.csv")
-    assert [(r["batch"], r["patches"]) for r in variance] == 2 * [(2, 1), (2, 32)]
+    assert [(r["batch"], r["patches"]) for r in variance] == [
+        (b, n) for b in (2, 8, 2) for n in (1, 32)
+    ]
     for name in ("patch term, deviation", "gradient, from patches"):
         assert variance[0][name] > variance[1][name] > 0
