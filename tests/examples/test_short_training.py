@@ -107,7 +107,7 @@ def test_labels_move_along_with_their_crops(augment, side):
         )
         pairs = torch.stack([levels, rows])[:, inside[0] > 0].unique(dim=1)
         assert pairs.shape[1] == len(pairs[0].unique()) == len(pairs[1].unique())
-    assert 8 <= several <= 18  # the others have one sentence everywhere
+    assert 4 <= several <= 12  # the others have one sentence everywhere
 
 
 def test_drawn_regions_have_sentences_by_their_weights(opened):
