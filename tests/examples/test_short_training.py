@@ -219,8 +219,9 @@ def test_the_loss_by_the_name_of_its_clip(tmp_path, small_architecture, clip_mod
     torch.save(clip_model.state_dict(), tmp_path / "clip.pt")
     name = f"{small_architecture}={tmp_path / 'clip.pt'}"
     built = build_criterion(name, regularizer="intensity")
+    divided = build_criterion(name, regularizer="none", regions=True)
     assert isinstance(built.regularizer, IntensityGradientLoss)
-    assert built.num_patches == 32
+    assert (built.num_patches, divided.num_patches) == (2, 32)
     assert load_clip(name).fingerprint == built.encoder.fingerprint
     with pytest.raises(ValueError, match="--encoder must be the CLIP of the loss: tiny, .* got no"):
         load_clip("no")
