@@ -126,7 +126,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         link: "linear", or AutoFuse's "exponential": ``exp(d) - 1`` for each direction loss d of an
             embedding from a text.
         num_patches: random patches per sample, at least 1 (paper: 32). With 2 the loss takes a
-            tenth of the time; results were no worse with the bundled CLIP, others were not tried.
+            tenth of the time; with the bundled CLIP no difference showed, others were not tried.
         patch_geometry: the size and the random transform of patches, a `PatchGeometry`.
         min_patch_entropy: patches must have more bits of grey-level entropy than this in the
             sources, 0 to 8 (paper: 6); None keeps all patches.

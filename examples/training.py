@@ -37,8 +37,8 @@ REGULARIZERS = {
 }
 #: The crops of short trainings have the input size of the small CLIP, so they are not resized.
 BATCH_SIZE, CROP_SIDE, LEARNING_RATE = 3, 96, 2e-3
-#: Patches an image with a CLIP other than tiny: a tenth of the time of the paper's 32. Results were
-#: no worse with tiny; others were not tried (docs/performance.md).
+#: Patches an image with a CLIP other than tiny: a tenth of the time of the paper's 32. With tiny no
+#: difference showed; others were not tried (docs/performance.md).
 PATCHES = 2
 #: For many sentences small steps reach more than few large ones. Their gradients differ tenfold and
 #: more; without a limit a few of them can push a network to where it stays washed out.

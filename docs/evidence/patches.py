@@ -226,7 +226,7 @@ def measure(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     pairs, clip = list(open_pairs(options.pairs, options.max_pairs)), FrozenCLIP.tiny()
     if not (options.out / "patch_variance.csv").exists():
-        kinds = (2, "tiny's"), (2, "the paper's")
+        kinds = (2, "tiny's"), (8, "tiny's"), (2, "the paper's")
         given = ((pairs, clip, batch, options.steps, weights) for batch, weights in kinds)
         rows = list(chain.from_iterable(starmap(variances, given)))
         tables.save({"patch_variance": rows}, options.out)

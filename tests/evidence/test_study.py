@@ -56,12 +56,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "3 rows\n6 rows\n"
     variance = tables.read(tmp_path / "patch_variance.csv")
     assert [(r["batch"], r["patches"]) for r in variance] == [
-        (2, 1),
-        (2, 32),
-        (8, 1),
-        (8, 32),
-        (2, 1),
-        (2, 32),
+        (b, n) for b in (2, 8, 2) for n in (1, 32)
     ]
     for name in ("patch term, deviation", "gradient, from patches"):
         assert variance[0][name] > variance[1][name] > 0
