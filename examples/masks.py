@@ -34,7 +34,7 @@ HOT = "hot"
 #: Hot spots exceed the first share of the way from the median of the infrared image to its hottest
 #: part, above this quantile, and extend to where it falls below the second share; if both are so
 #: many grey levels apart. Found by looking at pictures.
-SPOT, EXTENT, HOTTEST, LEAST_LEVELS = 0.75, 0.3, 0.999, 25
+SPOT, EXTENT, HOTTEST, LEAST_LEVELS = 0.7, 0.3, 0.999, 25
 #: At most so much of an image is hot, and spots that are a smaller share of it are noise.
 LARGEST, SPECK = 0.12, 0.0004
 #: Noise is smoothed, and the region grown, by this share of the image's short side.
@@ -154,4 +154,4 @@ def hot_region(infrared: Tensor) -> Tensor | None:
         return None
     extent = smooth > max(middle + EXTENT * way, least)
     hot = ndimage.binary_propagation(spots, mask=extent)
-    return torch.from_numpy(ndimage.distance_transform_edt(~hot) <= 2 * radius)
+    return torch.from_numpy(ndimage.distance_transform_edt(~hot) <= radius)

@@ -48,7 +48,6 @@ examples:
 PROMPTS = (*FusionObjective().fused, "a dark image")
 NO_LANGUAGE = "without language"
 SHEET_ROWS = 3
-PATCHES = 8  # per image with a real CLIP; the paper's 32 take longer
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -85,8 +84,7 @@ def compare(chosen: argparse.Namespace, folders: pairs.Folders) -> None:
     generator = torch.Generator()
     with options.warnings_as_notes():
         objectives = with_and_without(chosen.prompt or PROMPTS, chosen.opposite)
-        given = {"num_patches": None if chosen.encoder == "tiny" else PATCHES}
-        given |= {"regularizer": "structure", "generator": generator}
+        given = {"regularizer": "structure", "generator": generator}
         criterion = build_criterion(chosen.encoder, **given).to(device)
         for objective in objectives.values():  # report an unusable one now, not after a training
             criterion.set_objective(objective)

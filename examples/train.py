@@ -122,10 +122,12 @@ def defaults_in_words() -> dict[str, str]:
     """What an option of the loss is by default: in general, and with tiny."""
     tiny = LanguageDrivenFusionLoss.tiny()
     general = inspect.signature(LanguageDrivenFusionLoss).parameters
-    return {
+    words = {
         name: f"(default: {general[name].default:g}; with tiny {getattr(tiny, name):g})"
-        for name in (*WEIGHTS, "num_patches")
+        for name in WEIGHTS
     }
+    few, paper = training.PATCHES, general["num_patches"].default
+    return words | {"num_patches": f"(default: {few}; the paper's: {paper})"}
 
 
 @options.errors_as_messages("train")

@@ -37,6 +37,9 @@ REGULARIZERS = {
 }
 #: The crops of short trainings have the input size of the small CLIP, so they are not resized.
 BATCH_SIZE, CROP_SIDE, LEARNING_RATE = 3, 96, 2e-3
+#: Patches an image with a CLIP other than tiny: a tenth of the time of the paper's 32. With tiny no
+#: difference showed; others were not tried (docs/performance.md).
+PATCHES = 2
 #: For many sentences small steps reach more than few large ones. Their gradients differ tenfold and
 #: more; without a limit a few of them can push a network to where it stays washed out.
 MANY_BATCH_SIZE, MANY_MAX_NORM = 1, 0.5
@@ -74,7 +77,8 @@ def build_criterion(
     given = {name: value for name, value in options.items() if value is not None}
     tiny = encoder == "tiny"
     if not tiny:
-        given["encoder"] = load_clip(encoder)
+        few = {} if regions else {"num_patches": PATCHES}  # regions leave many out
+        given = few | {"encoder": load_clip(encoder)} | given
     regularizer = regularizer or ("structure" if tiny else "vgg")
     if regions and tiny:
         given = {"num_patches": REGION_PATCHES} | given

@@ -24,7 +24,7 @@ MODULATION_WIDTH = 64
 TILE, WINDOW, WINDOWS = 640, 192, 16
 #: From a region to the next, scales and shifts change over this many pixels on either side: enough
 #: that no line is seen, and less than people and cars are wide. Found by looking at pictures.
-RAMP = 6
+RAMP = 4
 
 
 class FusionUNet(nn.Module):

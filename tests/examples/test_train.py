@@ -403,7 +403,7 @@ def test_help_has_the_numbers_of_the_loss(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "--patches N patches per crop (default: 32; with tiny 2)" in said
+    assert "--patches N patches per crop (default: 2; the paper's: 32)" in said
     assert "--direction-weight N (default: 2; with tiny 3.2)" in said
     assert "(default: 0.5 with --prompts, else none)" in said
 
