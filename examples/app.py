@@ -30,6 +30,7 @@ from torch import Tensor
 import options
 import pairs
 from clip_fusion_loss import EmbeddedFusionModel
+from clip_fusion_loss.encoder import NEGATION
 from masks import hot_region
 from networks.weights import Trained, load_trained
 from pairs import Pair
@@ -42,6 +43,8 @@ MAX_MEGAPIXELS = 16
 Image.MAX_IMAGE_PIXELS = None  # in place of Pillow's limit, which is said less clearly
 #: Fused images on the disk, for the page to show and to download; older ones are deleted.
 KEPT_RESULTS = 100
+#: A label, to which a message refers.
+OPPOSITE = "What it should not be"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,16 @@ class Wish:
     strength: float = 1.0
     region: str = ""
     hot: bool = False
+
+    def region_in(self, pair: Pair, painted: Tensor | None = None) -> Tensor | None:
+        """The (H, W) region; None if it is empty or has no sentence."""
+        parts = [painted, hot_region(pair.infrared) if self.hot else None] if self.region else []
+        parts = [part for part in parts if part is not None and part.any()]
+        return torch.stack(parts).any(0) if parts else None
+
+    def texts_in_use(self, region: Tensor | None) -> str:
+        other, inside = self.other if self.share else "", "" if region is None else self.region
+        return " ".join((self.sentence, self.opposite, other, inside))
 
 
 class Fuser:
@@ -83,23 +96,23 @@ class Fuser:
     def vector(self, sentence: str, opposite: str = "") -> Tensor:
         """The text direction (D,); a ValueError if a text has no word that the CLIP knows."""
         opposites = (opposite,) if opposite else ()
+        for text in (sentence, *opposites):
+            if self.clip.has_no_known_word(text):
+                raise ValueError(f"Not one known word in {text!r}; try one of the sentences above.")
         objective = replace(self.bank.objectives[0], fused=sentence, opposite=opposites)
         with options.warnings_as_notes():
             return EmbeddedFusionModel(objective, self.clip).text_direction
 
-    def fuse(self, pair: Pair, wish: Wish, painted: Tensor | None = None) -> Tensor:
+    def fuse(self, pair: Pair, wish: Wish, region: Tensor | None = None) -> Tensor:
         """The fused pair in uint8, with the colours of the visible image.
 
-        `painted` is (H, W) and true in the region. Raises as `vector`.
+        `region` is of `wish.region_in`. Raises as `vector`.
         """
         vectors, regions = self.vector(wish.sentence, wish.opposite), None
-        if wish.other:
+        if wish.other and wish.share:
             vectors = torch.lerp(vectors, self.vector(wish.other, wish.opposite), wish.share)
-        parts = [painted, hot_region(pair.infrared) if wish.hot else None]
-        parts = [part for part in parts if part is not None and part.any()]
-        if wish.region and parts:
-            vectors = torch.stack([vectors, self.vector(wish.region)])
-            regions = torch.stack(parts).any(0, keepdim=True).long()
+        if region is not None:
+            vectors, regions = torch.stack([vectors, self.vector(wish.region)]), region[None].long()
         fused = fuse_with(self.network, pair, self.device, vectors, regions=regions)
         return pairs.with_chroma_of(pair.visible, strengthened(pair, fused, wish.strength))
 
@@ -182,13 +195,17 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
         try:
             if not wish.sentence:
                 raise ValueError("Say in words what the fused image should be.")
-            fused = fuser.fuse(pair, wish, painted)
+            region = wish.region_in(pair, painted)
+            fused = fuser.fuse(pair, wish, region)
         except (ValueError, RuntimeError) as error:  # a RuntimeError may be for lack of memory
-            return [*[keep] * 3, options.remedy_for(error) or str(error)]
+            problem = options.remedy_for(error) or str(error)
+            return [*[keep] * 3, f"**{problem}** The fused image above is still the previous one."]
         status = f"{fused.shape[2]} x {fused.shape[1]} pixels"
-        texts = " ".join((wish.sentence, wish.opposite, wish.other, wish.region))
+        texts = wish.texts_in_use(region)
         if unknown := fuser.unknown_words(texts):
             status += f". **Not known to this CLIP, and left out: {', '.join(unknown)}**"
+        if negation := NEGATION.search(texts):
+            status += f". **CLIP hardly heeds {negation[0]!r}; use *{OPPOSITE}* instead**"
         path = save(fused, f"{Path(pair.name).name}-{options.readable_name(wish.sentence)}")
         kept.append(Path(path))
         if len(kept) > KEPT_RESULTS:
@@ -202,9 +219,14 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
     with gr.Blocks(title="Say what the fused image should be", analytics_enabled=False) as page:
         gr.Markdown(
             "# Say what the fused image should be\n"
-            "An infrared and a visible image become one, as your sentence describes it."
+            "An infrared and a visible image become one, as your sentence describes it. A small "
+            "network does it, trained once with the loss of `clip_fusion_loss`, so that you can "
+            "see what sentences do."
         )
-        sentence = gr.Textbox(presets[0], label="Sentence", max_length=300, elem_id="sentence")
+        sentence = gr.Textbox(
+            presets[0], label="Sentence", max_length=300, elem_id="sentence",
+            info="It describes the whole image. For people or objects use a region, below.",
+        )  # fmt: skip
         samples = gr.Dataset(
             label="Try", components=[sentence], samples=[[t] for t in presets], samples_per_page=100
         )
@@ -215,7 +237,7 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
         status = gr.Markdown(elem_id="status")
         with gr.Row():
             with gr.Column():
-                opposite = gr.Textbox(label="What it should not be", elem_id="opposite")
+                opposite = gr.Textbox(label=OPPOSITE, elem_id="opposite")
                 other = gr.Textbox(second, label="Second sentence", elem_id="other")
                 share = gr.Slider(0, 1, 0, label="Share of the second sentence", elem_id="share")
                 strength = gr.Slider(
@@ -228,8 +250,11 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
                     brush=gr.Brush(30, colors=["#ff7f0e"], color_mode="fixed"), buttons=[],
                     height=300, elem_id="canvas",
                 )  # fmt: skip
-                hot = gr.Checkbox(label="and the warm part of the infrared image", elem_id="hot")
-                region = gr.Textbox(third, label="Sentence for the region", elem_id="region")
+                hot = gr.Checkbox(label="Use the warm part of the infrared image", elem_id="hot")
+                region = gr.Textbox(
+                    third, label="Sentence for the region", elem_id="region",
+                    info="Used only where you paint, or with the box ticked.",
+                )  # fmt: skip
             with gr.Column():
                 compare = gr.ImageSlider(label="Visible | fused", elem_id="compare", buttons=[])
         with gr.Row():
@@ -282,9 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # It asks itself whether it runs, and must not ask a proxy.
         os.environ["no_proxy"] = f"{os.environ.get('no_proxy', '')},127.0.0.1"
         page = build_page(fuser, examples, Path(folder))
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
         page.launch(
             server_name="127.0.0.1", server_port=chosen.port, share=False, quiet=True,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            theme=theme.set(block_info_text_color="*neutral_500"),
             footer_links=[], run_history=False, enable_monitoring=False, mcp_server=False,
             ssr_mode=False, pwa=False, max_file_size="100mb", prevent_thread_lock=True,
         )  # fmt: skip

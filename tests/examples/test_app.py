@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from urllib.parse import urlsplit
 
@@ -121,8 +122,18 @@ def test_colours_are_those_of_the_visible_image(fuser):
 
 def test_unknown_words(fuser):
     assert fuser.unknown_words("A dark, zebra-like IMAGE of a zebra") == ["zebra", "like"]
-    with pytest.raises(ValueError, match="a text must have a word that"):
-        fuser.vector("zebra")
+    with pytest.raises(ValueError, match="Not one known word in 'zebra'; try one"):
+        fuser.vector("a dark image", "zebra")
+
+
+def test_only_sentences_in_use_are_told(fuser, pair):
+    wish = app.Wish("a dark image", "a hazy image", "zebra", region="gnu")
+    assert wish.texts_in_use(wish.region_in(pair)).strip() == "a dark image a hazy image"
+    fuser.fuse(pair, wish)  # and nothing else is embedded
+    painted = torch.ones(64, 96, dtype=torch.bool)
+    wish = replace(wish, share=0.5)
+    assert wish.texts_in_use(wish.region_in(pair, painted)).endswith(" zebra gnu")
+    assert replace(wish, region="").region_in(pair, painted) is None
 
 
 def bomb(path):
@@ -148,7 +159,7 @@ def test_hot_objects_are_a_region(fuser):
     wish = app.Wish("a dark image", region="a bright image", hot=True)
     dark, bright = (fuser.fuse(pair, app.Wish(text)) for text in (wish.sentence, wish.region))
     painted = torch.arange(192).expand(128, 192) >= 160
-    fused = fuser.fuse(pair, wish, painted)
+    fused = fuser.fuse(pair, wish, wish.region_in(pair, painted))
     assert torch.equal(fused[:, 62:68, 72:78], bright[:, 62:68, 72:78])
     assert torch.equal(fused[..., 176:], bright[..., 176:])
     assert torch.equal(fused[..., :30], dark[..., :30])
@@ -314,7 +325,10 @@ def test_sentences_and_sliders_move_the_image(page, tmp_path):
     page.type("sentence", "a bright zebra image")
     page.wait_for_status("Not known to this CLIP, and left out: zebra")
     page.type("sentence", "zebra")
-    page.wait_for_status("a text must have a word that the encoder 'tiny' knows")
+    page.wait_for_status("Not one known word in 'zebra'; try one of the sentences above.")
+    page.wait_for_status("The fused image above is still the previous one.")
+    page.type("sentence", "an image without haze")
+    page.wait_for_status("CLIP hardly heeds 'without'; use What it should not be instead")
     page.type("sentence", " ")
     page.wait_for_status("Say in words what the fused image should be")
     ours = (page.url, f"blob:{page.url}", "data:")
