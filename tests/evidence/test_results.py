@@ -251,6 +251,7 @@ def test_regions():
     shares = (0.8 + 0.6) / 2, 0.25
     found = made.regions("regions")
     assert all(each == (*map(pytest.approx, shares), 0) for each in found.values())
+    assert made.span("regions") == 50
 
 
 def test_levels_of_regions_are_those_of_their_pixels():
@@ -270,7 +271,7 @@ def test_levels_of_regions_are_those_of_their_pixels():
     rows = regions.measured(fuse, [pair, pair])
     assert [row["images"] for row in rows] == [2, 2, 2]
     for row in rows[:2]:
-        assert (regions.reached(row, "inside"), regions.reached(row, "outside")) == (1, 0)
+        assert (regions.reached([row], "inside"), regions.reached([row], "outside")) == (1, 0)
         assert row["told, inside"] == row["sentence, inside"] == pytest.approx(11, rel=0.01)
         assert row["told, outside"] == row["elsewhere, outside"] == pytest.approx(220, rel=0.02)
     # Central differences of stripes of 24 and 12 levels, nearly none at the border; and a seam.
