@@ -276,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with options.warnings_as_notes():
         fuser = Fuser(load_trained(chosen.checkpoint), chosen.encoder, device)
     examples = [pairs.read_pair(files) for files in pairs.find_pairs(pairs.folders_of(None))]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes then too
     # Gradio serves all that is in its folder, which other programs with Gradio would share.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
