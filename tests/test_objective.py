@@ -375,6 +375,8 @@ class TestMix:
         vectors = torch.randn(3, 5, 1, 24, generator=generator)
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         losses = bank(*vectors, index=None)  # (5, 4)
+        with pytest.raises(IndexError):  # as of a wrong label of a region on an accelerator
+            bank(*vectors[:, :1, 0], index=torch.tensor([-1]))
         # The opposite of an objective that is itself 1 + 0.7 strong.
         opposite = 2 * torch.tensor([1, 1, 1, 1.7]) - losses
         column = {name: number for number, name in enumerate(bank.names)}
