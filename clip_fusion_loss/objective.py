@@ -83,6 +83,8 @@ Texts = Sequence[str | FusionObjective]
 # What one embedded objective says: an objective, or several with their weights.
 Words = FusionObjective | dict[FusionObjective, float]
 
+_weight = partial(checks.check_number, "weights", minimum=-math.inf)
+
 
 class EmbeddedFusionModel(FrozenModule):
     """One or several embedded objectives: the text directions from each source to the fused image.
@@ -223,8 +225,7 @@ class EmbeddedFusionModel(FrozenModule):
             rows = [checks.check_type("weights", row, Mapping) for row in rows]
             keys = list(dict.fromkeys(key for row in rows for key in row))
             bank = self[keys]
-            number = partial(checks.check_number, "weights", minimum=-math.inf)
-            numbers = [[number(row.get(key, 0.0)) for key in keys] for row in rows]
+            numbers = [[_weight(row.get(key, 0.0)) for key in keys] for row in rows]
             table = torch.tensor(numbers, dtype=torch.float32, device="cpu")
         if table.ndim != 2 or table.shape[1] != len(bank):
             expected = f"have shape (B, {len(bank)}), a row for each image"
@@ -289,7 +290,7 @@ class EmbeddedFusionModel(FrozenModule):
             wanted = [self._parts[..., 0, :], self._parts[..., 1, :], self._weights]
             wanted = [each[0] for each in wanted] if single else wanted
         if index is not None and not single:
-            # A negative index is an error here, also on accelerators.
+            # Not each[index], which counts a negative index from the end.
             wanted = [each.index_select(0, index) for each in wanted]
         return formula(embedding, visible_embedding, infrared_embedding, *wanted, counted)
 
@@ -529,8 +530,8 @@ def _read(path: Path) -> tuple[Any, ...]:
     names = None if metadata["format"] == ONE else json.loads(metadata["names"])
     texts = f"[{metadata['objective']}]" if single else metadata["objectives"]
     objectives = tuple(
-        {FusionObjective(**texts): weight for texts, weight in entry}
-        if isinstance(entry, list)
+        {FusionObjective(**texts): _weight(weight) for texts, weight in entry}
+        if isinstance(entry, list) and entry
         else FusionObjective(**entry)
         for entry in json.loads(texts)
     )

@@ -123,6 +123,10 @@ DAMAGE = {
     ),
     "a direction gone": lambda metadata, tensors: tensors.pop("directions"),
     "single": lambda metadata, tensors: metadata.update(objective="{}"),
+    "no texts of one": lambda metadata, tensors: metadata.update(objectives="[[], {}, {}]"),
+    "a weight of text": lambda metadata, tensors: metadata.update(
+        objectives='[[[{}, "1"]], {}, {}]'
+    ),
     "texts of a number": lambda metadata, tensors: metadata.update(objectives="[1, 2, 3]"),
 }  # fmt: skip
 
