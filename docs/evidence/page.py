@@ -149,20 +149,25 @@ class Results:
         }
 
     def regions(self, trained_on: str) -> dict[regions.Case, tuple[float, float, int]]:
-        """Of each case the mean shares inside and outside, and how many seeds reach both."""
+        """Of each case the shares inside and outside, and how many seeds reach both."""
         found = {}
         for case in regions.CASES:
             wanted = {"trained on": trained_on, **vars(case)}
             rows = tables.chosen(self.tables["regions"], **wanted)
             if not rows:  # nothing was hot
                 continue
-            inside, outside = (
-                [regions.reached(row, place) for row in rows] for place in ("inside", "outside")
-            )
-            both = zip(inside, outside, strict=True)
-            seeds = sum(i >= INSIDE and o <= OUTSIDE for i, o in both)
-            found[case] = statistics.mean(inside), statistics.mean(outside), seeds
+            both = [
+                (regions.reached(each, "inside"), regions.reached(each, "outside"))
+                for each in (rows, *([row] for row in rows))
+            ]
+            found[case] = *both[0], sum(i >= INSIDE and o <= OUTSIDE for i, o in both[1:])
         return found
+
+    def span(self, trained_on: str) -> float:
+        """Grey levels between the first case's sentences, each told everywhere."""
+        wanted = {"trained on": trained_on, **vars(regions.CASES[0])}
+        mean = tables.mean(tables.chosen(self.tables["regions"], **wanted))
+        return abs(mean["elsewhere, inside"] - mean["sentence, inside"])
 
     def in_order(self, data_set: int) -> str:
         """In how many images "dark" is darker, and "bright" brighter, than without language."""
@@ -231,7 +236,7 @@ def conclusion(results: Results) -> str:
     count = len(results.published(0))
     shares = [row.get("share") for row in results.shares().values()]
     wins = {name: results.wins(name) for name in comparing.FILTERS}
-    here, there, _ = results.regions("regions")[regions.CASES[0]]
+    here, there, _ = results.regions("whole images")[regions.CASES[0]]
     lines = [
         f"**The paper's sentence.** On {results.names[0]}, against the same training without "
         f"language, the average gradient changes by {results.effect(PAPER, 'AG')}, the contrast "
@@ -256,9 +261,9 @@ def conclusion(results: Results) -> str:
         f"language {mute:.2f}.",
         f"**One network for many sentences**: {counted(shares, SHARE)} have at least "
         f"{100 * SHARE:.0f} % of the effect of a network of their own.",
-        f'**A sentence for a region**: with "a dark image" for one half and "a bright image" for '
-        f"the other, the first reaches {100 * here:.0f} % of its effect in its half and "
-        f"{100 * there:.0f} % in the other.",
+        f'**A sentence for a region**: told "a dark image" for one half and "a bright image" for '
+        f"the other, that network darkens the first half by {100 * here:.0f} % of what the "
+        f"sentence does everywhere, and the other by {100 * there:.0f} %.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -477,7 +482,9 @@ def by_region(results: Results) -> list[str]:
         ["region", "sentence there", "elsewhere", "measure"] + ["there", "elsewhere", "seeds"] * 2,
         ["---"] * 4 + ["---:"] * 6,
     ]
-    both = [results.regions(title) for title in ("regions", "whole images")]
+    trained = "whole images", "regions"
+    both = [results.regions(title) for title in trained]
+    whole, local = map(results.span, trained)
     for case in both[0]:
         sentences = [
             "the paper's sentence" if text == PAPER else f'"{text}"'
@@ -494,9 +501,10 @@ def by_region(results: Results) -> list[str]:
         "what lies around it, moves from an image with the second sentence everywhere to one with "
         f"the first everywhere. Wanted: at least {100 * INSIDE:.0f} % there and at most "
         f"{100 * OUTSIDE:.0f} % elsewhere; *seeds*: how many of {results.seeds} reach both. The "
-        f"first network was trained with random regions ({run['steps, regions']} steps, "
-        f"{run['seconds, regions']:.0f} seconds), the second is that of the section above, which "
-        "has learnt from whole images alone.",
+        "first network, also in the picture, is that of the section above, which has learnt from "
+        f"whole images alone. The second was trained with random regions ({run['steps, regions']} "
+        f"steps, {run['seconds, regions']:.0f} seconds). With either sentence everywhere, dark and "
+        f"bright are {whole:.0f} grey levels apart for the first and {local:.0f} for the second.",
         markdown(lines),
     ]
 

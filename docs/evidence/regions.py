@@ -92,10 +92,13 @@ def labels_of(region: str, pair: Pair, number: int = 0) -> Tensor | None:
     return None if hot is None else (~hot)[None].long()
 
 
-def reached(row: dict[str, float], place: str) -> float:
-    """How far a place has moved from the second sentence everywhere to the first: 1 is all."""
+def reached(rows: Sequence[dict[str, float]], place: str) -> float:
+    """How far a place has moved from the second sentence everywhere to the first: 1 is all.
+
+    Over all rows at once, as in one of them both sentences may give the same.
+    """
     told, sentence, elsewhere = (
-        row[f"{title}, {place}"] for title in ("told", "sentence", "elsewhere")
+        sum(row[f"{title}, {place}"] for row in rows) for title in ("told", "sentence", "elsewhere")
     )
     return (told - elsewhere) / (sentence - elsewhere)
 

@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     }
     tables.save(result, options.docs / "evidence")
     pictures.save(bench, single, many[0], options.peers, options.docs / "images")
-    pictures.save_regions(bench, local[0], options.docs / "images")
+    pictures.save_regions(bench, many[0], options.docs / "images")
 
 
 def trials_of(options: argparse.Namespace) -> tuple[dict[str, list[Trial]], list[Trial]]:

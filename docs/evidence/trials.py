@@ -266,7 +266,7 @@ def tell_regions(
         told = told[0] if labels is None else told
         return fuse_with(network, pair, torch.device("cpu"), told, regions=labels)
 
-    if trial.by_region:
+    if not trial.by_region:
         for title, images in regions.pictured(fuse, bench.sets[bench.show.name]).items():
             save_images(images, bench.folder(trial) / f"{bench.show.name}-{title}")
     test = bench.sets[bench.pairs.name]

@@ -348,7 +348,7 @@ def test_pairs_of_ones_own(page, tmp_path):
     page.page.locator("#examples button img").first.click()
     page.wait_for(lambda image: image.shape == (268, 360))
     write(tmp_path / "vi.png", noise(0, 64, 96, 3))
-    tifffile.imwrite(tmp_path / "ir.tif", noise(1, 64, 96).astype(np.uint16) * 100 + 7000)
+    tifffile.imwrite(tmp_path / "ir.tif", noise(1, 64, 96).astype(np.uint16) * 50 + 7000)
     (tmp_path / "text.png").write_text("a dark image")
     write(tmp_path / "small.png", noise(2, 64, 95))
     page.upload("visible", tmp_path / "vi.png")
