@@ -24,7 +24,7 @@ from .objective import (
     embed_one,
 )
 from .patches import EmptySteps, PatchGeometry, patch_term
-from .regularizers import StructureLoss, VGGMaxFeatureLoss
+from .regularizers import AUTOFUSE_LAYERS, StructureLoss, VGGMaxFeatureLoss
 
 
 class FusionLossTerms(NamedTuple):
@@ -227,7 +227,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         """
         inspect.signature(cls).bind(objective, **options)
         if "regularizer" not in options:
-            options["regularizer"] = VGGMaxFeatureLoss(layers={"relu3_1": 0.5, "relu4_2": 0.5})
+            options["regularizer"] = VGGMaxFeatureLoss(layers=AUTOFUSE_LAYERS)
         defaults: dict[str, Any] = {
             "patch_weight": 20.0,
             "similarity_weight": 0.0,
