@@ -222,7 +222,7 @@ def readme(tables_: Mapping[str, Table]) -> str:
         f"- **Targets**: {sum(count == results.seeds for count in met)} of {len(met)} are reached "
         f"with every seed, {sum(count == 0 for count in met)} with none.",
         f"- **Beside {len(published)} published methods** the mean rank over eight measures is "
-        f"{results.standing(PAPER, 0)[0]:.2f} (the best of them {results.best_rank(0):.2f}, without "
+        f"{results.standing(PAPER, 0)[0]:.2f} (their best {results.best_rank(0):.2f}, without "
         f"language {results.standing(NO_LANGUAGE, 0)[0]:.2f}); on {results.names[1]} "
         f"{results.standing(PAPER, 1)[0]:.2f} ({results.best_rank(1):.2f}).",
     ]
