@@ -249,7 +249,7 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
         gallery.select(choose, None, shown, **quiet)
         files = [visible_file, infrared_file]
         gr.on([file.change for file in files], upload, files, [*shown, status], **quiet)
-        gr.on([canvas.change, canvas.input], paint, [canvas, scene], painted, **quiet)
+        gr.on([canvas.input, canvas.clear], paint, [canvas, scene], painted, **quiet)
         samples.click(lambda sample: sample[0], samples, sentence, **quiet)
         told = [scene, painted, *wishes]
         results = [fused, compare, download, status]
