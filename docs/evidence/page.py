@@ -503,7 +503,8 @@ def by_region(results: Results) -> list[str]:
         lines.append([case.region, *sentences, case.about, *cells])
     return [
         f"![One scene: a sentence everywhere, and one for each region](images/{REGIONS_PICTURE})",
-        f"*{results.names[1]}.*",
+        f"*{results.names[1]}; the framed detail is enlarged below each image. Images: TNO Image "
+        "Fusion Dataset, A. Toet, CC BY 4.0.*",
         "One network is told a sentence for each region. The figures say how far the region, and "
         "what lies around it, moves from an image with the second sentence everywhere to one with "
         f"the first everywhere. Wanted: at least {100 * INSIDE:.0f} % there and at most "
