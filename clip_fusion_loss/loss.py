@@ -23,7 +23,7 @@ from .objective import (
     embed_one,
 )
 from .patches import EmptySteps, PatchGeometry, patch_term
-from .regularizers import StructureLoss, VGGMaxFeatureLoss
+from .regularizers import AUTOFUSE_LAYERS, StructureLoss, VGGMaxFeatureLoss
 
 
 class FusionLossTerms(NamedTuple):
@@ -235,7 +235,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         }
         loss = cls(objective, **(defaults | options))
         if "regularizer" not in options:
-            loss.regularizer = VGGMaxFeatureLoss(layers={"relu3_1": 0.5, "relu4_2": 0.5})
+            loss.regularizer = VGGMaxFeatureLoss(layers=AUTOFUSE_LAYERS)
         return loss
 
     @classmethod

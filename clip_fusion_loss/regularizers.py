@@ -23,6 +23,7 @@ VGG_LAYERS = {
 }
 
 PAPER_LAYERS = {"relu2_1": 1.0, "relu3_1": 1.0, "relu4_2": 1.0}
+AUTOFUSE_LAYERS = {"relu3_1": 0.5, "relu4_2": 0.5}
 
 
 class VGGMaxFeatureLoss(FrozenModule):
@@ -181,6 +182,7 @@ def _cached(url: str) -> Path:
         except (OSError, RuntimeError) as error:  # RuntimeError: cut on its way
             raise FileNotFoundError(
                 f"VGG-19 is not in the cache and cannot be downloaded: {error}; fetch {url} on a "
-                "machine with a network and pass the file as VGGMaxFeatureLoss(weights=...)"
+                "machine with a network and pass regularizer=VGGMaxFeatureLoss(weights=path), for "
+                f"autofuse() also with layers={AUTOFUSE_LAYERS}"
             ) from error
     return path
