@@ -168,16 +168,10 @@ def intensity_gradient_loss(
 
 
 def structure_loss(
-    fused: Tensor,
-    visible: Tensor,
-    infrared: Tensor,
-    *,
-    window: int = 9,
-    flat_energy: float = 0.05,
-    layout_weight: float = 1.0,
-    gradient_weight: float = 0.0,
-    above_noise: bool = False,
-) -> Tensor:
+    fused: Tensor, visible: Tensor, infrared: Tensor, *,
+    window: int = 9, flat_energy: float = 0.05, layout_weight: float = 1.0,
+    gradient_weight: float = 0.0, above_noise: bool = False,
+) -> Tensor:  # fmt: skip
     """Compare position and orientation of edges, but not brightness and contrast.
 
         edges + layout_weight * layout + gradient_weight * gradient

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -24,7 +23,7 @@ from .objective import (
     embed_one,
 )
 from .patches import EmptySteps, PatchGeometry, patch_term
-from .regularizers import StructureLoss, VGGMaxFeatureLoss
+from .regularizers import AUTOFUSE_LAYERS, StructureLoss, VGGMaxFeatureLoss
 
 
 class FusionLossTerms(NamedTuple):
@@ -164,8 +163,7 @@ class LanguageDrivenFusionLoss(nn.Module):
         shared_weight: float = 0.0, link: str = "linear",
         num_patches: int = 32, patch_geometry: PatchGeometry = PatchGeometry(),
         min_patch_entropy: float | None = 6.0, patch_filter: str = "both",
-        patch_reduction: str = "all",
-        region_share: float = 0.85,
+        patch_reduction: str = "all", region_share: float = 0.85,
         data_range: tuple[float, float] = (0.0, 1.0), reduction: str = "mean",
         generator: torch.Generator | None = None,
         patch_chunk: int | Literal["auto"] | None = "auto", precision: str = "auto",
@@ -210,12 +208,10 @@ class LanguageDrivenFusionLoss(nn.Module):
         `options` are keyword arguments of the class. A FileNotFoundError names weights that are not
         in the cache and cannot be downloaded, and how to pass the file. `tiny` needs none.
         """
-        inspect.signature(cls).bind(objective, **options)  # before a download, not after it
-        if "encoder" not in options:
-            options["encoder"] = FrozenCLIP.from_pretrained()
+        loss = cls(objective, **options)  # which finds wrong options before it loads weights
         if "regularizer" not in options:
-            options["regularizer"] = VGGMaxFeatureLoss()
-        return cls(objective, **options)
+            loss.regularizer = VGGMaxFeatureLoss()
+        return loss
 
     @classmethod
     def autofuse(cls, objective: Objective = AUTOFUSE, **options: Any) -> LanguageDrivenFusionLoss:
@@ -225,9 +221,6 @@ class LanguageDrivenFusionLoss(nn.Module):
         added to that: pass as `objectives` a ``FusionObjective(text, opposite=text,
         opposite_weight=1)`` for each image, or None where there is none. Errors are as in `paper`.
         """
-        inspect.signature(cls).bind(objective, **options)
-        if "regularizer" not in options:
-            options["regularizer"] = VGGMaxFeatureLoss(layers={"relu3_1": 0.5, "relu4_2": 0.5})
         defaults: dict[str, Any] = {
             "patch_weight": 20.0,
             "similarity_weight": 0.0,
@@ -240,7 +233,10 @@ class LanguageDrivenFusionLoss(nn.Module):
             "min_patch_entropy": 5.9,
             "patch_filter": "each",
         }
-        return cls.paper(objective, **(defaults | options))
+        loss = cls(objective, **(defaults | options))
+        if "regularizer" not in options:
+            loss.regularizer = VGGMaxFeatureLoss(layers=AUTOFUSE_LAYERS)
+        return loss
 
     @classmethod
     def tiny(

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
@@ -81,6 +82,8 @@ class FusionObjective:
 Texts = Sequence[str | FusionObjective]
 # What one embedded objective says: an objective, or several with their weights.
 Words = FusionObjective | dict[FusionObjective, float]
+
+_weight = partial(checks.check_number, "weights", minimum=-math.inf)
 
 
 class EmbeddedFusionModel(FrozenModule):
@@ -156,8 +159,7 @@ class EmbeddedFusionModel(FrozenModule):
 
         Waits for the device if a tensor on it chose or mixed them.
         """
-        if callable(self._objectives):
-            self._objectives = self._objectives()
+        self._objectives = _found(self._objectives)
         return self._objectives
 
     @property
@@ -172,7 +174,9 @@ class EmbeddedFusionModel(FrozenModule):
     @property
     def text_direction(self) -> Tensor:
         """The unit vector of `functional.mean_direction`, for a network: (D,) or (N, D)."""
-        return functional.mean_direction(self.visible_direction, self.infrared_direction)
+        total = self._total_weight[..., None]  # small weights are not short directions
+        both = self.visible_direction / total, self.infrared_direction / total
+        return functional.mean_direction(*both)
 
     def __len__(self) -> int:
         """The number of objectives."""
@@ -196,7 +200,7 @@ class EmbeddedFusionModel(FrozenModule):
         index, rows = self._index([choice] if one else choice)
         parts, weights = (each.index_select(0, index) for each in (self._parts, self._weights))
         # A copy, as the caller may reuse its tensor.
-        texts = partial(_choose, self.objectives, index.clone() if rows is None else rows)
+        texts = partial(_choose, self._objectives, index.clone() if rows is None else rows)
         return self._derived(texts, parts, weights, one)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -217,19 +221,18 @@ class EmbeddedFusionModel(FrozenModule):
             read = weights.device.type == "cpu"
             table = weights.detach().float().clone()  # the caller may reuse it
         else:
-            rows: Any = [weights] if one else weights
+            rows: Any = [weights] if one else checks.check_type("weights", weights, Sequence)
             rows = [checks.check_type("weights", row, Mapping) for row in rows]
             keys = list(dict.fromkeys(key for row in rows for key in row))
             bank = self[keys]
-            number = partial(checks.check_number, "weights", minimum=-math.inf)
-            numbers = [[number(row.get(key, 0.0)) for key in keys] for row in rows]
+            numbers = [[_weight(row.get(key, 0.0)) for key in keys] for row in rows]
             table = torch.tensor(numbers, dtype=torch.float32, device="cpu")
         if table.ndim != 2 or table.shape[1] != len(bank):
             expected = f"have shape (B, {len(bank)}), a row for each image"
             raise ValueError(f"`weights` must {expected}, got {tuple(table.shape)}")
         signed = (table.to(bank._weights.device)[..., None] * bank._weights).flatten(1)
         parts = bank._parts.flatten(0, 1).expand(len(table), -1, -1, -1)
-        mixed = self._derived(partial(_mixtures, bank.objectives, table), parts, signed, one)
+        mixed = self._derived(partial(_mixtures, bank._objectives, table), parts, signed, one)
         directions = torch.stack([mixed.visible_direction, mixed.infrared_direction])
         lengths = directions.norm(dim=-1) / mixed._total_weight
         if read and not (lengths > functional.DIRECTION_EPS).all():  # NaN is not either
@@ -287,7 +290,8 @@ class EmbeddedFusionModel(FrozenModule):
             wanted = [self._parts[..., 0, :], self._parts[..., 1, :], self._weights]
             wanted = [each[0] for each in wanted] if single else wanted
         if index is not None and not single:
-            wanted = [each[index] for each in wanted]
+            # Not each[index], which counts a negative index from the end.
+            wanted = [each.index_select(0, index) for each in wanted]
         return formula(embedding, visible_embedding, infrared_embedding, *wanted, counted)
 
     def check_encoder(self, encoder: FrozenCLIP) -> None:
@@ -366,12 +370,19 @@ def _with_sources(fused: str | Sequence[str], before: Words) -> FusionObjective:
     return FusionObjective(fused, sources.visible, sources.infrared)
 
 
-def _choose(objectives: tuple[Any, ...], rows: Tensor | list[int]) -> tuple[Any, ...]:
+def _found(texts: Any) -> tuple[Words, ...]:
+    """The objectives that `EmbeddedFusionModel._set` got, or got a function for."""
+    return texts() if callable(texts) else texts
+
+
+def _choose(texts: Any, rows: Tensor | list[int]) -> tuple[Words, ...]:
+    objectives = _found(texts)
     return tuple(objectives[row] for row in (rows.tolist() if isinstance(rows, Tensor) else rows))
 
 
-def _mixtures(objectives: tuple[Any, ...], table: Tensor) -> tuple[Words, ...]:
+def _mixtures(texts: Any, table: Tensor) -> tuple[Words, ...]:
     """The texts and weights of mixtures, of which the objectives may be mixtures themselves."""
+    objectives = _found(texts)
     mixtures: list[Any] = [{} for _ in table]
     for mixture, row in zip(mixtures, table.tolist(), strict=True):
         for objective, weight in zip(objectives, row, strict=True):
@@ -416,8 +427,15 @@ def embed_for_batch(
             "pass several texts for one image as FusionObjective(texts)"
         )
     if not embedded:
-        entries = [current.objective if entry is None else entry for entry in objectives]
-        return embed_all(entries, encoder, current.objective)
+        words = current.objective
+        if not isinstance(words, dict) or None not in objectives:
+            entries = [words if entry is None else entry for entry in objectives]
+            return embed_all(entries, encoder, words)
+        own = [entry for entry in objectives if entry is not None]
+        mixture, rows = dict(enumerate(words.values())), count(len(words))
+        return embed_all([*words, *own], encoder, words).mix(
+            [mixture if entry is None else {next(rows): 1.0} for entry in objectives]
+        )
     if batch is not None and objectives.names is not None:
         raise ValueError("`objectives` must be one per image, got a whole bank; pass bank[names]")
     objectives.check_encoder(encoder)
@@ -512,8 +530,8 @@ def _read(path: Path) -> tuple[Any, ...]:
     names = None if metadata["format"] == ONE else json.loads(metadata["names"])
     texts = f"[{metadata['objective']}]" if single else metadata["objectives"]
     objectives = tuple(
-        {FusionObjective(**texts): weight for texts, weight in entry}
-        if isinstance(entry, list)
+        {FusionObjective(**texts): _weight(weight) for texts, weight in entry}
+        if isinstance(entry, list) and entry
         else FusionObjective(**entry)
         for entry in json.loads(texts)
     )
@@ -521,7 +539,8 @@ def _read(path: Path) -> tuple[Any, ...]:
     fits = parts.ndim == 4 and (*weights.shape, 2) == parts.shape[:3] and parts.numel()
     fits = fits and parts.dtype == weights.dtype == torch.float32 and len(parts) == len(objectives)
     # NaN is not in a range either.
-    if not (fits and ((parts.norm(dim=-1) - 1).abs() < 1e-3).all() and weights.isfinite().all()):
+    fits = fits and ((parts.norm(dim=-1) - 1).abs() < 1e-3).all()
+    if not (fits and (weights.abs().sum(1) > 0).all() and weights.abs().sum().isfinite()):
         raise ValueError("its directions are not float32 unit vectors with weights per objective")
     if names is not None:
         if {*map(type, names)} != {str} or not len({*names}) == len(names) == len(objectives):

@@ -157,7 +157,7 @@ class EmptySteps:
             missing, remedies = [], []
             if regions:
                 missing.append("lies in one region")
-                remedies.append("use smaller patches (`patch_geometry`) or larger regions")
+                remedies.append("give most crops one label, or use larger regions")
             if min_entropy is not None:
                 missing.append(f"has more than {min_entropy:g} bits of entropy in the sources")
                 remedies.append("use larger crops, or lower `min_patch_entropy` (None keeps all)")

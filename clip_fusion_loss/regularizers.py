@@ -23,6 +23,7 @@ VGG_LAYERS = {
 }
 
 PAPER_LAYERS = {"relu2_1": 1.0, "relu3_1": 1.0, "relu4_2": 1.0}
+AUTOFUSE_LAYERS = {"relu3_1": 0.5, "relu4_2": 0.5}
 
 
 class VGGMaxFeatureLoss(FrozenModule):
@@ -108,30 +109,19 @@ class StructureLoss(nn.Module):
     each window, whatever its amplitude, and be flat where both sources are flat, which prevents
     noise and relief. *Layout*: on a coarse scale, bright and dark regions must be where
     ``max(visible, infrared)`` has them. *Gradient*: the L1 distance to the stronger source
-    gradient, which keeps detail as strong as it is there, at any brightness. The equations are in
-    `functional.structure_loss`. Sources are converted to grey or RGB like `fused`.
-    `LanguageDrivenFusionLoss.tiny()` has other values, found by a search with the bundled CLIP
-    (docs/results.md).
+    gradient, which keeps detail as strong as it is there, at any brightness. Sources are converted
+    to grey or RGB like `fused`.
 
-    Args:
-        window: side of the windows in pixels, at least 1.
-        flat_energy: gradient energy, relative to the image's mean, below which a region counts as
-            flat; at least 1e-6. At higher values weak texture counts as flat too, and amplifying
-            it is penalised.
-        layout_weight: weight of the layout, at least 0.
-        gradient_weight: weight of the gradient part, at least 0.
-        above_noise: whether only gradients above the noise of their source count as edges.
+    Equations and arguments are those of `functional.structure_loss`: `window` is at least 1, both
+    weights at least 0. At a higher `flat_energy`, at least 1e-6, weak texture counts as flat too,
+    and amplifying it is penalised. `LanguageDrivenFusionLoss.tiny()` has other values, found by a
+    search with the bundled CLIP (docs/results.md).
     """
 
     def __init__(
-        self,
-        *,
-        window: int = 9,
-        flat_energy: float = 0.05,
-        layout_weight: float = 1.0,
-        gradient_weight: float = 0.0,
-        above_noise: bool = False,
-    ) -> None:
+        self, *, window: int = 9, flat_energy: float = 0.05, layout_weight: float = 1.0,
+        gradient_weight: float = 0.0, above_noise: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.window = checks.check_number("window", window, minimum=1, whole=True)
         self.flat_energy = checks.check_number("flat_energy", flat_energy, minimum=1e-6)
@@ -192,6 +182,7 @@ def _cached(url: str) -> Path:
         except (OSError, RuntimeError) as error:  # RuntimeError: cut on its way
             raise FileNotFoundError(
                 f"VGG-19 is not in the cache and cannot be downloaded: {error}; fetch {url} on a "
-                "machine with a network and pass the file as VGGMaxFeatureLoss(weights=...)"
+                "machine with a network and pass regularizer=VGGMaxFeatureLoss(weights=path), for "
+                f"autofuse() also with layers={AUTOFUSE_LAYERS}"
             ) from error
     return path

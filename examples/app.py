@@ -274,7 +274,7 @@ def build_page(fuser: Fuser, examples: Sequence[Pair], folder: Path) -> gr.Block
         gallery.select(choose, None, shown, **quiet)
         files = [visible_file, infrared_file]
         gr.on([file.change for file in files], upload, files, [*shown, status], **quiet)
-        gr.on([canvas.change, canvas.input], paint, [canvas, scene], painted, **quiet)
+        gr.on([canvas.input, canvas.clear], paint, [canvas, scene], painted, **quiet)
         samples.click(lambda sample: sample[0], samples, sentence, **quiet)
         told = [scene, painted, *wishes]
         results = [fused, compare, download, status]
@@ -301,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with options.warnings_as_notes():
         fuser = Fuser(load_trained(chosen.checkpoint), chosen.encoder, device)
     examples = [pairs.read_pair(files) for files in pairs.find_pairs(pairs.folders_of(None))]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes then too
     # Gradio serves all that is in its folder, which other programs with Gradio would share.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

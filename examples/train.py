@@ -9,7 +9,7 @@ The --out folder then holds:
   tensorboard/         log and samples for --log-to tensorboard: `tensorboard --logdir OUT`
 
 Ctrl-C saves and stops; the same command with --resume continues. The defaults are the settings of
-the paper (Wang et al., ACM MM 2025).
+the paper (Wang et al., ACM MM 2025), but for the network and for two patches in place of 32.
 """
 
 import argparse
@@ -56,7 +56,7 @@ examples:
   python examples/train.py --pairs DIR --out runs/dark --prompt "a dark image" --encoder tiny \\
       --steps 300 --crop 96 --batch 3 --rate 2e-3
   accelerate launch --num_processes 4 examples/train.py --network ldfusion --pairs DIR \\
-      --out runs/paper --encoder ViT-B-32-quickgelu/openai --batch 4
+      --out runs/paper --encoder ViT-B-32-quickgelu/openai --batch 4 --patches 32
 
 {pairs.LAYOUT}
 """

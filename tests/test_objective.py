@@ -113,6 +113,9 @@ DAMAGE = {
     "not unit": lambda metadata, tensors: tensors["directions"][2, 0, 1].mul_(2),
     "nan": lambda metadata, tensors: tensors["directions"][2, 0, 1, 3].fill_(torch.nan),
     "infinite": lambda metadata, tensors: tensors["weights"][1].fill_(torch.inf),
+    "infinite sum": lambda metadata, tensors: tensors["weights"].fill_(3e38),
+    "nan weight": lambda metadata, tensors: tensors["weights"][1].fill_(torch.nan),
+    "no weight": lambda metadata, tensors: tensors["weights"][1].zero_(),
     "half": lambda metadata, tensors: tensors.update(directions=tensors["directions"].half()),
     "one direction": lambda metadata, tensors: keep_rows(tensors, 0),
     "a source less": lambda metadata, tensors: tensors.update(
@@ -120,6 +123,10 @@ DAMAGE = {
     ),
     "a direction gone": lambda metadata, tensors: tensors.pop("directions"),
     "single": lambda metadata, tensors: metadata.update(objective="{}"),
+    "no texts of one": lambda metadata, tensors: metadata.update(objectives="[[], {}, {}]"),
+    "a weight of text": lambda metadata, tensors: metadata.update(
+        objectives='[[[{}, "1"]], {}, {}]'
+    ),
     "texts of a number": lambda metadata, tensors: metadata.update(objectives="[1, 2, 3]"),
 }  # fmt: skip
 
@@ -372,6 +379,8 @@ class TestMix:
         vectors = torch.randn(3, 5, 1, 24, generator=generator)
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         losses = bank(*vectors, index=None)  # (5, 4)
+        with pytest.raises(IndexError):  # as of a wrong label of a region on an accelerator
+            bank(*vectors[:, :1, 0], index=torch.tensor([-1]))
         # The opposite of an objective that is itself 1 + 0.7 strong.
         opposite = 2 * torch.tensor([1, 1, 1, 1.7]) - losses
         column = {name: number for number, name in enumerate(bank.names)}
@@ -404,7 +413,9 @@ class TestMix:
     def test_indices_stand_for_names(self, bank):
         assert same(bank.mix({0: 1.0, 3: -0.5}), bank.mix({"dark": 1.0, "wanted": -0.5}))
         assert same(bank.mix({"mine": 1.0}), bank["mine"].mix({0: 1.0}))
-        torch.testing.assert_close(bank.mix({1: 1.0}).text_direction, bank["mine"].text_direction)
+        for weight in (1.0, 1e-4):
+            mixed = bank.mix({1: weight})
+            torch.testing.assert_close(mixed.text_direction, bank["mine"].text_direction)
 
     def test_of_mixtures(self, bank):
         twice = bank.mix(self.ROWS).mix({0: 2.0, 2: -1.0})
@@ -443,6 +454,9 @@ class TestMix:
         )
         criterion = make_criterion(encoder, objective={"a dark image": 1.0, WANTED: -0.5}).eval()
         torch.testing.assert_close(criterion(**images), expected)
+        each = criterion(**images, objectives=[None, "a haze"])
+        rows = [weights, {"haze": 1.0}]
+        torch.testing.assert_close(each, criterion(**images, objectives=bank.mix(rows)))
         criterion.set_objective("a haze")
         assert criterion.objective == HAZE
 
@@ -451,6 +465,7 @@ class TestMix:
         mixed = bank.mix(torch.ones(2, 4, device="meta"))
         assert mixed.visible_direction.shape == (2, 24)
         assert mixed.text_direction.is_meta
+        assert mixed[[1, 0]].text_direction.is_meta
 
     @pytest.mark.parametrize(
         ("weights", "error", "words"),
@@ -472,6 +487,7 @@ class TestMix:
             ([], ValueError, "at least one"),
             ("dark", TypeError, "`weights` must be a Mapping, got 'd'"),
             (["dark"], TypeError, "`weights` must be a Mapping, got 'dark'"),
+            (3, TypeError, "`weights` must be a Sequence, got 3"),
         ],
         ids=str,
     )

@@ -245,6 +245,6 @@ def test_one_warning_if_no_patch_lies_in_a_region(encoder, entropy):
             assert (terms.kept, terms.patch, terms.direction) == (0, 0, 0)
     (warning,) = caught
     assert "none lies in one region" in str(warning.message)
-    assert "use smaller patches" in str(warning.message)
+    assert "give most crops one label" in str(warning.message)
     assert ("bits of entropy" in str(warning.message)) == (entropy is not None)
     assert warning.filename == __file__

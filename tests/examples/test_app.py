@@ -217,7 +217,7 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint):
+def served(checkpoint, tmp_path_factory):
     """The address of the running program, which must not ask anything of the proxy it is told."""
     with socket.create_server(("127.0.0.1", 0)) as proxy, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -226,6 +226,7 @@ def served(checkpoint):
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict.fromkeys(names, address)}
+        environment["TMPDIR"] = str(temporary := tmp_path_factory.mktemp("temporary"))
         command = [sys.executable, app.__file__, "--checkpoint", checkpoint, "--port", str(port)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         try:
@@ -235,6 +236,7 @@ def served(checkpoint):
         finally:
             process.terminate()
             process.communicate()
+        assert [path for path in temporary.rglob("*") if path.is_file()] == []
         proxy.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody waits to be accepted
             proxy.accept()

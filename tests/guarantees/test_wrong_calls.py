@@ -167,7 +167,11 @@ OTHERS = [
     (lambda h: check_values(h, fused=h.images["fused"] / 0), ValueError, "`fused`.*diverged"),
     (lambda h: check_values(h, visible=h.images["visible"] * 255), ValueError, "`visible`"),
     (lambda h: check_values(h, infrared=GREY[0]), ValueError, "`infrared`"),
+    # Before weights are looked for, of which there are none here.
     (lambda h: LanguageDrivenFusionLoss.paper(num_patch=3), TypeError, "num_patch"),
+    (lambda h: LanguageDrivenFusionLoss.paper(num_patches=0), ValueError, "`num_patches`"),
+    (lambda h: LanguageDrivenFusionLoss.paper(patch_scale=(0.5, 0.8)), TypeError, "`patch_geom"),
+    (lambda h: LanguageDrivenFusionLoss.autofuse(patch_scale=(0, 1)), TypeError, "`patch_geom"),
     (lambda h: h.call(sources=(D, D)), TypeError, "`sources`"),
     (lambda h: h.call(sources=SourceEmbeddings(D[:1], D[:1])), ValueError, "`sources`"),
     (lambda h: h.call(sources=SourceEmbeddings(D[:2], D[:2])), ValueError, "`sources`"),
