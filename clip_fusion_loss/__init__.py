@@ -12,7 +12,7 @@ from .objective import EmbeddedFusionModel, FusionObjective
 from .patches import PatchGeometry
 from .regularizers import IntensityGradientLoss, StructureLoss, VGGMaxFeatureLoss
 
-__version__ = "0.3.0.dev0"
+__version__ = "0.3.0"
 
 __all__ = [
     "EmbeddedFusionModel",

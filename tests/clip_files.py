@@ -101,8 +101,7 @@ def renamed(state, prefix):
 
 
 def transformers_clip(activation="quick_gelu", text_config=None):
-    import transformers
-
+    transformers = pytest.importorskip("transformers")
     config = transformers.CLIPConfig(
         text_config={**TRANSFORMERS_TEXT, "hidden_act": activation, **(text_config or {})},
         vision_config={**TRANSFORMERS_VISION, "hidden_act": activation},

@@ -9,7 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from clip_fusion_loss import IntensityGradientLoss, LanguageDrivenFusionLoss
-from conftest import Trainer, draw_images, gradients, make_criterion, named
+from conftest import (
+    Trainer,
+    draw_images,
+    gradients,
+    make_criterion,
+    named,
+    skip_without_double_backward,
+)
 
 CHUNKS = [1, 5, "auto"]
 
@@ -108,6 +115,7 @@ def test_gradients_accumulate(encoder):
 
 
 def test_double_backward_needs_all_patches_at_once(encoder):
+    skip_without_double_backward()
     images = draw_images()
     images[0].requires_grad_()
     expected = value_and_gradient(make(encoder, 3), images)[1]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks import unet
-from networks.unet import MARGIN, FusionUNet
+from networks.unet import MARGIN, RAMP, FusionUNet
 
 DIMENSION = 128  # of the bundled CLIP
 
@@ -168,7 +168,8 @@ def test_each_region_follows_its_vector_without_a_step_between_them(trained: Fus
     row = trained(*pair, vectors(2), regions=halves(96, 160))[0, 0, 48]
     assert row[:32].mean() < dark + 0.2 * (bright - dark)
     assert row[-32:].mean() > bright - 0.2 * (bright - dark)
-    assert row.diff().abs().max() < 0.2 * (bright - dark)
+    # The shares move by at most 1 / (RAMP + 1) a pixel; the logit scale makes a little more of it.
+    assert row.diff().abs().max() < 1.2 / (RAMP + 1) * (bright - dark)
     swapped = trained(*pair, vectors(2).flip(0), regions=1 - halves(96, 160))[0, 0, 48]
     torch.testing.assert_close(swapped, row)
 
