@@ -16,6 +16,7 @@ import torch
 from . import __version__
 from .loading import WEIGHTS
 from .loss import LanguageDrivenFusionLoss
+from .regularizers import cache_path
 
 PACKAGES = ["torch", "torchvision", "open_clip_torch", "timm", "huggingface_hub", "safetensors"]
 
@@ -55,8 +56,7 @@ def cached_weights() -> dict[str, tuple[Path | None, int]]:
         try_to_load_from_cache(clip, name, cache_dir=constants.HF_HUB_CACHE) for name in WEIGHTS
     )
     path = next((Path(each) for each in found if isinstance(each, str)), None)
-    url = VGG19_Weights.IMAGENET1K_V1.url
-    vgg = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    vgg = cache_path(VGG19_Weights.IMAGENET1K_V1.url)
     return {"CLIP ViT-B/32": (path, 350), "VGG-19": (vgg if vgg.is_file() else None, 550)}
 
 

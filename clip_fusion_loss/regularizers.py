@@ -172,9 +172,14 @@ def _vgg19_features(weights: str | Path | None) -> nn.Sequential:
     return features
 
 
+def cache_path(url: str) -> Path:
+    """Where torch's hub cache has the file of `url`, if it has it."""
+    return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+
+
 def _cached(url: str) -> Path:
     """The file of `url` in torch's hub cache, downloaded if it is not there."""
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    path = cache_path(url)
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -343,6 +343,7 @@ def region_gap(
     The mean absolute difference; gradients flow into the regions, not into the whole images.
     """
     with torch.no_grad():
+        # Waits for the device: how many passes there are depends on the labels.
         labels = [image.unique() for image in regions]
         whole = torch.zeros_like(fused)
         for number in range(max(map(len, labels))):

@@ -214,9 +214,7 @@ def build_criterion(bench: Bench, trial: Trial) -> LanguageDrivenFusionLoss:
             **options,
         )
         if trial.mixed:
-            weights = {trial.prompts[0]: 1.0} | dict(trial.mixed)
-            bank = criterion.embed({text: text for text in weights})
-            criterion.set_objective(bank.mix(weights))
+            criterion.set_objective({trial.prompts[0]: 1.0} | dict(trial.mixed))
     return criterion
 
 
