@@ -6,7 +6,6 @@ nothing leaves this machine.
 
 import argparse
 import os
-import re
 import signal
 import tempfile
 from collections import deque
@@ -30,7 +29,7 @@ from torch import Tensor
 import options
 import pairs
 from clip_fusion_loss import EmbeddedFusionModel
-from clip_fusion_loss.encoder import NEGATION
+from clip_fusion_loss.encoder import NEGATION, WORDS
 from masks import hot_region
 from networks.weights import Trained, load_trained
 from pairs import Pair
@@ -90,7 +89,7 @@ class Fuser:
     def unknown_words(self, text: str) -> list[str]:
         """The words that a CLIP with a small vocabulary leaves out of `text`."""
         known = self.clip.vocabulary
-        words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
+        words = dict.fromkeys(WORDS.findall(text.lower()))
         return [] if known is None else [word for word in words if word not in known]
 
     def vector(self, sentence: str, opposite: str = "") -> Tensor:
